@@ -1,0 +1,44 @@
+# One command each: the demo, the tests, the linter. The first of them makes .venv and installs what it needs.
+#   make demo        text to table and picture, about ten minutes on two cores
+#   make demo-short  the same path on a tenth of the text, about two minutes
+#   make test        all tests but the slow ones;  make test-slow  the slow ones
+#   make lint        ruff and mypy
+#   make clean       remove .venv, caches and what the demo wrote
+# A GPU build of faiss instead of the CPU one:  make demo EXTRAS=gpu,plot,dev
+
+EXTRAS ?= cpu,plot,dev
+PYTHON ?= $(shell for p in python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+VENV := .venv
+comma := ,
+STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+
+.PHONY: demo demo-short test test-slow lint clean
+
+demo: $(STAMP)
+	VENV=$(VENV) examples/retomaton/demo.sh
+
+demo-short: $(STAMP)
+	VENV=$(VENV) examples/retomaton/demo.sh --short
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest
+
+test-slow: $(STAMP)
+	$(VENV)/bin/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-run demo-run-short .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): setup.py pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Makefile: no Python 3.11 or newer found (tried: $(or $(PYTHON),python3.11 python3)); install one, or name it with PYTHON=/path/to/python." >&2; exit 2; }
+	test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
