@@ -1,0 +1,89 @@
+"""Files that are either whole or absent: written under a temporary name in the same folder, flushed to the disk, renamed.
+Everything the programs produce goes through here, so that a kill, a full disk or a second run never leaves half a file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from fairseq.errors import BadFile, MissingFile, UserError
+
+
+def temporary_path(path: str | os.PathLike[str]) -> Path:
+    """The name under which `path` is written before it is whole; the same on every run, so leftovers are overwritten."""
+    path = Path(path)
+    return path.with_name(path.name + ".tmp")
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: str = "wb", encoding: str | None = None) -> Iterator[IO[Any]]:
+    """Opens a temporary file; on leaving without an exception it replaces `path`, otherwise it is removed."""
+    temporary = temporary_path(path)
+    make_parent(path)
+    if "b" not in mode and encoding is None:
+        encoding = "utf-8"
+    try:
+        with open(temporary, mode, encoding=encoding) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def publish(temporary: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Renames a file that another library wrote, after making sure that its bytes are on the disk."""
+    with open(temporary, "rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def make_parent(path: str | os.PathLike[str]) -> None:
+    """Creates the folder that `path` goes into."""
+    parent = Path(path).parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{parent}: cannot create this folder ({error.strerror}); choose a writable place") from error
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes `content` as indented JSON with sorted keys, atomically."""
+    with atomic_write(path, "w") as stream:
+        json.dump(content, stream, indent=1, sort_keys=True)
+        stream.write("\n")
+
+
+def read_json(path: str | os.PathLike[str], limit: int = 16 << 20) -> Any:
+    """Reads a JSON file of at most `limit` bytes."""
+    try:
+        size = os.path.getsize(path)
+        if size > limit:
+            raise BadFile(path, f"{size} bytes", f"a JSON file of at most {limit} bytes")
+        with open(path, encoding="utf-8") as stream:
+            return json.load(stream)
+    except FileNotFoundError as error:
+        raise MissingFile(path) from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadFile(path, f"text that is not JSON ({error})", "a JSON file", "delete it and make it again") from error
+
+
+def require_free_space(path: str | os.PathLike[str], needed: int, what: str) -> None:
+    """Refuses a job whose `needed` bytes do not fit on the disk that holds `path`."""
+    folder = Path(path).absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{what} needs {needed / 1e9:.2f} GB in {folder}, which has {free / 1e9:.2f} GB free; "
+            "free some space or choose another place"
+        )

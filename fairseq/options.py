@@ -1,0 +1,463 @@
+"""The command-line surface: fairseq's parsers and flags (defaults of the 0.9 RetoMaton fork; renamed flags of later
+versions are accepted as aliases), parsed in two passes so that a chosen model, task, optimiser and so on add their own."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+
+from fairseq import criterions, optim, tasks, utils  # noqa: F401  (importing fills the registries)
+from fairseq.data import encoders  # noqa: F401
+from fairseq.data.indexed_dataset import get_available_dataset_impl
+from fairseq.errors import BadFlag, UserError
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+from fairseq.optim import lr_scheduler  # noqa: F401
+from fairseq.registry import REGISTRIES
+from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
+from fairseq.tasks import TASK_REGISTRY
+
+MAX_INT = sys.maxsize
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, and with an error message of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parsers
+
+
+def get_preprocessing_parser(default_task: str = "translation") -> argparse.ArgumentParser:
+    """Parser of `preprocess.py`."""
+    parser = get_parser("Preprocessing", default_task)
+    add_preprocess_args(parser)
+    return parser
+
+
+def get_training_parser(default_task: str = "translation") -> argparse.ArgumentParser:
+    """Parser of `train.py`."""
+    parser = get_parser("Training", default_task)
+    add_dataset_args(parser, train=True)
+    add_distributed_training_args(parser)
+    add_model_args(parser)
+    add_optimization_args(parser)
+    add_checkpoint_args(parser)
+    add_results_args(parser)
+    return parser
+
+
+def get_eval_lm_parser(default_task: str = "language_modeling") -> argparse.ArgumentParser:
+    """Parser of `eval_lm.py`."""
+    parser = get_parser("Evaluation", default_task)
+    add_dataset_args(parser, gen=True)
+    add_eval_lm_args(parser)
+    add_knn_eval_args(parser)
+    add_results_args(parser)
+    return parser
+
+
+def get_parser(description: str, default_task: str) -> argparse.ArgumentParser:
+    """The flags that every program shares."""
+    # --user-dir is read first: what it registers must be among the choices below.
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--user-dir")
+    utils.import_user_module(early.parse_known_args()[0])
+
+    parser = Parser(
+        description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--no-progress-bar", action="store_true", help="disable the progress bar")
+    add("--log-interval", type=int, default=1000, metavar="N", help="log progress every N batches")
+    add("--log-format", choices=["json", "none", "simple", "tqdm"], help="form of progress lines")
+    add("--tensorboard-logdir", default="", metavar="DIR", help="write tensorboard logs here")
+    add("--seed", type=int, default=1, metavar="N", help="seed of all random number generators")
+    add("--cpu", action="store_true", help="use the CPU even where a GPU is at hand")
+    add("--fp16", action="store_true", help="half precision (CUDA only)")
+    add("--bf16", action="store_true", help="bfloat16 precision")
+    add("--memory-efficient-fp16", action="store_true", help="half precision without a float32 copy of the weights")
+    add("--fp16-no-flatten-grads", action="store_true", help="accepted for compatibility; gradients are never flattened")
+    add("--fp16-init-scale", type=int, default=128, help="initial loss scale")
+    add("--fp16-scale-window", type=int, help="updates without overflow before the loss scale is doubled")
+    add("--fp16-scale-tolerance", type=float, default=0.0, help="share of overflows tolerated before scaling down")
+    add("--min-loss-scale", type=float, default=1e-4, metavar="D", help="stop when the loss scale gets this small")
+    add("--threshold-loss-scale", type=float, help="never let the loss scale fall below this")
+    add("--user-dir", help="folder of a Python package with extensions; its code is executed")
+    add("--empty-cache-freq", type=int, default=0, help="empty the CUDA cache every N updates (0: never)")
+    add("--all-gather-list-size", type=int, default=16384, help="accepted for compatibility")
+    for name, registry in REGISTRIES.items():
+        add(registry.flag, default=registry.default, choices=sorted(registry.classes), help=f"{name} to use")
+    add("--task", metavar="TASK", default=default_task, choices=sorted(TASK_REGISTRY), help="task")
+    return parser
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parsing
+
+
+def parse_args_and_arch(
+    parser: argparse.ArgumentParser,
+    input_args: Sequence[str] | None = None,
+    parse_known: bool = False,
+    suppress_defaults: bool = False,
+) -> Any:
+    """Parses in two passes and lets the architecture fill in what the user left out.
+
+    Returns the Namespace, or (Namespace, unknown words) with `parse_known`. With `suppress_defaults` only what was
+    typed is in the Namespace."""
+    if suppress_defaults:
+        full = parse_args_and_arch(parser, input_args, parse_known=False)
+        bare = argparse.ArgumentParser(parents=[parser], add_help=False, argument_default=None)
+        bare.set_defaults(**dict.fromkeys(vars(full), None))
+        typed = bare.parse_known_args(input_args)[0]
+        return argparse.Namespace(**{key: value for key, value in vars(typed).items() if value is not None})
+
+    words = list(sys.argv[1:] if input_args is None else input_args)
+    wants_help = any(word in ("-h", "--help") for word in words)
+    first, _ = parser.parse_known_args([word for word in words if word not in ("-h", "--help")] if wants_help else words)
+
+    if hasattr(first, "arch") and first.arch in ARCH_MODEL_REGISTRY:
+        group = parser.add_argument_group(
+            "Model-specific configuration",
+            argument_default=argparse.SUPPRESS,  # only what was typed appears; the architecture fills in the rest
+        )
+        ARCH_MODEL_REGISTRY[first.arch].add_args(group)
+    if first.task not in TASK_REGISTRY:  # fairseq's default is translation, which this package leaves out
+        raise BadFlag("--task", first.task, "--task " + " or ".join(sorted(TASK_REGISTRY)))
+    TASK_REGISTRY[first.task].add_args(parser)
+    for name, registry in REGISTRIES.items():
+        choice = getattr(first, name, None)
+        if choice is not None and hasattr(registry.classes[choice], "add_args"):
+            registry.classes[choice].add_args(parser)
+    if getattr(first, "strategy", None) is not None:
+        RETRIEVER_REGISTRY[first.strategy].add_args(parser)
+
+    extra: list[str] = []
+    if parse_known:
+        args, extra = parser.parse_known_args(words)
+    else:
+        args = parser.parse_args(words)
+    _derive(args)
+    return (args, extra) if parse_known else args
+
+
+def _derive(args: argparse.Namespace) -> None:
+    """Values that follow from others, and checks that no single flag's type can make."""
+    if hasattr(args, "max_sentences_valid") and args.max_sentences_valid is None:
+        args.max_sentences_valid = args.max_sentences
+    if hasattr(args, "max_tokens_valid") and args.max_tokens_valid is None:
+        args.max_tokens_valid = args.max_tokens
+    if getattr(args, "memory_efficient_fp16", False):
+        args.fp16 = True
+    if getattr(args, "fp16", False) and getattr(args, "bf16", False):
+        raise UserError("--fp16 and --bf16: found both, expected at most one; drop one of them")
+    if getattr(args, "arch", None) in ARCH_CONFIG_REGISTRY:
+        ARCH_CONFIG_REGISTRY[args.arch](args)
+
+
+def literal_dict(flag: str, text: str | dict[str, Any] | None) -> dict[str, Any]:
+    """The dictionary that a flag such as `--model-overrides` spells as a Python literal. Nothing is evaluated."""
+    if isinstance(text, dict):
+        return text
+    try:
+        value = ast.literal_eval(text) if text else {}
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise BadFlag(flag, repr(text), "a dictionary such as \"{'knn_keytype': 'last_ffn_input'}\"")
+    return value
+
+
+def eval_bool(text: str | bool | None, default: bool = False) -> bool:
+    """A truth value from "True", "1", "yes" and their opposites."""
+    if text is None:
+        return default
+    return text if isinstance(text, bool) else text.strip().lower() in ("1", "true", "yes", "t", "y")
+
+
+def int_list(text: str) -> list[int]:
+    """argparse type: "3" or "1,2,4" as a list of positive integers."""
+    try:
+        numbers = [int(word) for word in text.strip("[]() ").split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number or a list such as 1,2") from None
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected numbers of at least 1")
+    return numbers
+
+
+def float_list(text: str) -> list[float]:
+    """argparse type: "0.25" or "0.25,0.1" as a list of numbers."""
+    try:
+        return [float(word) for word in text.strip("[]() ").split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number or a list such as 0.25,0.1") from None
+
+
+def positive_int(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected an integer of at least 1")
+    return number
+
+
+def natural_int(text: str) -> int:
+    """argparse type: an integer of at least 0."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected an integer of at least 0")
+    return number
+
+
+def unit_float(text: str) -> float:
+    """argparse type: a number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 0 to 1")
+    return number
+
+
+def positive_float(text: str) -> float:
+    """argparse type: a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0")
+    return number
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flag groups
+
+
+def add_preprocess_args(parser: argparse.ArgumentParser) -> Any:
+    """Flags of `preprocess.py` (spec section 2.4)."""
+    group = parser.add_argument_group("Preprocessing")
+    add = group.add_argument
+    add("-s", "--source-lang", metavar="SRC", help="source language; leave out for language modelling")
+    add("-t", "--target-lang", metavar="TARGET", help="target language; leave out for language modelling")
+    add("--trainpref", metavar="FP", help="training text file (its prefix, when a language is given)")
+    add("--validpref", metavar="FP", help="validation text files, separated by commas")
+    add("--testpref", metavar="FP", help="test text files, separated by commas")
+    add("--align-suffix", metavar="FP", help="suffix of alignment files")
+    add("--destdir", metavar="DIR", default="data-bin", help="folder to write to")
+    add("--thresholdtgt", metavar="N", default=0, type=int, help="target words rarer than this become <unk>")
+    add("--thresholdsrc", metavar="N", default=0, type=int, help="words rarer than this become <unk>")
+    add("--tgtdict", metavar="FP", help="use this target dictionary")
+    add("--srcdict", metavar="FP", help="use this dictionary instead of counting the training text")
+    add("--nwordstgt", metavar="N", default=-1, type=int, help="largest number of target words to keep")
+    add("--nwordssrc", metavar="N", default=-1, type=int, help="largest number of words to keep")
+    add("--alignfile", metavar="ALIGN", help="an alignment file")
+    add("--dataset-impl", default="mmap", choices=get_available_dataset_impl(), help="file format to write")
+    add("--joined-dictionary", action="store_true", help="one dictionary for source and target")
+    add("--only-source", action="store_true", help="process one language only")
+    add("--padding-factor", metavar="N", default=8, type=int, help="pad the dictionary's size to a multiple of N")
+    add("--workers", metavar="N", default=1, type=positive_int, help="number of processes")
+    add("--dict-only", action="store_true", help="only build the dictionary")
+    return group
+
+
+def add_dataset_args(parser: argparse.ArgumentParser, train: bool = False, gen: bool = False) -> Any:
+    """Batching and data loading (spec sections 4.5, 9.1 and 10.1)."""
+    group = parser.add_argument_group("Dataset and data loading")
+    add = group.add_argument
+    add("--num-workers", default=1, type=natural_int, metavar="N", help="processes that load data")
+    add(
+        "--skip-invalid-size-inputs-valid-test",
+        action="store_true",
+        help="skip validation and test samples that are too long",
+    )
+    add("--max-tokens", type=positive_int, metavar="N", help="largest number of tokens in a batch")
+    add("--max-sentences", "--batch-size", type=positive_int, metavar="N", help="largest number of samples in a batch")
+    add("--required-batch-size-multiple", default=8, type=positive_int, metavar="N", help="round batch sizes to this")
+    add("--dataset-impl", choices=get_available_dataset_impl(), help="file format of the data (default: look)")
+    if train:
+        add("--train-subset", default="train", metavar="SPLIT", help="split to train on")
+        add("--valid-subset", default="valid", metavar="SPLIT", help="splits to validate on, separated by commas")
+        add("--validate-interval", type=positive_int, default=1, metavar="N", help="validate every N epochs")
+        add("--validate-interval-updates", type=natural_int, default=0, metavar="N", help="validate every N updates")
+        add("--fixed-validation-seed", type=int, metavar="N", help="seed used while validating")
+        add("--disable-validation", action="store_true", help="never validate")
+        add("--max-tokens-valid", type=positive_int, metavar="N", help="--max-tokens for validation (same)")
+        add(
+            "--max-sentences-valid",
+            "--batch-size-valid",
+            type=positive_int,
+            metavar="N",
+            help="--max-sentences for validation (same)",
+        )
+        add("--curriculum", default=0, type=natural_int, metavar="N", help="no shuffling in the first N epochs")
+    if gen:
+        add("--gen-subset", default="test", metavar="SPLIT", help="split to evaluate")
+        add("--num-shards", default=1, type=positive_int, metavar="N", help="number of parts the data is dealt into")
+        add("--shard-id", default=0, type=natural_int, metavar="ID", help="part to evaluate")
+    return group
+
+
+def add_distributed_training_args(parser: argparse.ArgumentParser) -> Any:
+    """Distributed training (spec section 9.1)."""
+    group = parser.add_argument_group("Distributed training")
+    add = group.add_argument
+    add("--distributed-world-size", type=int, default=max(1, torch.cuda.device_count()), help="number of processes")
+    add("--distributed-rank", default=0, type=int, help="rank of this process")
+    add("--distributed-backend", default="nccl", help="distributed backend")
+    add("--distributed-init-method", help="address used to meet the other processes")
+    add("--distributed-port", default=-1, type=int, help="port used to meet the other processes")
+    add("--device-id", "--local_rank", default=0, type=int, help="GPU to use")
+    add("--distributed-no-spawn", action="store_true", help="do not start further processes")
+    add(
+        "--ddp-backend",
+        default="c10d",
+        choices=["c10d", "no_c10d", "pytorch_ddp", "legacy_ddp"],
+        help="gradient exchange; adaptive_loss needs no_c10d (also called legacy_ddp)",
+    )
+    add("--bucket-cap-mb", default=25, type=int, metavar="MB", help="bucket size of gradient exchange")
+    add("--fix-batches-to-gpus", action="store_true", help="keep a batch on its GPU in every epoch")
+    add("--find-unused-parameters", action="store_true", help="accepted for compatibility")
+    add("--broadcast-buffers", action="store_true", help="accepted for compatibility")
+    add("--fast-stat-sync", action="store_true", help="accepted for compatibility")
+    return group
+
+
+def add_model_args(parser: argparse.ArgumentParser) -> Any:
+    """The choice of the architecture."""
+    group = parser.add_argument_group("Model configuration")
+    group.add_argument(
+        "--arch", "-a", default="transformer_lm", metavar="ARCH", choices=sorted(ARCH_MODEL_REGISTRY), help="architecture"
+    )
+    return group
+
+
+def add_optimization_args(parser: argparse.ArgumentParser) -> Any:
+    """Optimisation (spec section 9.1)."""
+    group = parser.add_argument_group("Optimization")
+    add = group.add_argument
+    add("--max-epoch", "--me", default=0, type=natural_int, metavar="N", help="stop after N epochs (0: no limit)")
+    add("--max-update", "--mu", default=0, type=natural_int, metavar="N", help="stop after N updates (0: no limit)")
+    add("--clip-norm", default=25.0, type=float, metavar="NORM", help="clip gradients to this norm (0: only measure)")
+    add("--sentence-avg", action="store_true", help="normalise gradients by samples instead of tokens")
+    add("--update-freq", default=[1], type=int_list, metavar="N1,N2,...", help="batches per update, by epoch")
+    add("--lr", "--learning-rate", default=[0.25], type=float_list, metavar="LR1,LR2,...", help="learning rates")
+    add("--min-lr", "--stop-min-lr", default=-1.0, type=float, metavar="LR", help="stop when the rate gets this small")
+    add("--use-bmuf", action="store_true", help=argparse.SUPPRESS)
+    add("--torch-compile", action="store_true", help="compile the model with torch.compile")
+    return group
+
+
+def add_checkpoint_args(parser: argparse.ArgumentParser) -> Any:
+    """Saving and restoring (spec sections 8.4 and 8.5)."""
+    group = parser.add_argument_group("Checkpointing")
+    add = group.add_argument
+    add("--save-dir", metavar="DIR", default="checkpoints", help="folder for checkpoints")
+    add("--restore-file", default="checkpoint_last.pt", help="checkpoint to start from")
+    add("--finetune-from-model", metavar="FILE", help="start from these weights only, unless a last checkpoint exists")
+    add("--reset-dataloader", action="store_true", help="do not restore the position in the data")
+    add("--reset-lr-scheduler", action="store_true", help="do not restore the schedule")
+    add("--reset-meters", action="store_true", help="do not restore meters")
+    add("--reset-optimizer", action="store_true", help="do not restore the optimiser")
+    add("--optimizer-overrides", default="{}", metavar="DICT", help="replaces optimiser settings on restoring")
+    add("--save-interval", type=positive_int, default=1, metavar="N", help="save every N epochs")
+    add("--save-interval-updates", type=natural_int, default=0, metavar="N", help="save and validate every N updates")
+    add("--keep-interval-updates", type=int, default=-1, metavar="N", help="keep the last N of these")
+    add("--keep-last-epochs", type=int, default=-1, metavar="N", help="keep the last N epoch checkpoints")
+    add("--keep-best-checkpoints", type=int, default=-1, metavar="N", help="keep the N best checkpoints")
+    add("--no-save", action="store_true", help="save nothing")
+    add("--no-epoch-checkpoints", action="store_true", help="only keep the last and the best checkpoint")
+    add("--no-last-checkpoints", action="store_true", help="do not keep the last checkpoint")
+    add("--no-save-optimizer-state", action="store_true", help="leave the optimiser out of checkpoints")
+    add("--best-checkpoint-metric", default="loss", help="quantity that decides which checkpoint is best")
+    add("--maximize-best-checkpoint-metric", action="store_true", help="the largest value is best")
+    add("--patience", type=int, default=-1, metavar="N", help="stop after more than N validations without progress")
+    return group
+
+
+def add_common_eval_args(group: Any) -> None:
+    """Flags of every evaluating program (spec section 10.1)."""
+    add = group.add_argument
+    add("--path", metavar="FILE", help="checkpoints, separated by colons")
+    add(
+        "--remove-bpe",
+        "--post-process",
+        nargs="?",
+        const="@@ ",
+        default=None,
+        help="score words instead of their pieces; the marker of a piece that goes on",
+    )
+    add("--quiet", action="store_true", help="only print final scores")
+    add("--model-overrides", default="{}", metavar="DICT", help="replaces settings stored in the checkpoint")
+    add("--results-path", metavar="DIR", help="folder that also receives the evaluation's log as a file")
+
+
+def add_eval_lm_args(parser: argparse.ArgumentParser) -> Any:
+    """Flags of `eval_lm.py` (spec section 10.1)."""
+    group = parser.add_argument_group("LM evaluation")
+    add_common_eval_args(group)
+    add = group.add_argument
+    add("--output-word-probs", action="store_true", help="log the words and their log-probabilities")
+    add("--output-word-stats", action="store_true", help="log statistics per word")
+    add("--context-window", default=0, type=natural_int, metavar="N", help="least context of each token, in tokens")
+    add(
+        "--softmax-batch",
+        default=MAX_INT,
+        type=positive_int,
+        metavar="N",
+        help="accepted for compatibility: the target's log-probability is computed in bounded memory anyway",
+    )
+    add("--lm-eval", action="store_true", default=True, help=argparse.SUPPRESS)
+    return group
+
+
+def add_knn_eval_args(parser: argparse.ArgumentParser) -> Any:
+    """Saving and using a datastore (spec retrieval, section 8); the task's flags name the datastore itself."""
+    group = parser.add_argument_group("Retrieval")
+    add = group.add_argument
+    add("--knnlm", action="store_true", help="mix the LM with a distribution formed from a datastore")
+    add("--save-knnlm-dstore", action="store_true", help="save keys and values of this split as a datastore")
+    add("--dstore-mmap", metavar="PREFIX", help="prefix of the datastore to save")
+    add("--knnlm-gpu", action="store_true", help="search on the GPU")
+    add("--members", metavar="FILE", help="clusters: a CSR pickle or the arrays that kmeans.py writes")
+    add("--min-knns", type=natural_int, default=1, metavar="N", help="search when fewer entries than this were kept")
+    add("--max-knns", type=positive_int, metavar="N", help="most pointers to follow (--k)")
+    add("--no-pointer", action="store_true", help="kNN-LM: search for every token, follow no pointers")
+    add("--local", action="store_true", help="accepted for compatibility (import order of faiss)")
+    add(
+        "--strategy",
+        choices=sorted(RETRIEVER_REGISTRY),
+        help="retrieval strategy (retomaton, or knnlm with --no-pointer)",
+    )
+    add("--knn-temp", type=positive_float, default=1.0, metavar="T", help="temperature of the retrieval distribution")
+    add(
+        "--lockstep-tokens",
+        type=positive_int,
+        default=65536,
+        metavar="N",
+        help="tokens whose sequences advance together; changes memory and speed, never results",
+    )
+    return group
+
+
+def add_results_args(parser: argparse.ArgumentParser) -> Any:
+    """A results file that a script can read."""
+    group = parser.add_argument_group("Results")
+    group.add_argument("--results-json", metavar="FILE", help="write configuration, versions, counts, losses and times here")
+    return group

@@ -1,0 +1,85 @@
+"""Registries: a command-line flag whose choices are the names under which classes were registered.
+
+`setup_registry("--optimizer", ...)` gives a build function, a decorator and the name -> class map. Options are parsed
+in two passes (see `fairseq.options`): the first finds the chosen names, whose classes then add their own flags."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairseq.errors import BadFlag
+
+
+@dataclass
+class Registry:
+    """One flag's choices. `default` is the flag's default; `classes` maps registered names to classes."""
+
+    flag: str
+    default: str | None
+    classes: dict[str, Any] = field(default_factory=dict)
+
+
+REGISTRIES: dict[str, Registry] = {}
+
+
+def setup_registry(
+    flag: str, base_class: type | None = None, default: str | None = None
+) -> tuple[Callable[..., Any], Callable[[str], Callable[[type], type]], dict[str, Any]]:
+    """Creates the registry behind `flag` ("--lr-scheduler"). The args attribute is the flag with underscores.
+
+    Returns (build, register, classes). `build(args, ...)` makes the class that args name, through its classmethod
+    `build_<registry name>` when it has one (fairseq's convention), else through its constructor; None when unset."""
+    if not flag.startswith("--"):
+        raise ValueError(f"a registry's flag starts with two dashes: {flag}")
+    name = flag[2:].replace("-", "_")
+    if name in REGISTRIES:
+        raise ValueError(f"the registry for {flag} exists already")
+    registry = REGISTRIES[name] = Registry(flag, default)
+
+    def build(args: argparse.Namespace, *extra: Any, **kwargs: Any) -> Any:
+        choice = getattr(args, name, None)
+        if choice is None:
+            return None
+        if choice not in registry.classes:
+            raise BadFlag(flag, choice, "one of " + ", ".join(sorted(registry.classes)))
+        cls = registry.classes[choice]
+        set_defaults(args, cls)
+        return getattr(cls, "build_" + name, cls)(args, *extra, **kwargs)
+
+    def register(choice: str) -> Callable[[type], type]:
+        def decorate(cls: type) -> type:
+            if choice in registry.classes:
+                raise ValueError(f"cannot register {choice} for {flag} twice")
+            if any(cls.__name__ == other.__name__ for other in registry.classes.values()):
+                raise ValueError(f"cannot register a second class named {cls.__name__} for {flag}")
+            if base_class is not None and not issubclass(cls, base_class):
+                raise ValueError(f"{cls.__name__} must extend {base_class.__name__} to be registered for {flag}")
+            registry.classes[choice] = cls
+            return cls
+
+        return decorate
+
+    return build, register, registry.classes
+
+
+def declared_defaults(cls: Any) -> dict[str, Any]:
+    """The explicit defaults of the flags that `cls.add_args(parser)` declares."""
+    if not hasattr(cls, "add_args"):
+        return {}
+    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    cls.add_args(parser)
+    return {
+        action.dest: action.default
+        for action in parser._actions
+        if action.dest is not argparse.SUPPRESS and action.default is not argparse.SUPPRESS
+    }
+
+
+def set_defaults(args: argparse.Namespace, cls: Any) -> None:
+    """Fills into `args` what `cls` declares and `args` lacks; never overwrites."""
+    for key, value in declared_defaults(cls).items():
+        if not hasattr(args, key):
+            setattr(args, key, value)

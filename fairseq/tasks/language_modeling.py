@@ -1,0 +1,149 @@
+"""The `language_modeling` task: text as token blocks, the next token as target (spec section 5). It also declares the
+flags that describe a datastore, because the RetoMaton fork made them flags of this task."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq import utils
+from fairseq.data import Dictionary, MonolingualDataset, TokenBlockDataset, TruncatedDictionary, data_utils
+from fairseq.errors import BadFlag, MissingFile
+from fairseq.tasks import FairseqTask, register_task
+
+logger = logging.getLogger(__name__)
+
+BREAK_MODES = ("none", "complete", "complete_doc", "eos")
+
+
+@register_task("language_modeling")
+class LanguageModelingTask(FairseqTask):
+    """Trains or evaluates a language model on one data folder (or several: one per epoch, in turn)."""
+
+    @staticmethod
+    def add_args(parser: Any) -> None:
+        """Adds the task's flags, and those of the RetoMaton fork that describe the datastore."""
+        add = parser.add_argument
+        add("data", help="folder with dict.txt and the binarised splits; several are separated by colons")
+        add("--sample-break-mode", choices=BREAK_MODES, help="how the text is cut into samples (none)")
+        add("--tokens-per-sample", default=1024, type=int, help="longest sample; evaluation uses the checkpoint's")
+        add("--output-dictionary-size", default=-1, type=int, help="keep only this many words in the targets")
+        add("--self-target", action="store_true", help="include the token itself as target")
+        add("--future-target", action="store_true", help="include the next token as target")
+        add("--past-target", action="store_true", help="include the previous token as target")
+        add("--add-bos-token", action="store_true", help="prepend <s> to each sample")
+        add("--max-target-positions", type=int, metavar="N", help="longest input of the model (--tokens-per-sample)")
+        add("--truncate-sequence", action="store_true", help="cut each line to --tokens-per-sample")
+        add("--knn-keytype", help="which activation is the key: last_ffn_input")
+        add("--probe", default=8, type=int, help="lists of the index that a search visits")
+        add("--k", default=1024, type=int, help="neighbours that a search returns")
+        add("--dstore-size", type=int, help="entries of the datastore (default: known from its files)")
+        add("--dstore-filename", metavar="PREFIX", help="prefix of the datastore's files")
+        add("--indexfile", metavar="FILE", help="FAISS index of the datastore's keys")
+        add("--lmbda", default=0.0, type=float, help="weight of the retrieval distribution")
+        add(
+            "--knn-sim-func",
+            help="score of an entry: do_not_recomp_l2 (the index's distance), dot; default: exact L2 from the keys",
+        )
+        add("--faiss-metric-type", default="l2", help="metric of the index: l2 or ip")
+        add("--no-load-keys", action="store_true", help="do not open the keys")
+        add("--dstore-fp16", action="store_true", help="the keys are float16")
+        add("--move-dstore-to-mem", action="store_true", help="copy the values (and keys, if opened) into memory")
+
+    def __init__(
+        self, args: argparse.Namespace, dictionary: Dictionary, output_dictionary: Any = None, targets: Any = None
+    ) -> None:
+        super().__init__(args)
+        self.dictionary = dictionary
+        self.output_dictionary = output_dictionary or dictionary
+        self.targets = targets or ["future"]
+
+    @classmethod
+    def setup_task(cls, args: argparse.Namespace, **kwargs: Any) -> LanguageModelingTask:
+        """Reads the dictionary of the (first) data folder."""
+        folder = utils.split_paths(args.data)[0]
+        path = os.path.join(folder, "dict.txt")
+        if not os.path.exists(path):
+            raise MissingFile(path, "give the folder that preprocess.py --only-source wrote")
+        dictionary = Dictionary.load(path)
+        logger.info("dictionary: %d types", len(dictionary))
+        size = getattr(args, "output_dictionary_size", -1)
+        output_dictionary = TruncatedDictionary(dictionary, size) if size >= 0 else dictionary
+        if hasattr(args, "exclude_self_target"):  # checkpoints of older versions
+            args.self_target = not args.exclude_self_target
+        targets = [kind for kind in ("self", "future", "past") if getattr(args, kind + "_target", False)]
+        return cls(args, dictionary, output_dictionary, targets)
+
+    def build_model(self, args: argparse.Namespace) -> Any:
+        """The model; ValueError when it cannot predict the requested targets."""
+        model = super().build_model(args)
+        for target in self.targets:
+            if target not in model.supported_targets:
+                raise BadFlag(f"--{target}-target", target, f"targets of this model: {sorted(model.supported_targets)}")
+        return model
+
+    def load_dataset(self, split: str, epoch: int = 0, combine: bool = False, **kwargs: Any) -> None:
+        """Loads `split` from the data folder of this epoch and cuts it into samples (spec sections 4.1 to 4.3)."""
+        folders = utils.split_paths(self.args.data)
+        path = os.path.join(folders[epoch % len(folders)], split)
+        dataset = data_utils.load_indexed_dataset(path, self.dictionary, self.args.dataset_impl, combine=combine)
+        if dataset is None:
+            raise MissingFile(path + ".idx", f"the split {split} is missing; check the folder and --gen-subset or the like")
+        if getattr(self.args, "truncate_sequence", False):
+            dataset = data_utils.truncate_lines(dataset, self.args.tokens_per_sample)
+        mode = self.args.sample_break_mode
+        block_size = self.args.tokens_per_sample
+        if block_size < 1 and mode != "eos":
+            raise BadFlag("--context-window", "a value that leaves no room for scored tokens", "less than tokens_per_sample")
+        dataset = TokenBlockDataset(
+            dataset,
+            dataset.sizes,
+            block_size,
+            pad=self.dictionary.pad(),
+            eos=self.dictionary.eos(),
+            break_mode=mode,
+            include_targets=True,
+        )
+        # fairseq evaluates with --lm-eval: samples in a fixed order there, ties of length shuffled elsewhere
+        self.datasets[split] = MonolingualDataset(
+            dataset,
+            dataset.sizes,
+            self.dictionary,
+            self.output_dictionary,
+            add_eos_for_other_targets=mode is not None and mode != "none",
+            shuffle=not getattr(self.args, "lm_eval", False),
+            targets=self.targets,
+            add_bos_token=self.args.add_bos_token,
+        )
+
+    def build_dataset_for_inference(self, src_tokens: list[Tensor], src_lengths: Any) -> Any:
+        """A dataset of independent lines (each ends in eos) for interactive use: every token incl. eos is a target."""
+        tokens = torch.cat([line.long() for line in src_tokens])
+        sizes = torch.tensor([len(line) for line in src_tokens])
+        block = TokenBlockDataset(
+            data_utils.TokenArrayDataset(tokens.numpy(), sizes.numpy()),
+            sizes.numpy(),
+            None,
+            pad=self.dictionary.pad(),
+            eos=self.dictionary.eos(),
+            break_mode="eos",
+            include_targets=True,
+        )
+        return MonolingualDataset(
+            block, block.sizes, self.dictionary, self.dictionary, False, False, ["future"], self.args.add_bos_token
+        )
+
+    @property
+    def source_dictionary(self) -> Dictionary:
+        """Dictionary of the text."""
+        return self.dictionary
+
+    @property
+    def target_dictionary(self) -> Any:
+        """Dictionary of the targets: the text's, unless `--output-dictionary-size` cut it."""
+        return self.output_dictionary

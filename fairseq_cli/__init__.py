@@ -1,0 +1,1 @@
+"""Command-line programs: each file parses, calls and reports; no algorithm lives here."""
