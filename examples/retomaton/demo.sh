@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# The demo: from text to RetoMaton's table and picture, by the same five commands that a researcher types.
+#
+#   examples/retomaton/demo.sh                 the State of the Union addresses, about ten minutes on two cores
+#   examples/retomaton/demo.sh --short         a tenth of the text and a worse model, about two minutes
+#   examples/retomaton/demo.sh --text FOLDER   any folder of .txt files; the last one by name is held out for the test
+#   examples/retomaton/demo.sh --out FOLDER    where everything goes (demo-run, or demo-run-short)
+#
+# Each command line is shown before it runs. A stage that ran to its end is not run again; delete the folder to start
+# afresh. It ends with table.md, results.json, ppl_vs_foss.png and ppl_vs_foss.svg in the folder.
+set -euo pipefail
+
+fail() { echo "demo.sh: error: $1" >&2; exit 2; }
+
+text=()
+size=full
+out=
+while (($#)); do
+    case $1 in
+        --short) size=short ;;
+        --text) [[ -d ${2:-} ]] || fail "--text: found ${2:-nothing}, expected a folder of .txt files"
+            text=(--text "$(realpath "$2")"); shift ;;
+        --out) [[ -n ${2:-} ]] || fail "--out: found nothing, expected a folder"
+            out=$(realpath -m "$2"); shift ;;
+        -h | --help) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit ;;
+        *) fail "found $1, expected --short, --text FOLDER or --out FOLDER" ;;
+    esac
+    shift
+done
+cd "$(dirname "$0")/../.."
+VENV=${VENV:-.venv}
+if [[ -d $VENV ]]; then PATH=$(realpath "$VENV")/bin:$PATH; fi
+
+# The only differences between the two sizes: how much text, how long to train, how fine to cluster and to sweep.
+if [[ $size == full ]]; then
+    run=${out:-demo-run} texts=70 updates=1500 lists=256 clusters=5000 sample=120000
+    skips=(0.25 0.5 0.75) taus=(9999999 1024 256 64 16 1)
+else
+    run=${out:-demo-run-short} texts=10 updates=150 lists=32 clusters=800 sample=20000
+    skips=(0.5) taus=(9999999 64 1)
+fi
+data=$run/data-bin
+model=$run/checkpoints/checkpoint_best.pt
+dstore=$run/dstore
+SECONDS=0
+mkdir -p "$run/done" "$run/results" "$dstore"
+
+settings="$size $texts $updates $lists $clusters $sample ${text[*]}"
+if [[ -e $run/settings && $(<"$run/settings") != "$settings" ]]; then
+    fail "$run holds a run with other settings; delete it or choose another folder with --out"
+fi
+echo "$settings" >"$run/settings"
+
+# Shows a command as one can type it: words with special characters in quotes.
+show() {
+    local word line='$'
+    for word in "$@"; do
+        if [[ $word =~ ^[A-Za-z0-9_./:=,@+-]+$ ]]; then line+=" $word"; else line+=" \"$word\""; fi
+    done
+    printf '\n%s\n' "$line"
+}
+
+# stage NAME COMMAND...: runs the command unless it ran to its end before, and notes how long it took.
+stage() {
+    local name=$1 begin=$SECONDS
+    shift
+    if [[ -e $run/done/$name ]]; then return; fi
+    show "$@"
+    "$@"
+    echo "$((SECONDS - begin)) s" >"$run/done/$name"
+}
+
+# --- text, binarised text, language model ---------------------------------------------------------------------------
+
+stage text python examples/retomaton/prepare_sotu.py "$run/text" --train "$texts" "${text[@]}"
+
+[[ -e $run/done/preprocess ]] || rm -rf "$data"
+stage preprocess python preprocess.py --only-source --thresholdsrc 2 --workers 2 --destdir "$data" \
+    --trainpref "$run/text/train.txt" --validpref "$run/text/valid.txt" --testpref "$run/text/test.txt"
+
+# The architecture of the WikiText-103 model, with narrower and fewer layers.
+stage train python train.py "$data" --task language_modeling --save-dir "$run/checkpoints" \
+    --arch transformer_lm_wiki103 --decoder-layers 3 --decoder-attention-heads 4 --decoder-ffn-embed-dim 768 \
+    --decoder-embed-dim 192 --decoder-input-dim 192 --decoder-output-dim 192 \
+    --adaptive-input-cutoff 2000,6000 --adaptive-softmax-cutoff 2000,6000 --adaptive-softmax-dropout 0 \
+    --dropout 0.1 --attention-dropout 0 --activation-dropout 0 \
+    --criterion adaptive_loss --ddp-backend no_c10d --optimizer adam --lr-scheduler cosine \
+    --lr 1e-5 --max-lr 2e-3 --warmup-updates 100 --warmup-init-lr 1e-5 --clip-norm 1.0 \
+    --tokens-per-sample 256 --sample-break-mode none --max-tokens 2048 --max-update "$updates" \
+    --no-epoch-checkpoints --save-interval-updates 500 --keep-interval-updates 1 --log-format simple --log-interval 50
+
+# --- datastore, index, clusters -------------------------------------------------------------------------------------
+
+# Every token is scored, and every key made, with at least this many tokens of context.
+lm=(--path "$model" --sample-break-mode none --context-window 128 --max-tokens 4096)
+keys=(--model-overrides "{'knn_keytype': 'last_ffn_input'}" --knn-keytype last_ffn_input)
+
+stage save python eval_lm.py "$data" "${lm[@]}" "${keys[@]}" --gen-subset train \
+    --save-knnlm-dstore --dstore-mmap "$dstore/dstore16" --dstore-fp16
+
+stage build python build_dstore.py --dstore_mmap "$dstore/dstore16" --dstore_fp16 --faiss_index "$dstore/knn.index" \
+    --ncentroids "$lists" --code_size 24
+
+stage kmeans python kmeans.py --dstore "$dstore/dstore16" --num-clusters "$clusters" --sample "$sample" \
+    --save "$dstore/clusters"
+
+# --- one evaluation a method ----------------------------------------------------------------------------------------
+
+# evaluate NAME FLAGS...: the test text with these flags
+evaluate() {
+    local name=$1
+    shift
+    stage "eval-$name" python eval_lm.py "$data" "${lm[@]}" --gen-subset test "$@" \
+        --results-json "$run/results/$name.json"
+}
+
+knn=("${keys[@]}" --knnlm --dstore-filename "$dstore/dstore16" --indexfile "$dstore/knn.index"
+    --k 1024 --probe 8 --lmbda 0.25 --knn-sim-func do_not_recomp_l2 --no-load-keys --move-dstore-to-mem)
+
+evaluate lm
+evaluate knnlm "${knn[@]}" --no-pointer
+for share in "${skips[@]}"; do
+    evaluate "skip-$share" "${knn[@]}" --strategy random_skip --skip-probability "$share"
+done
+for tau in "${taus[@]}"; do
+    evaluate "retomaton-$tau" "${knn[@]}" --min-knns "$tau"
+    evaluate "clusters-$tau" "${knn[@]}" --min-knns "$tau" \
+        --members "$dstore/clusters_s${sample}_k${clusters}_members.pkl"
+done
+
+# --- table and picture ----------------------------------------------------------------------------------------------
+
+show python examples/retomaton/report.py "$run/results" --output "$run"
+python examples/retomaton/report.py "$run/results" --output "$run"
+printf '\nIn %s: table.md, results.json, ppl_vs_foss.png, ppl_vs_foss.svg. ' "$run"
+printf 'This run took %d min %d s.\n' $((SECONDS / 60)) $((SECONDS % 60))
