@@ -1,0 +1,34 @@
+"""From text to batches: dictionary, binarised files, blocks, context windows, batches. Knows nothing of models."""
+
+from fairseq.data.concat_dataset import ConcatDataset
+from fairseq.data.dictionary import Dictionary, TruncatedDictionary
+from fairseq.data.fairseq_dataset import BaseWrapperDataset, FairseqDataset
+from fairseq.data.indexed_dataset import (
+    IndexedCachedDataset,
+    IndexedDataset,
+    IndexedRawTextDataset,
+    MMapIndexedDataset,
+)
+from fairseq.data.iterators import CountingIterator, EpochBatchIterator, GroupedIterator, ShardedIterator
+from fairseq.data.lm_context_window_dataset import LMContextWindowDataset
+from fairseq.data.monolingual_dataset import MonolingualDataset
+from fairseq.data.token_block_dataset import TokenBlockDataset
+
+__all__ = [
+    "BaseWrapperDataset",
+    "ConcatDataset",
+    "CountingIterator",
+    "Dictionary",
+    "EpochBatchIterator",
+    "FairseqDataset",
+    "GroupedIterator",
+    "IndexedCachedDataset",
+    "IndexedDataset",
+    "IndexedRawTextDataset",
+    "LMContextWindowDataset",
+    "MMapIndexedDataset",
+    "MonolingualDataset",
+    "ShardedIterator",
+    "TokenBlockDataset",
+    "TruncatedDictionary",
+]
