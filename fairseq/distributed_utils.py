@@ -1,0 +1,46 @@
+"""One process, for now: the functions that code written against fairseq asks about ranks, and a clear refusal of more."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from fairseq.errors import BadFlag, UserError
+
+
+def infer_init_method(args: argparse.Namespace) -> None:
+    """Refuses a run over several processes, whether flags or the launcher's environment ask for it."""
+    world = int(os.environ.get("WORLD_SIZE", "1") or 1)
+    if world > 1:
+        raise UserError(
+            f"WORLD_SIZE: found {world}, expected 1; training with several processes is not available yet, "
+            "use one process"
+        )
+    if args.distributed_world_size > 1:
+        raise BadFlag(
+            "--distributed-world-size",
+            args.distributed_world_size,
+            "1",
+            "training with several processes is not available yet, use one process (pass --distributed-world-size 1)",
+        )
+
+
+def is_master(args: argparse.Namespace) -> bool:
+    """Whether this process writes files."""
+    return getattr(args, "distributed_rank", 0) == 0
+
+
+def get_rank() -> int:
+    """This process's number."""
+    return 0
+
+
+def get_world_size() -> int:
+    """How many processes there are."""
+    return 1
+
+
+def all_gather_list(data: Any, group: Any = None, max_size: int = 16384) -> list[Any]:
+    """What every process holds, as a list by rank."""
+    return [data]
