@@ -1,0 +1,271 @@
+"""Reading checkpoints of both generations (spec section 8): flat `args` (fairseq 0.9 and this package) and nested `cfg`
+(0.10 and later), in PyTorch's legacy and zip containers, without running anything that the file holds. Writing is in
+`fairseq.checkpoint_saving`, re-exported here under fairseq's names."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import re
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fairseq import safe_pickle
+from fairseq.errors import BadFile, MissingFile, UserError
+from fairseq.models import ARCH_MODEL_REGISTRY, ArchitectureMismatch
+from fairseq.registry import REGISTRIES, set_defaults
+
+logger = logging.getLogger(__name__)
+
+ZIP_MAGIC = b"PK\x03\x04"
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
+SAVING = ("save_checkpoint", "load_checkpoint", "verify_checkpoint_directory", "torch_persistent_save", "save_state")
+CONTENT = "a checkpoint written by this package or fairseq"
+
+
+def load_checkpoint_to_cpu(path: str | os.PathLike[str], arg_overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The checkpoint's dict with tensors on the CPU, upgraded to today's form (spec 8.2); `args` is a flat Namespace.
+
+    `arg_overrides` are set on `args` before absent options are filled in. Tensors of zip files are mapped, not read."""
+    state = read_torch_file(path)
+    if not isinstance(state, dict) or "model" not in state or not ("args" in state or "cfg" in state):
+        raise BadFile(path, "no model with its options", CONTENT)
+    return upgrade_state(state, arg_overrides)
+
+
+def read_torch_file(path: str | os.PathLike[str]) -> Any:
+    """What `torch.save` wrote to `path`, through the allow-list of `fairseq.safe_pickle`."""
+    path = os.fspath(path)
+    with safe_pickle.pickle_errors(path, CONTENT):
+        with open(path, "rb") as stream:
+            magic = stream.read(len(LEGACY_MAGIC))
+        is_zip = magic.startswith(ZIP_MAGIC)
+        if not is_zip and magic != LEGACY_MAGIC:
+            raise BadFile(path, "a file that torch.save did not write", CONTENT)
+        if is_zip:
+            _refuse_programs(path)
+        return torch.load(
+            path,
+            map_location="cpu",
+            mmap=is_zip,
+            weights_only=False,  # torch's own list cannot be extended by module aliases and stubs; ours is as strict
+            pickle_module=safe_pickle.pickle_module_for(path),
+        )
+
+
+def _refuse_programs(path: str) -> None:
+    """TorchScript archives are programs, and torch.load would hand them to their interpreter."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise BadFile(path, "a damaged zip container", CONTENT, "copy the file again") from error
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise safe_pickle.RefusedGlobal(path, "a TorchScript program")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Upgrades
+
+# The order says which group wins where two hold an option of one name.
+CFG_GROUPS = (  # noqa: SIM905
+    "model task criterion optimizer lr_scheduler tokenizer bpe scoring optimization dataset checkpoint common "
+    "distributed_training common_eval eval_lm generation interactive bmuf ema"
+).split()
+CFG_CHOICES = ("task", "criterion", "optimizer", "lr_scheduler", "tokenizer", "bpe")
+CFG_RENAMED = {
+    "batch_size": "max_sentences",
+    "batch_size_valid": "max_sentences_valid",
+    "stop_min_lr": "min_lr",
+    "post_process": "remove_bpe",
+}
+CFG_BACKENDS = {"pytorch_ddp": "c10d", "legacy_ddp": "no_c10d"}
+
+
+def flatten_cfg(cfg: dict[str, Any]) -> argparse.Namespace:
+    """One flat Namespace from the nested configuration of fairseq 0.10 and later, under the older option names."""
+    flat: dict[str, Any] = {}
+    groups = [group for group in CFG_GROUPS if group in cfg] + [group for group in cfg if group not in CFG_GROUPS]
+    for group in groups:
+        values = cfg[group]
+        if isinstance(values, dict):
+            for key, value in values.items():
+                if not key.startswith("_"):
+                    flat.setdefault(key, value)
+        elif isinstance(values, argparse.Namespace):  # 0.10 kept some components' options as a Namespace
+            for key, value in vars(values).items():
+                flat.setdefault(key, value)
+    flat["arch"] = _component_name(cfg.get("model")) or flat.get("arch")
+    for choice in CFG_CHOICES:
+        flat[choice] = _component_name(cfg.get(choice))
+    for new, old in CFG_RENAMED.items():
+        if new in flat:
+            flat.setdefault(old, flat[new])
+    flat["ddp_backend"] = CFG_BACKENDS.get(flat.get("ddp_backend", "c10d"), flat.get("ddp_backend", "c10d"))
+    if flat.get("shorten_method") == "truncate":
+        flat.setdefault("truncate_sequence", True)
+    if isinstance(flat.get("data"), list):
+        flat["data"] = os.pathsep.join(flat["data"])
+    return argparse.Namespace(**flat)
+
+
+def _component_name(component: Any) -> str | None:
+    if isinstance(component, str):
+        return component
+    if isinstance(component, dict):
+        return component.get("_name")
+    for attribute in ("_name", "arch"):
+        if hasattr(component, attribute):
+            return getattr(component, attribute)
+    return None
+
+
+def upgrade_state(state: dict[str, Any], arg_overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Brings a checkpoint's dict to today's form in place (spec 8.2), with `arg_overrides` applied to its args."""
+    args = state.get("args")
+    if args is None:
+        args = flatten_cfg(state["cfg"])
+    state["args"] = args
+    for key, value in (arg_overrides or {}).items():
+        setattr(args, key, value)
+    _upgrade_training_state(state)
+    _upgrade_args(args)
+    return state
+
+
+def _upgrade_training_state(state: dict[str, Any]) -> None:
+    """Optimizer history and iterator position of files of 2017 and later, in today's places."""
+    state.setdefault("extra_state", {})
+    extra = state["extra_state"]
+    if "optimizer_history" not in state:
+        entry = {"criterion_name": "CrossEntropyCriterion", "best_loss": state.pop("best_loss", None)}
+        state["optimizer_history"] = [entry]
+        if "optimizer" in state:
+            state["last_optimizer_state"] = state.pop("optimizer")
+    for key in ("epoch", "batch_offset", "val_loss"):
+        if key in state:
+            extra.setdefault(key, state.pop(key))
+    history = state["optimizer_history"]
+    if history and "optimizer" in history[-1]:
+        state["last_optimizer_state"] = history[-1]["optimizer"]
+    for entry in history:
+        entry.pop("optimizer", None)
+        entry.setdefault("optimizer_name", "FairseqNAG")
+        if "lr_scheduler_state" not in entry:
+            entry["lr_scheduler_state"] = {"best": entry.pop("best_loss", None)}
+        entry.setdefault("num_updates", 0)
+    if "train_iterator" not in extra:
+        position = {"epoch": extra.get("epoch", 0), "iterations_in_epoch": extra.get("batch_offset") or 0}
+        extra["train_iterator"] = position
+
+
+def _upgrade_args(args: argparse.Namespace) -> None:
+    """Renamed options, then the declared defaults of what the file does not mention."""
+    if hasattr(args, "max_positions") and not hasattr(args, "max_source_positions"):
+        args.max_source_positions = args.max_target_positions = args.max_positions
+    if not hasattr(args, "task"):
+        args.task = "translation"
+    if getattr(args, "raw_text", False):
+        args.dataset_impl = "raw"
+    elif getattr(args, "lazy_load", False):
+        args.dataset_impl = "lazy"
+    _fill_defaults(args)
+
+
+def _fill_defaults(args: argparse.Namespace) -> None:
+    """Sets options that the chosen task, model and registry classes declare with a default; never overwrites."""
+    from fairseq import tasks  # tasks import models, and user code may import this module from either
+
+    if args.task in tasks.TASK_REGISTRY:
+        set_defaults(args, tasks.TASK_REGISTRY[args.task])
+    if getattr(args, "arch", None) in ARCH_MODEL_REGISTRY:
+        set_defaults(args, ARCH_MODEL_REGISTRY[args.arch])
+    for name, registry in REGISTRIES.items():
+        choice = getattr(args, name, None)
+        if isinstance(choice, str) and choice in registry.classes:
+            set_defaults(args, registry.classes[choice])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+
+
+def load_model_ensemble(
+    filenames: Sequence[str], arg_overrides: dict[str, Any] | None = None, task: Any = None
+) -> tuple[list[Any], argparse.Namespace]:
+    """(models, args of the last) for checkpoint files; see `load_model_ensemble_and_task`."""
+    models, args, _ = load_model_ensemble_and_task(filenames, arg_overrides, task)
+    return models, args
+
+
+def load_model_ensemble_and_task(
+    filenames: Sequence[str], arg_overrides: dict[str, Any] | None = None, task: Any = None
+) -> tuple[list[Any], argparse.Namespace, Any]:
+    """(models, args of the last, task). The models share one task, made from the first file's args when None is given.
+
+    UserError for a missing file, an unknown architecture, or parameters that do not fit the dictionary."""
+    from fairseq import tasks
+
+    if not filenames:
+        raise UserError("--path: found no checkpoint, expected at least one file")
+    models = []
+    for filename in filenames:
+        if not os.path.exists(filename):
+            raise MissingFile(filename, "check --path")
+        state = load_checkpoint_to_cpu(filename, arg_overrides)
+        state.pop("last_optimizer_state", None)
+        args = state["args"]
+        if task is None:
+            task = tasks.setup_task(args)
+        models.append(_build_and_load(filename, args, task, state["model"]))
+    return models, args, task
+
+
+def _build_and_load(filename: str, args: argparse.Namespace, task: Any, parameters: dict[str, Any]) -> Any:
+    """A model with the file's parameters; built without memory of its own where its class allows that."""
+    try:
+        try:
+            with torch.device("meta"):
+                model = task.build_model(args)
+            model.load_state_dict(parameters, strict=True, args=args)
+            if not _has_meta_tensors(model):
+                return model
+        except (NotImplementedError, RuntimeError) as error:  # a user's model may compute when it is built
+            logger.debug("%s: building the model on the meta device failed (%s)", filename, error)
+        model = task.build_model(args)
+        model.load_state_dict(parameters, strict=True, args=args)
+        return model
+    except ArchitectureMismatch as error:
+        raise ArchitectureMismatch(f"{filename}: {error}") from error
+
+
+def _has_meta_tensors(model: torch.nn.Module) -> bool:
+    """Whether a parameter, buffer or plain tensor attribute is still without values."""
+    for module in model.modules():
+        for values in (vars(module), module._parameters, module._buffers):
+            if any(isinstance(value, torch.Tensor) and value.is_meta for value in values.values()):
+                return True
+    return False
+
+
+def checkpoint_paths(path: str, pattern: str = r"checkpoint(\d+)\.pt") -> list[str]:
+    """Files in the folder `path` whose whole name matches `pattern`, by its first group (a number), largest first."""
+    matcher = re.compile(pattern)
+    found = []
+    for number, name in enumerate(sorted(os.listdir(path))):
+        match = matcher.fullmatch(name)
+        if match is not None:
+            found.append((float(match.group(1)) if match.groups() else number, name))
+    return [os.path.join(path, name) for _, name in sorted(found, reverse=True)]
+
+
+def __getattr__(name: str) -> Any:
+    """`save_checkpoint` and its like: written in `fairseq.checkpoint_saving`, found here by code made for fairseq."""
+    if name in SAVING:
+        return getattr(importlib.import_module("fairseq.checkpoint_saving"), name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")
