@@ -4,7 +4,6 @@ versions are accepted as aliases), parsed in two passes so that a chosen model, 
 from __future__ import annotations
 
 import argparse
-import ast
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -15,6 +14,7 @@ from fairseq import criterions, optim, tasks, utils  # noqa: F401  (importing fi
 from fairseq.data import encoders  # noqa: F401
 from fairseq.data.indexed_dataset import get_available_dataset_impl
 from fairseq.errors import BadFlag, UserError
+from fairseq.flag_types import float_list, int_list, natural_int, positive_float, positive_int
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.optim import lr_scheduler  # noqa: F401
 from fairseq.registry import REGISTRIES
@@ -84,7 +84,7 @@ def get_parser(description: str, default_task: str) -> argparse.ArgumentParser:
     add("--fp16", action="store_true", help="half precision (CUDA only)")
     add("--bf16", action="store_true", help="bfloat16 precision")
     add("--memory-efficient-fp16", action="store_true", help="half precision without a float32 copy of the weights")
-    add("--fp16-no-flatten-grads", action="store_true", help="accepted for compatibility; gradients are never flattened")
+    add("--fp16-no-flatten-grads", action="store_true", help="one float32 copy per parameter, not one in all")
     add("--fp16-init-scale", type=int, default=128, help="initial loss scale")
     add("--fp16-scale-window", type=int, help="updates without overflow before the loss scale is doubled")
     add("--fp16-scale-tolerance", type=float, default=0.0, help="share of overflows tolerated before scaling down")
@@ -161,89 +161,6 @@ def _derive(args: argparse.Namespace) -> None:
         raise UserError("--fp16 and --bf16: found both, expected at most one; drop one of them")
     if getattr(args, "arch", None) in ARCH_CONFIG_REGISTRY:
         ARCH_CONFIG_REGISTRY[args.arch](args)
-
-
-def literal_dict(flag: str, text: str | dict[str, Any] | None) -> dict[str, Any]:
-    """The dictionary that a flag such as `--model-overrides` spells as a Python literal. Nothing is evaluated."""
-    if isinstance(text, dict):
-        return text
-    try:
-        value = ast.literal_eval(text) if text else {}
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise BadFlag(flag, repr(text), "a dictionary such as \"{'knn_keytype': 'last_ffn_input'}\"")
-    return value
-
-
-def eval_bool(text: str | bool | None, default: bool = False) -> bool:
-    """A truth value from "True", "1", "yes" and their opposites."""
-    if text is None:
-        return default
-    return text if isinstance(text, bool) else text.strip().lower() in ("1", "true", "yes", "t", "y")
-
-
-def int_list(text: str) -> list[int]:
-    """argparse type: "3" or "1,2,4" as a list of positive integers."""
-    try:
-        numbers = [int(word) for word in text.strip("[]() ").split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number or a list such as 1,2") from None
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected numbers of at least 1")
-    return numbers
-
-
-def float_list(text: str) -> list[float]:
-    """argparse type: "0.25" or "0.25,0.1" as a list of numbers."""
-    try:
-        return [float(word) for word in text.strip("[]() ").split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number or a list such as 0.25,0.1") from None
-
-
-def positive_int(text: str) -> int:
-    """argparse type: an integer of at least 1."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected an integer of at least 1")
-    return number
-
-
-def natural_int(text: str) -> int:
-    """argparse type: an integer of at least 0."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected an integer of at least 0")
-    return number
-
-
-def unit_float(text: str) -> float:
-    """argparse type: a number from 0 to 1."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 0 to 1")
-    return number
-
-
-def positive_float(text: str) -> float:
-    """argparse type: a number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0")
-    return number
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -358,7 +275,8 @@ def add_optimization_args(parser: argparse.ArgumentParser) -> Any:
     add("--sentence-avg", action="store_true", help="normalise gradients by samples instead of tokens")
     add("--update-freq", default=[1], type=int_list, metavar="N1,N2,...", help="batches per update, by epoch")
     add("--lr", "--learning-rate", default=[0.25], type=float_list, metavar="LR1,LR2,...", help="learning rates")
-    add("--min-lr", "--stop-min-lr", default=-1.0, type=float, metavar="LR", help="stop when the rate gets this small")
+    add("--min-lr", default=-1.0, type=float, metavar="LR", help="stop when the rate gets this small")
+    add("--stop-min-lr", type=float, metavar="LR", help="the newer name of --min-lr, which then is cosine's smallest rate")
     add("--use-bmuf", action="store_true", help=argparse.SUPPRESS)
     add("--torch-compile", action="store_true", help="compile the model with torch.compile")
     return group

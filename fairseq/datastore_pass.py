@@ -1,0 +1,143 @@
+"""Saving a datastore: one pass of the language model over a text, every token with its full left context becoming an
+entry (spec retrieval, section 1.3). Killed and started again with the same command it goes on where it was.
+
+Which tokens: with a context window C, those of samples that see exactly C tokens of context, so the text's first C
+tokens are left out and entries are contiguous text, as in the original; without one, all of them. The original also
+lost a short last sample unless a full one stood in the same batch, and stored nothing of samples of varying length
+(`eos`, `complete`); neither is reproduced, and the published sizes come out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fairseq import utils
+from fairseq.errors import BadFlag, UserError
+from fairseq.fingerprint import file_fingerprint, split_fingerprints
+from fairseq.lm_scoring import LMScoring
+from fairseq.retrieval.datastore_writer import DatastoreWriter
+from fairseq.scored_sequences import ScoredSequence
+
+logger = logging.getLogger(__name__)
+
+
+def stored_rows(lengths: NDArray[np.int64], context_window: int, tokens_per_sample: int) -> NDArray[np.int64]:
+    """Entries that each sample contributes, from the samples' lengths in order: all its tokens, or none.
+
+    A sample is left out while fewer than `context_window` tokens precede it, or when it is so long that its context
+    was cut."""
+    if context_window == 0:
+        return lengths
+    before = np.cumsum(lengths) - lengths
+    return np.where((before >= context_window) & (lengths <= tokens_per_sample), lengths, 0)
+
+
+def save_datastore(scoring: LMScoring, args: argparse.Namespace) -> dict[str, Any]:
+    """Writes `--dstore-mmap` from the split that `scoring` reads; returns figures for the results file."""
+    if args.dstore_mmap is None:
+        raise BadFlag("--dstore-mmap", "nothing", "the prefix of the datastore to save")
+    if args.num_shards > 1:
+        raise BadFlag("--num-shards", args.num_shards, "1 when a datastore is saved")
+    samples = scoring.samples
+    tokens = scoring.effective_args.tokens_per_sample
+    lengths = np.asarray(scoring.dataset.sizes, np.int64)[samples]
+    per_sample = dict(zip(samples.tolist(), stored_rows(lengths, args.context_window, tokens).tolist(), strict=True))
+    available = sum(per_sample.values())
+    if available == 0:
+        raise UserError(
+            f"{args.data} {args.gen_subset}: found {lengths.sum()} tokens, none of which has the full context of "
+            f"{args.context_window}; lower --context-window or use more text"
+        )
+    rows = available if args.dstore_size is None else args.dstore_size
+    if rows != available:
+        logger.warning(
+            "--dstore-size %d: the text has %d entries to store; %s",
+            rows,
+            available,
+            "the rest stays zero, as in the original" if rows > available else "the remaining ones are left out",
+        )
+    identity = _identity(scoring, args)
+    writer = DatastoreWriter(args.dstore_mmap, rows, scoring.key_dimension, args.dstore_fp16, identity)
+    row_bytes = scoring.key_dimension * writer.key_dtype.itemsize + 8
+    logger.info(
+        "saving %d entries of dimension %d (%s) to %s: %.3f GB; key type %s%s",
+        rows,
+        scoring.key_dimension,
+        writer.key_dtype.name,
+        args.dstore_mmap,
+        rows * row_bytes / 1e9,
+        args.knn_keytype,
+        f"; going on after {writer.written} entries" if writer.written else "",
+    )
+    try:
+        _fill(scoring, writer, per_sample, args)
+    finally:
+        writer.close()
+    return _finish(scoring, args, writer, identity)
+
+
+def _fill(scoring: LMScoring, writer: DatastoreWriter, per_sample: dict[int, int], args: argparse.Namespace) -> None:
+    """Runs the LM over the batches that are still missing."""
+    position = 0  # entries of the samples seen so far
+    progress = tqdm(
+        total=writer.rows, initial=writer.written, unit="entries", unit_scale=True, disable=args.no_progress_bar or None
+    )
+    with progress:
+        for sample in scoring.batches():
+            if not writer.room:
+                break
+            entries = sum(per_sample[number] for number in sample["id"].tolist())
+            if position + entries <= writer.written:  # stored by an earlier run; its context was still needed
+                position += entries
+                continue
+            for sequence in scoring.score(sample):
+                count = per_sample[sequence.sample_id]
+                if count and position + count > writer.written:
+                    _append(writer, sequence, count, writer.written - position, scoring)
+                position += count
+            progress.update(min(writer.written, writer.rows) - progress.n)
+
+
+def _append(writer: DatastoreWriter, sequence: ScoredSequence, count: int, skip: int, scoring: LMScoring) -> None:
+    if len(sequence) != count:
+        raise UserError(
+            f"sample {sequence.sample_id} has {len(sequence)} targets where {count} were expected; "
+            "the padding symbol occurs in the text, preprocess it again"
+        )
+    largest = int(sequence.targets.max())
+    assert largest < len(scoring.task.target_dictionary)
+    writer.append(sequence.queries[skip:].to(torch.float32).numpy(), sequence.targets[skip:].numpy())
+
+
+def _identity(scoring: LMScoring, args: argparse.Namespace) -> dict[str, Any]:
+    """What makes a datastore this datastore: model, data, and everything that changes a key."""
+    folder = utils.split_paths(args.data)[0]
+    return {
+        "models": [file_fingerprint(path) for path in utils.split_paths(args.path)],
+        "data": split_fingerprints(folder, args.gen_subset),
+        "split": args.gen_subset,
+        "vocabulary": len(scoring.task.target_dictionary),
+        "key_type": args.knn_keytype,
+        "sample_break_mode": args.sample_break_mode or "none",
+        "tokens_per_sample": scoring.effective_args.tokens_per_sample,
+        "context_window": args.context_window,
+        "max_tokens": args.max_tokens,
+        "max_sentences": args.max_sentences,
+        "model_overrides": str(args.model_overrides),
+        "precision": "float16" if args.fp16 else "bfloat16" if args.bf16 else "float32",
+    }
+
+
+def _finish(
+    scoring: LMScoring, args: argparse.Namespace, writer: DatastoreWriter, identity: dict[str, Any]
+) -> dict[str, Any]:
+    filled = writer.written
+    writer.finish(identity)
+    logger.info("dstore_idx %d; saved %s_keys.npy, %s_vals.npy and %s.json", filled, *[args.dstore_mmap] * 3)
+    return {"dstore_rows": writer.rows, "dstore_filled_rows": filled, "dstore_dimension": writer.dimension}

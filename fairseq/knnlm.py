@@ -1,0 +1,285 @@
+"""The door between the wings, and the whole retrieval step in one place: scored sequences go in, better log-probabilities
+come out.
+
+For a token with query q, LM probability p_LM and candidate entries (key k_i, value v_i), kNN-LM (Khandelwal et al.,
+2020, equations 2 and 3) and RetoMaton (Alon et al., 2022, section 3) compute
+
+    p_kNN(w) = sum over candidates with v_i = w of exp(s_i / T) / sum over all candidates of exp(s_i / T)
+    p(w)     = lambda p_kNN(w) + (1 - lambda) p_LM(w)
+
+where s_i is minus the squared distance of q and k_i. The methods differ in who the candidates are and when the index is
+searched, which is the retriever's business. Perplexity needs p of the right token alone, so nothing here is as wide as
+the vocabulary. Sequences do not depend on each other: they advance in lock-step, one batched search and one batched
+distance computation a step."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fairseq.errors import BadFlag, UserError
+from fairseq.retrieval.automaton import Entries, as_tensor, no_entries
+from fairseq.retrieval.clusters import load_clusters
+from fairseq.retrieval.datastore import Datastore
+from fairseq.retrieval.index import FaissIndex, Index, check_dimension
+from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY, Proposal, Resources, Retriever, Step
+from fairseq.retrieval.similarity import Similarity, build_similarity
+from fairseq.scored_sequences import ScoredSequence
+
+logger = logging.getLogger(__name__)
+
+NO_MATCH = -10000.0  # log p_kNN of a token that no candidate has as its value, as in the original
+CHUNK_CANDIDATES = 1 << 23  # bounds the scratch memory of one search of independent tokens
+
+
+@dataclass
+class RetrievalResult:
+    """What retrieval made of one ScoredSequence; all arrays are (T,).
+
+    log_probs: log of the mixture, nats; knn_log_probs: log p_kNN, nats; searched: whether the index was searched;
+    candidates: how many entries voted; matched: how many of them had the right value."""
+
+    sample_id: int
+    log_probs: Tensor
+    knn_log_probs: Tensor
+    searched: NDArray[np.bool_]
+    candidates: NDArray[np.int64]
+    matched: NDArray[np.int64]
+
+
+class KNNLM:
+    """Scores sequences with a datastore. k: neighbours a search returns; lmbda: constant weight of retrieval."""
+
+    def __init__(
+        self,
+        datastore: Datastore,
+        index: Index,
+        retriever: Retriever,
+        similarity: Similarity,
+        k: int,
+        lmbda: float,
+        temperature: float = 1.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.index, self.retriever, self.similarity = index, retriever, similarity
+        self.k, self.lmbda, self.temperature = k, lmbda, temperature
+        self.device = torch.device(device)
+        self.values = as_tensor(datastore.values).to(self.device)
+
+    def score(self, sequences: list[ScoredSequence]) -> list[RetrievalResult]:
+        """Advances all `sequences` together and returns a result for each."""
+        batch = _Batch(sequences, self.device)
+        self.retriever.start()
+        for tokens in batch.steps(self.retriever.sequential, max(1, CHUNK_CANDIDATES // self.k)):
+            self._advance(batch, tokens)
+        return batch.results()
+
+    def _advance(self, batch: _Batch, tokens: Tensor) -> None:
+        """One step: the tokens at flat positions `tokens` (B,) of the batch."""
+        step = batch.step(tokens)
+        targets = batch.targets[tokens]
+        proposal = self.retriever.propose(step)
+        found = self._search(step, proposal, targets)
+        given = self._score_entries(step, proposal.entries, targets)
+
+        # p_kNN of the target: log of the matching candidates' share of exp(score).
+        peak = torch.maximum(found.peak, given.peak)
+        total = found.total_at(peak) + given.total_at(peak)
+        matched = found.matched if not len(given.matched) else _join(found.matched, given.matched)
+        knn = _log_sum_exp(matched, len(step)) - (peak + total.log())
+        candidates = found.counts + given.counts
+        knn = torch.where(candidates == 0, -math.inf, torch.clamp(knn, min=NO_MATCH))
+
+        lmbda = torch.full_like(knn, self.lmbda) if proposal.lmbda is None else proposal.lmbda.to(knn)
+        mixed = torch.logaddexp(torch.log1p(-lmbda) + step.lm_log_probs, lmbda.log() + knn)
+        self.retriever.observe(step, Entries(matched.rows, matched.ids, _unscaled(matched, self.temperature)))
+        batch.store(tokens, mixed, knn, proposal.search, candidates, matched.counts(len(step)))
+
+    def _search(self, step: Step, proposal: Proposal, targets: Tensor) -> _Votes:
+        """One batched search for the tokens that need it."""
+        rows = proposal.search.nonzero().squeeze(1)
+        if not len(rows):
+            return _no_votes(step)
+        queries = step.queries[rows]
+        distances, ids = self.index.search(queries, self.k)
+        scores = self.similarity.of_search(queries, distances, ids) / self.temperature  # (n, k)
+        hit = self.values[ids] == targets[rows, None]  # an id of -1 reads the last value, as in the original
+        row, column = hit.nonzero(as_tuple=True)
+        matched = Entries(rows[row], ids[row, column], scores[row, column])
+        votes = _no_votes(step)
+        peak = scores.amax(1)
+        votes.peak[rows] = peak
+        votes.total[rows] = (scores - peak[:, None]).exp_().sum(1)
+        votes.counts[rows] = self.k
+        votes.matched = matched
+        return votes
+
+    def _score_entries(self, step: Step, entries: Entries | None, targets: Tensor) -> _Votes:
+        """One batched distance computation for the entries that the retriever proposes."""
+        if entries is None or not len(entries):
+            return _no_votes(step)
+        rows = entries.rows
+        scores = self.similarity.of_entries(step.queries, rows, entries.ids) / self.temperature  # (n,)
+        votes = _no_votes(step)
+        votes.counts = entries.counts(len(step))
+        votes.peak.scatter_reduce_(0, rows, scores, "amax")
+        votes.total.index_add_(0, rows, (scores - votes.peak[rows]).exp_())
+        hit = (self.values[entries.ids] == targets[rows]).nonzero().squeeze(1)
+        votes.matched = Entries(rows[hit], entries.ids[hit], scores[hit])
+        return votes
+
+
+@dataclass
+class _Votes:
+    """Candidates of a step, reduced: peak (B,) largest score, total (B,) sum of exp(score - peak), counts (B,)
+    candidates, and the entries whose value is the target."""
+
+    peak: Tensor
+    total: Tensor
+    counts: Tensor
+    matched: Entries
+
+    def total_at(self, peak: Tensor) -> Tensor:
+        """`total` relative to another, larger peak."""
+        return torch.where(self.counts > 0, self.total * (self.peak - peak).exp(), 0.0)
+
+
+def _no_votes(step: Step) -> _Votes:
+    device = step.queries.device
+    shape = (len(step),)
+    return _Votes(
+        torch.full(shape, -math.inf, device=device),
+        torch.zeros(shape, device=device),
+        torch.zeros(shape, dtype=torch.int64, device=device),
+        no_entries(device),
+    )
+
+
+def _join(first: Entries, second: Entries) -> Entries:
+    """Both, in ascending order of rows."""
+    assert first.scores is not None and second.scores is not None
+    rows = torch.cat([first.rows, second.rows])
+    order = torch.argsort(rows, stable=True)
+    ids, scores = torch.cat([first.ids, second.ids]), torch.cat([first.scores, second.scores])
+    return Entries(rows[order], ids[order], scores[order])
+
+
+def _log_sum_exp(entries: Entries, rows: int) -> Tensor:
+    """(rows,) float32: log of the sum of exp(score) per row; minus infinity for a row without entries."""
+    assert entries.scores is not None
+    peak = torch.full((rows,), -math.inf, device=entries.scores.device)
+    peak.scatter_reduce_(0, entries.rows, entries.scores, "amax")
+    total = torch.zeros_like(peak).index_add_(0, entries.rows, (entries.scores - peak[entries.rows]).exp_())
+    return peak + total.log()
+
+
+def _unscaled(entries: Entries, temperature: float) -> Tensor | None:
+    return entries.scores if temperature == 1 or entries.scores is None else entries.scores * temperature
+
+
+class _Batch:
+    """The tokens of several sequences as flat arrays, longest sequence first, so that those still running at any step
+    are a prefix; and the arrays that results go into."""
+
+    def __init__(self, sequences: list[ScoredSequence], device: torch.device) -> None:
+        self.sequences = sequences
+        lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+        self.starts = np.cumsum(lengths) - lengths
+        self.order = np.argsort(-lengths, kind="stable")
+        self.lengths = lengths
+        self.device = device
+        self.queries = torch.cat([sequence.queries for sequence in sequences]).to(device, torch.float32)
+        self.targets = torch.cat([sequence.targets for sequence in sequences]).to(device)
+        self.lm_log_probs = torch.cat([sequence.lm_log_probs for sequence in sequences]).to(device, torch.float32)
+        ids = torch.tensor([sequence.sample_id for sequence in sequences])
+        self.sample_ids = ids.repeat_interleave(torch.from_numpy(lengths)).to(device)
+        positions = np.arange(lengths.sum()) - np.repeat(self.starts, lengths)
+        self.positions = torch.from_numpy(positions).to(device)
+        count = len(self.targets)
+        self.log_probs = torch.zeros(count, device=device)
+        self.knn_log_probs = torch.zeros(count, device=device)
+        self.searched = torch.zeros(count, dtype=torch.bool, device=device)
+        self.candidates = torch.zeros(count, dtype=torch.int64, device=device)
+        self.matched = torch.zeros(count, dtype=torch.int64, device=device)
+
+    def steps(self, sequential: bool, chunk: int) -> Iterator[Tensor]:
+        """Flat positions of the tokens of each step: token t of every running sequence, or, when tokens do not depend
+        on each other, chunks of all tokens."""
+        if not sequential:
+            yield from torch.arange(len(self.targets), device=self.device).split(chunk)
+            return
+        descending = self.lengths[self.order]
+        starts = torch.from_numpy(self.starts[self.order]).to(self.device)
+        running = np.searchsorted(-descending, -np.arange(descending.max(initial=0)), side="left")
+        for position, count in enumerate(running.tolist()):
+            yield starts[:count] + position
+
+    def step(self, tokens: Tensor) -> Step:
+        """What a retriever may see of these tokens."""
+        return Step(self.sample_ids[tokens], self.positions[tokens], self.queries[tokens], self.lm_log_probs[tokens])
+
+    def store(
+        self, tokens: Tensor, mixed: Tensor, knn: Tensor, searched: Tensor, candidates: Tensor, matched: Tensor
+    ) -> None:
+        """Keeps the results of a step."""
+        self.log_probs[tokens], self.knn_log_probs[tokens] = mixed, knn
+        self.searched[tokens], self.candidates[tokens], self.matched[tokens] = searched, candidates, matched
+
+    def results(self) -> list[RetrievalResult]:
+        """One result per sequence; UserError when a log-probability is not a number."""
+        if torch.isnan(self.log_probs).any():
+            raise UserError("the retrieval produced a value that is not a number; check the datastore and index with k")
+        log_probs, knn = self.log_probs.cpu(), self.knn_log_probs.cpu()
+        searched, candidates, matched = (t.cpu().numpy() for t in (self.searched, self.candidates, self.matched))
+        results = []
+        for sequence, start, length in zip(self.sequences, self.starts, self.lengths, strict=True):
+            span = slice(start, start + length)
+            results.append(
+                RetrievalResult(
+                    sequence.sample_id, log_probs[span], knn[span], searched[span], candidates[span], matched[span]
+                )
+            )
+        return results
+
+
+def build_knnlm(args: argparse.Namespace, dimension: int, device: torch.device | str = "cpu") -> KNNLM:
+    """Opens the datastore, index, clusters and strategy that eval_lm's flags name, for queries of width `dimension`."""
+    if args.dstore_filename is None:
+        raise BadFlag("--dstore-filename", "nothing", "the prefix of the datastore to use with --knnlm")
+    if args.indexfile is None:
+        raise BadFlag("--indexfile", "nothing", "the index of the datastore to use with --knnlm")
+    if not 0 <= args.lmbda <= 1:
+        raise BadFlag("--lmbda", args.lmbda, "a number from 0 to 1")
+    if args.k < 1:
+        raise BadFlag("--k", args.k, "at least 1")
+    function = args.knn_sim_func
+    datastore = Datastore.open(
+        args.dstore_filename,
+        args.dstore_size,
+        dimension,
+        args.dstore_fp16 or None,
+        load_keys=not args.no_load_keys and (function != "do_not_recomp_l2" and args.faiss_metric_type == "l2"),
+        in_memory=args.move_dstore_to_mem,
+    )
+    logger.info("datastore %s: %d entries of dimension %d", args.dstore_filename, datastore.size, dimension)
+    index = FaissIndex(args.indexfile, datastore.size, args.probe, device)
+    check_dimension(index.dimension, dimension, args.indexfile)
+    logger.info("index %s: %s", args.indexfile, index.describe())
+    similarity = build_similarity(function, args.faiss_metric_type, datastore, index)
+    name = args.strategy or ("knnlm" if args.no_pointer else "retomaton")
+    clusters = None
+    if args.members is not None and name != "knnlm":
+        clusters = load_clusters(args.members, datastore.size)
+        logger.info("clusters %s: %d of %d entries", args.members, clusters.count, len(clusters.members))
+    resources = Resources(datastore.size, args.k, args.lmbda, clusters, device)
+    retriever = RETRIEVER_REGISTRY[name](args, resources)
+    logger.info("strategy %s, k %d, lambda %g, temperature %g", name, args.k, args.lmbda, args.knn_temp)
+    return KNNLM(datastore, index, retriever, similarity, args.k, args.lmbda, args.knn_temp, device)

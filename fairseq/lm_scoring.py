@@ -1,0 +1,148 @@
+"""The language model's half of an evaluation: from checkpoint and data to scored sequences (spec sections 4.4, 10.2)."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fairseq import checkpoint_utils, tasks, utils
+from fairseq.data import LMContextWindowDataset
+from fairseq.errors import BadFlag, UserError
+from fairseq.flag_types import literal_dict
+from fairseq.scored_sequences import ScoredSequence
+from fairseq.sequence_scorer import KEY_TYPES, SequenceScorer
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_TOKENS = 36000
+# These stay as the checkpoint has them, whatever the command line says; a quirk that published numbers depend on.
+FROM_CHECKPOINT = ("self_target", "future_target", "past_target", "tokens_per_sample", "add_bos_token")
+
+
+class LMScoring:
+    """Models, task, data and batches of one evaluation; iterate `batches()` and hand each to `score`.
+
+    args: what eval_lm parses. Public: models, task, dataset, effective_args, device, samples (indices in order)."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
+        if args.path is None:
+            raise BadFlag("--path", "nothing", "the file of a trained model")
+        if args.context_window > 0 and args.num_shards > 1:
+            raise BadFlag("--num-shards", args.num_shards, "1 with --context-window, whose context runs through all text")
+        wants_keys = args.knnlm or args.save_knnlm_dstore
+        if wants_keys and args.knn_keytype is None:
+            args.knn_keytype = KEY_TYPES[0]
+        overrides = literal_dict("--model-overrides", args.model_overrides)
+        if args.knn_keytype is not None:
+            overrides = {**overrides, "knn_keytype": args.knn_keytype}
+        first_task = tasks.setup_task(args)
+        self.models, stored = checkpoint_utils.load_model_ensemble(
+            utils.split_paths(args.path), arg_overrides=overrides, task=first_task
+        )
+        self.effective_args = self._effective_args(stored)
+        self.task = tasks.setup_task(self.effective_args)
+        self.task.load_dataset(args.gen_subset)
+        dataset = self.task.dataset(args.gen_subset)
+        if args.context_window > 0:
+            dataset = LMContextWindowDataset(
+                dataset, self.effective_args.tokens_per_sample, args.context_window, self.task.source_dictionary.pad()
+            )
+        self.dataset = dataset
+        logger.info("%s %s %d examples", args.data, args.gen_subset, len(dataset))
+        for model in self.models:
+            model.make_generation_fast_()
+            if args.fp16 or getattr(args, "bf16", False):
+                model.to(torch.float16 if args.fp16 else torch.bfloat16)
+            model.to(self.device)
+            model.eval()
+        logger.info("num. model params: %d", sum(p.numel() for p in self.models[0].parameters()))
+        self.iterator = self.task.get_batch_iterator(
+            dataset=dataset,
+            max_tokens=DEFAULT_MAX_TOKENS if args.max_tokens is None else args.max_tokens,
+            max_sentences=args.max_sentences,
+            max_positions=utils.resolve_max_positions(*[model.max_positions() for model in self.models]),
+            ignore_invalid_inputs=True,
+            num_shards=args.num_shards,
+            shard_id=args.shard_id,
+            num_workers=args.num_workers if args.context_window == 0 and args.num_workers > 1 else 0,
+        )
+        self.scorer = SequenceScorer(self.task.target_dictionary, args.softmax_batch, args=args)
+
+    def _effective_args(self, stored: argparse.Namespace) -> argparse.Namespace:
+        """The checkpoint's settings overwritten by every command-line value, defaults included, but for a few."""
+        effective = deepcopy(stored)
+        for name, value in vars(self.args).items():
+            if name not in FROM_CHECKPOINT:
+                setattr(effective, name, value)
+        tokens, window = int(effective.tokens_per_sample), self.args.context_window
+        asked = self.args.tokens_per_sample
+        if asked not in (1024, tokens):
+            logger.warning(
+                "--tokens-per-sample %d is ignored, as in fairseq: the checkpoint says %d; to change it, add "
+                "'tokens_per_sample': %d to --model-overrides",
+                asked,
+                tokens,
+                asked,
+            )
+        if window >= tokens:
+            raise BadFlag(
+                "--context-window", window, f"less than the checkpoint's tokens_per_sample of {tokens}",
+                "lower it, or raise tokens_per_sample with --model-overrides",
+            )
+        effective.tokens_per_sample = tokens - window
+        return effective
+
+    @property
+    def key_dimension(self) -> int:
+        """Width D of the keys: the decoder's."""
+        return int(self.effective_args.decoder_embed_dim)
+
+    @property
+    def samples(self) -> NDArray[np.int64]:
+        """Dataset indices in the order in which they are scored."""
+        batches = [batch for batch in self.iterator.frozen_batches if len(batch)]
+        if self.args.num_shards > 1:
+            batches = batches[self.args.shard_id :: self.args.num_shards]
+        return np.concatenate([np.asarray(batch, np.int64) for batch in batches] or [np.zeros(0, np.int64)])
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """Collated batches in order, on the CPU; empty ones are left out."""
+        return (sample for sample in self.iterator.next_epoch_itr(shuffle=False) if "net_input" in sample)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.iterator)
+
+    def score(self, sample: dict[str, Any]) -> list[ScoredSequence]:
+        """Runs the LM on a batch. Without a key type the queries are empty (T, 0) tensors."""
+        if self.device.type == "cuda":
+            sample = utils.move_to_cuda(sample, self.device)
+        ids = sample["id"].tolist()
+        drop = 1 if getattr(self.effective_args, "add_bos_token", False) else 0
+        sequences = []
+        for sample_id, hypotheses in zip(ids, self.scorer.generate(self.models, sample), strict=True):
+            best = hypotheses[0]
+            targets, scores = best["tokens"][drop:], best["positional_scores"][drop:].float()
+            keys = best["queries"]
+            queries = scores.new_zeros(len(scores), 0) if keys is None else keys[drop:]
+            sequences.append(ScoredSequence(sample_id, queries.cpu(), targets.cpu(), scores.cpu()))
+        self._check(sequences)
+        return sequences
+
+    @staticmethod
+    def _check(sequences: list[ScoredSequence]) -> None:
+        for sequence in sequences:
+            if torch.isnan(sequence.lm_log_probs).any():
+                raise UserError(
+                    f"sample {sequence.sample_id}: the language model gave a log-probability that is not a number; "
+                    "check the checkpoint, or evaluate without --fp16"
+                )

@@ -1,0 +1,155 @@
+"""The automaton (Alon et al., 2022, section 3; quirks of the published code: spec retrieval 3.2 and 3.3), advanced for
+many sequences in lock-step.
+
+A state of the traversal is the set of entries that were retrieved for the last token *and* whose value was the token
+that came. Their successors in the text, entry + 1, are the pointers: candidates for the next token that cost no search.
+With clusters, the other members of the pointers' clusters are candidates too. All operations work on flat arrays:
+`rows[i]` says to which sequence entry `ids[i]` belongs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairseq.retrieval.clusters import Clusters
+
+
+@dataclass
+class Entries:
+    """Entries of several sequences: rows (n,) int64 sequence numbers, ascending; ids (n,) int64 datastore entries;
+    scores (n,) float32 or None, larger is nearer."""
+
+    rows: Tensor
+    ids: Tensor
+    scores: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def counts(self, sequences: int) -> Tensor:
+        """(sequences,) int64: how many entries each sequence has."""
+        return torch.bincount(self.rows, minlength=sequences)
+
+    def select(self, chosen: Tensor) -> Entries:
+        """The entries at `chosen`, a mask or positions."""
+        return Entries(self.rows[chosen], self.ids[chosen], None if self.scores is None else self.scores[chosen])
+
+
+def no_entries(device: torch.device | str = "cpu") -> Entries:
+    """No entries at all."""
+    nothing = torch.zeros(0, dtype=torch.int64, device=device)
+    return Entries(nothing, nothing, torch.zeros(0, device=device))
+
+
+def starts_of(counts: Tensor) -> Tensor:
+    """Exclusive cumulative sum: where each group of `counts` begins in a flat array."""
+    return counts.cumsum(0) - counts
+
+
+class Automaton:
+    """Pointer-following state. `size`: entries of the datastore; `max_knns`: most candidates from pointers a step."""
+
+    def __init__(
+        self, size: int, max_knns: int, clusters: Clusters | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        self.size, self.max_knns, self.device = size, max_knns, torch.device(device)
+        self.clusters = clusters
+        if clusters is not None:
+            self.indptr = torch.from_numpy(np.asarray(clusters.indptr)).to(device)
+            self.members = as_tensor(clusters.members).to(device)
+            self.cluster_of = as_tensor(clusters.cluster_of).to(device)
+        self.kept = no_entries(device)
+
+    def reset(self) -> None:
+        """Forgets everything; called when new sequences begin."""
+        self.kept = no_entries(self.device)
+
+    def keep(self, matched: Entries) -> None:
+        """Takes over the entries whose value was the token that came. The datastore's last entry has no successor, so
+        it is dropped; ends of documents inside the datastore are ignored, as in the original."""
+        self.kept = matched.select(matched.ids < self.size - 1)
+
+    def pointers(self, sequences: int) -> tuple[Entries, Tensor]:
+        """Pointers of the first `sequences` sequences and how many each had before the cut to `max_knns`.
+
+        Where a sequence has more than `max_knns`, those with the best scores at the previous step stay."""
+        kept = self.kept.select(self.kept.rows < sequences) if len(self.kept) else self.kept
+        counts = kept.counts(sequences)
+        if len(kept) and int(counts.max()) > self.max_knns:
+            assert kept.scores is not None
+            best_first = torch.argsort(kept.scores, descending=True, stable=True)
+            kept = kept.select(best_first[torch.argsort(kept.rows[best_first], stable=True)])
+            rank = torch.arange(len(kept), device=self.device) - starts_of(counts)[kept.rows]
+            kept = kept.select(rank < self.max_knns)
+        return Entries(kept.rows, kept.ids + 1), counts
+
+    def expand(self, pointers: Entries, sequences: int) -> Entries:
+        """Adds the members of the pointers' clusters, up to `max_knns` entries a sequence.
+
+        Clusters with more pointers come first, members in ascending order; a pointer is its own cluster's member and so
+        stands twice, which the original's softmax counts. Without clusters: the pointers themselves."""
+        if self.clusters is None or not len(pointers):
+            return pointers
+        counts = pointers.counts(sequences)
+        room = (self.max_knns - counts).clamp_(min=0)
+        keys = pointers.rows * self.clusters.count + self.cluster_of[pointers.ids]
+        states, votes = torch.unique(keys, return_counts=True)
+        rows, clusters = states // self.clusters.count, states % self.clusters.count
+        sizes = self.indptr[clusters + 1] - self.indptr[clusters]
+        order = self._most_voted_first(rows, votes, sizes, room, sequences)
+        rows, clusters, sizes = rows[order], clusters[order], sizes[order]
+
+        # How many members of each cluster fit: sizes cut where their running sum within the sequence passes the room.
+        before = starts_of(sizes)
+        widths = torch.bincount(rows, minlength=sequences)
+        before = before - before[starts_of(widths)[rows]]
+        take = torch.minimum(sizes, room[rows] - before).clamp_(min=0)
+        total = int(take.sum())
+        source = torch.repeat_interleave(self.indptr[clusters] - starts_of(take), take, output_size=total)
+        source += torch.arange(total, device=self.device)
+        added = Entries(torch.repeat_interleave(rows, take, output_size=total), self.members[source].long())
+        return merge_by_row(pointers, added, counts, sequences)
+
+    def _most_voted_first(self, rows: Tensor, votes: Tensor, sizes: Tensor, room: Tensor, sequences: int) -> Tensor:
+        """A permutation that puts each sequence's clusters in descending order of votes. Only sequences whose clusters
+        do not all fit need it. Clusters with equal votes stand as numpy's default sort leaves them: the original's
+        truncation, and so its numbers, depend on that (off the CPU: ascending cluster number)."""
+        if self.device.type != "cpu":
+            by_votes = torch.argsort(votes, descending=True, stable=True)
+            return by_votes[torch.argsort(rows[by_votes], stable=True)]
+        order = np.arange(len(rows))
+        totals = torch.zeros(sequences, dtype=torch.int64).index_add_(0, rows, sizes)
+        widths = torch.bincount(rows, minlength=sequences)
+        crowded = ((totals > room) & (widths > 1)).numpy()
+        starts, widths_np, votes_np = starts_of(widths).numpy(), widths.numpy(), votes.numpy()
+        for width in np.unique(widths_np[crowded]):
+            these = starts[crowded & (widths_np == width)][:, None] + np.arange(width)
+            order[these] = np.take_along_axis(these, np.argsort(-votes_np[these], axis=1), axis=1)
+        return torch.from_numpy(order)
+
+
+def merge_by_row(first: Entries, second: Entries, first_counts: Tensor, sequences: int) -> Entries:
+    """Both, in ascending order of rows, `first` before `second` within a row; both must be ascending already."""
+    starts = starts_of(first_counts + second.counts(sequences))
+    at_first = torch.arange(len(first), device=first.rows.device) + (starts - starts_of(first_counts))[first.rows]
+    second_counts = second.counts(sequences)
+    offset = starts + first_counts - starts_of(second_counts)
+    at_second = torch.arange(len(second), device=first.rows.device) + offset[second.rows]
+    rows = torch.empty(len(first) + len(second), dtype=torch.int64, device=first.rows.device)
+    ids = torch.empty_like(rows)
+    rows[at_first], ids[at_first] = first.rows, first.ids
+    rows[at_second], ids[at_second] = second.rows, second.ids
+    return Entries(rows, ids)
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A tensor over the array's own memory, also over a read-only map (nothing here ever writes to it)."""
+    if array.flags.writeable:
+        return torch.from_numpy(array)
+    return torch.frombuffer(memoryview(array).cast("B") if array.size else bytearray(), dtype=_TORCH_TYPES[array.dtype.str])
+
+
+_TORCH_TYPES = {"<i8": torch.int64, "<i4": torch.int32, "<i2": torch.int16, "|u1": torch.uint8}

@@ -1,0 +1,134 @@
+"""Clusters of similar keys, the states of the automaton: entry -> cluster -> members, as flat arrays.
+
+Two forms on disk: the pickled SciPy CSR matrix that the original's `--members` takes (rows are clusters, columns are
+entries), read without executing anything, and a folder of plain `.npy` arrays that is opened by memory map at once."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+
+from fairseq import safe_pickle
+from fairseq.atomic_io import atomic_write
+from fairseq.errors import BadFile, MissingFile
+from fairseq.retrieval.sidecar import read_sidecar, write_sidecar
+
+KIND = "clusters"
+ARRAYS = ("indptr", "members", "cluster_of")
+
+
+@dataclass
+class Clusters:
+    """Cluster c has the entries members[indptr[c]:indptr[c + 1]], ascending; entry i is in cluster_of[i].
+
+    indptr: (C + 1,) int64; members: (N,) int32 or int64; cluster_of: (N,) int32. An entry that no cluster lists counts
+    as in cluster 0, a quirk of the original that changes numbers and is therefore kept."""
+
+    indptr: NDArray[Any]
+    members: NDArray[Any]
+    cluster_of: NDArray[Any]
+
+    @property
+    def count(self) -> int:
+        """Number of clusters."""
+        return len(self.indptr) - 1
+
+    @classmethod
+    def from_assignment(cls, assignment: NDArray[Any], count: int | None = None) -> Clusters:
+        """Clusters from the cluster number of each entry, (N,) integers; one sort, no loop."""
+        assignment = np.asarray(assignment)
+        if len(assignment) and assignment.min() < 0:
+            raise ValueError("cluster numbers must not be negative")
+        count = (int(assignment.max(initial=-1)) + 1) if count is None else count
+        indptr = np.zeros(count + 1, np.int64)
+        np.cumsum(np.bincount(assignment, minlength=count), out=indptr[1:])
+        members = np.argsort(assignment, kind="stable").astype(index_dtype(len(assignment)))
+        return cls(indptr, members, assignment.astype(np.int32))
+
+    @classmethod
+    def from_csr(cls, matrix: Any, size: int, path: str) -> Clusters:
+        """Clusters from a CSR matrix whose rows are clusters and whose columns are entries of a datastore of `size`."""
+        indptr = np.asarray(matrix.indptr, np.int64)
+        members = np.asarray(matrix.indices)
+        _check_arrays(path, indptr, members, size)
+        if matrix.shape[1] > size:
+            raise BadFile(path, f"members up to entry {matrix.shape[1] - 1}", f"entries below {size}", "check --dstore-size")
+        cluster_of = np.zeros(size, np.int32)
+        cluster_of[members] = np.repeat(np.arange(len(indptr) - 1, dtype=np.int32), np.diff(indptr))
+        return cls(indptr, members, cluster_of)
+
+    def to_csr(self) -> scipy.sparse.csr_matrix:
+        """The matrix that the original pickles: int64 ones, int32 indices, members ascending in each row."""
+        data = np.ones(len(self.members), np.int64)
+        entries = int(self.members.max(initial=-1)) + 1
+        return scipy.sparse.csr_matrix((data, self.members, self.indptr), shape=(self.count, entries))
+
+
+def index_dtype(size: int) -> type:
+    """int32 while entry ids fit, else int64."""
+    return np.int32 if size <= np.iinfo(np.int32).max else np.int64
+
+
+def _check_arrays(path: str, indptr: NDArray[Any], members: NDArray[Any], size: int) -> None:
+    ascending = len(indptr) > 0 and indptr[0] == 0 and indptr[-1] == len(members) and bool((np.diff(indptr) >= 0).all())
+    if not ascending or indptr.ndim != 1 or members.ndim != 1:
+        raise BadFile(path, "row bounds that do not fit the members", "a CSR layout", "cluster again with kmeans.py")
+    if len(members) and (members.min() < 0 or members.max() >= size):
+        raise BadFile(
+            path, f"member ids from {members.min()} to {members.max()}", f"ids from 0 to {size - 1}", "check --dstore-size"
+        )
+
+
+def load_clusters(path: str, size: int) -> Clusters:
+    """Reads `--members`: a CSR pickle, or the folder of arrays that `save_clusters` wrote, for a datastore of `size`."""
+    if os.path.isdir(path):
+        return _load_arrays(path, size)
+    if not os.path.exists(path):
+        raise MissingFile(path, "check --members, or make it with kmeans.py")
+    matrix = safe_pickle.load(path)
+    if scipy.sparse.issparse(matrix) and matrix.format != "csr":
+        matrix = matrix.tocsr()
+    if not scipy.sparse.issparse(matrix):
+        raise BadFile(path, f"a pickled {type(matrix).__name__}", "a pickled SciPy CSR matrix, clusters x entries")
+    return Clusters.from_csr(matrix, size, path)
+
+
+def _load_arrays(folder: str, size: int) -> Clusters:
+    info = read_sidecar(os.path.join(folder, KIND), KIND, {"entries": int, "clusters": int})
+    if info is None:
+        raise BadFile(folder, "no clusters.json", "a folder that kmeans.py wrote", "cluster again")
+    arrays = {}
+    for name in ARRAYS:
+        path = os.path.join(folder, name + ".npy")
+        try:
+            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise BadFile(path, f"a file that cannot be opened ({error})", "a numpy array", "cluster again") from error
+    lengths = tuple(arrays[name].shape for name in ARRAYS)
+    listed = (int(arrays["indptr"][-1]),) if lengths[0] == (info["clusters"] + 1,) else None
+    if listed != lengths[1] or lengths[2] != (size,):
+        raise BadFile(
+            folder, f"arrays of lengths {lengths}", f"clusters of a datastore of {size} entries", "check --members"
+        )
+    return Clusters(**arrays)
+
+
+def save_clusters(folder: str, clusters: Clusters, info: dict[str, Any]) -> None:
+    """Writes the arrays as `.npy` files into `folder`, its description last."""
+    for name in ARRAYS:
+        with atomic_write(os.path.join(folder, name + ".npy")) as stream:
+            np.save(stream, getattr(clusters, name), allow_pickle=False)
+    counts = {"entries": len(clusters.cluster_of), "clusters": clusters.count}
+    write_sidecar(os.path.join(folder, KIND), KIND, {**info, **counts})
+
+
+def save_members_pickle(path: str, clusters: Clusters) -> None:
+    """Writes the pickled CSR matrix that the original RetoMaton's `--members` reads."""
+    with atomic_write(path) as stream:
+        pickle.dump(clusters.to_csr(), stream, protocol=4)

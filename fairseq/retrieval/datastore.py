@@ -1,0 +1,202 @@
+"""The datastore: one (key, value) pair per token of a text. Keys are the language model's activations, values the tokens
+that followed; the entry after entry i in the text is entry i + 1, which is all that a pointer needs.
+
+Files (the RetoMaton layout): `PREFIX_keys.npy` and `PREFIX_vals.npy` are raw row-major arrays without a numpy header,
+keys (N, D) float16 or float32, values (N, 1) int64 (other tools: int32 or int16). `PREFIX.json` describes them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairseq.errors import BadFile, BadFlag, MissingFile
+from fairseq.retrieval.sidecar import read_sidecar
+
+KIND = "datastore"
+VALUE_DTYPES = {8: "<i8", 4: "<i4", 2: "<i2"}
+KEY_DTYPES = {2: "<f2", 4: "<f4"}
+SCAN_ROWS = 65536
+
+
+def keys_path(prefix: str) -> str:
+    """File of the keys."""
+    return prefix + "_keys.npy"
+
+
+def values_path(prefix: str) -> str:
+    """File of the values."""
+    return prefix + "_vals.npy"
+
+
+@dataclass
+class Datastore:
+    """An open datastore. `keys` is (N, D) float16/float32 (None when not opened), `values` (N,) integers.
+
+    `size` is N; `info` the sidecar's fields (empty for downloaded files)."""
+
+    prefix: str
+    keys: NDArray[Any] | None
+    values: NDArray[Any]
+    dimension: int | None
+    info: dict[str, Any]
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return len(self.values)
+
+    def require_keys(self, purpose: str) -> NDArray[Any]:
+        """The keys; BadFlag when they were not opened."""
+        if self.keys is None:
+            raise BadFlag("--no-load-keys", "keys that were not opened", f"open keys for {purpose}", "drop this flag")
+        return self.keys
+
+    @classmethod
+    def open(
+        cls,
+        prefix: str,
+        size: int | None = None,
+        dimension: int | None = None,
+        fp16: bool | None = None,
+        load_keys: bool = True,
+        in_memory: bool = False,
+    ) -> Datastore:
+        """Opens `PREFIX_keys.npy` and `PREFIX_vals.npy` read-only, as memory maps or (`in_memory`) copied.
+
+        Size, dimension and types come from the sidecar, else from the arguments, else from the files' lengths; what
+        is given must agree with what is found (BadFile). A `size` below the number of rows opens the first rows."""
+        info = read_sidecar(prefix, KIND, {"rows": int, "dimension": int, "key_dtype": str, "value_dtype": str}) or {}
+        layout = _infer_layout(prefix, info, size, dimension, fp16, load_keys)
+        rows = layout.rows if size is None else size
+        values = _map(values_path(prefix), layout.value_dtype, (layout.rows, 1))[:rows, 0]
+        keys = None
+        if load_keys and layout.key_dtype is not None and layout.dimension is not None:
+            keys = _map(keys_path(prefix), layout.key_dtype, (layout.rows, layout.dimension))[:rows]
+        if in_memory:
+            largest = int(values.max(initial=0))
+            values = values.astype(np.int32 if largest <= np.iinfo(np.int32).max else np.int64)
+            keys = None if keys is None else np.array(keys)
+        return cls(prefix, keys, values, layout.dimension, info)
+
+
+@dataclass
+class _Layout:
+    rows: int
+    dimension: int | None
+    key_dtype: str | None
+    value_dtype: str
+
+
+def _map(path: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    if 0 in shape:
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype=dtype, mode="r", shape=shape)
+
+
+def file_size(path: str, remedy: str = "") -> int:
+    """Bytes of a file; MissingFile when it is not there."""
+    try:
+        return os.path.getsize(path)
+    except FileNotFoundError:
+        raise MissingFile(path, remedy) from None
+
+
+def _infer_layout(
+    prefix: str, info: dict[str, Any], size: int | None, dimension: int | None, fp16: bool | None, need_keys: bool
+) -> _Layout:
+    """Rows, dimension and types of the two files, from whatever is known; checks everything that can be checked."""
+    remedy = "check --dstore-filename"
+    value_bytes = file_size(values_path(prefix), remedy)
+    has_keys = need_keys or os.path.exists(keys_path(prefix))
+    key_bytes = file_size(keys_path(prefix), remedy + ", or give --no-load-keys") if has_keys else None
+    if info:
+        return _checked_against_sidecar(prefix, info, size, dimension, fp16, value_bytes, key_bytes)
+
+    rows, value_dtype = _value_layout(prefix, value_bytes, size)
+    if key_bytes is None or rows == 0:
+        return _Layout(rows, dimension, None, value_dtype)
+    key_itemsize = 2 if fp16 else 4
+    if dimension is None:
+        if key_bytes % (rows * key_itemsize):
+            raise BadFile(
+                keys_path(prefix),
+                f"{key_bytes} bytes",
+                f"a multiple of {rows} rows x {key_itemsize} bytes",
+                "check --dstore-size and --dstore-fp16",
+            )
+        dimension = key_bytes // (rows * key_itemsize)
+    elif fp16 is None and key_bytes == rows * dimension * 2:
+        key_itemsize = 2
+    if key_bytes != rows * dimension * key_itemsize:
+        raise BadFile(
+            keys_path(prefix),
+            f"{key_bytes} bytes",
+            f"{rows * dimension * key_itemsize} bytes for {rows} entries of dimension {dimension} "
+            f"in {'half' if key_itemsize == 2 else 'single'} precision",
+            "check the size, the dimension and --dstore-fp16",
+        )
+    return _Layout(rows, dimension, KEY_DTYPES[key_itemsize], value_dtype)
+
+
+def _value_layout(prefix: str, value_bytes: int, size: int | None) -> tuple[int, str]:
+    """Rows and dtype of a values file without a sidecar. Without a size it must be int64, the RetoMaton type."""
+    if size is None:
+        if value_bytes % 8:
+            raise BadFile(values_path(prefix), f"{value_bytes} bytes", "a multiple of 8 (int64)", "give --dstore-size")
+        return value_bytes // 8, VALUE_DTYPES[8]
+    if size > 0 and value_bytes % size == 0 and value_bytes // size in VALUE_DTYPES:
+        return size, VALUE_DTYPES[value_bytes // size]
+    if value_bytes >= size * 8 and value_bytes % 8 == 0:  # only the first rows are asked for
+        return value_bytes // 8, VALUE_DTYPES[8]
+    raise BadFile(
+        values_path(prefix),
+        f"{value_bytes} bytes",
+        f"{size * 8} bytes (int64), {size * 4} (int32) or {size * 2} (int16) for {size} entries",
+        "check --dstore-size",
+    )
+
+
+def _checked_against_sidecar(
+    prefix: str,
+    info: dict[str, Any],
+    size: int | None,
+    dimension: int | None,
+    fp16: bool | None,
+    value_bytes: int,
+    key_bytes: int | None,
+) -> _Layout:
+    rows, width, key_dtype, value_dtype = (info[name] for name in ("rows", "dimension", "key_dtype", "value_dtype"))
+    if key_dtype not in KEY_DTYPES.values() or value_dtype not in VALUE_DTYPES.values():
+        raise BadFile(prefix + ".json", f"types {key_dtype} and {value_dtype}", "known types of keys and values")
+    wanted = {values_path(prefix): (value_bytes, rows * np.dtype(value_dtype).itemsize)}
+    if key_bytes is not None:
+        wanted[keys_path(prefix)] = (key_bytes, rows * width * np.dtype(key_dtype).itemsize)
+    for path, (found, expected) in wanted.items():
+        if found != expected:
+            raise BadFile(path, f"{found} bytes", f"{expected} bytes as {prefix}.json says", "save the datastore again")
+    if size is not None and size > rows:
+        raise BadFlag("--dstore-size", size, f"at most the {rows} entries of {prefix}", "leave the flag out")
+    if dimension is not None and dimension != width:
+        raise BadFile(prefix + ".json", f"keys of dimension {width}", f"dimension {dimension}", "check which model made it")
+    if fp16 and key_dtype != KEY_DTYPES[2]:
+        raise BadFlag("--dstore-fp16", f"single-precision keys in {prefix}", "half-precision keys", "drop the flag")
+    return _Layout(rows, width, key_dtype if key_bytes is not None else None, value_dtype)
+
+
+def count_filled_rows(datastore: Datastore) -> int:
+    """Rows before the all-zero tail that writers leave when they allocate more than they fill (Law-MT: 19,847 rows).
+
+    A row counts as empty when its key is all zeros and its value is 0."""
+    keys = datastore.require_keys("finding the filled rows")
+    end = datastore.size
+    while end > 0:
+        start = max(0, end - SCAN_ROWS)
+        filled = np.flatnonzero((datastore.values[start:end] != 0) | (keys[start:end] != 0).any(axis=1))
+        if len(filled):
+            return start + int(filled[-1]) + 1
+        end = start
+    return 0

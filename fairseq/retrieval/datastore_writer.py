@@ -1,0 +1,116 @@
+"""Writing a datastore row by row, resumably: rows go to temporary files, a progress file says how many are safe, and a
+second run of the same command goes on from there. The files get their names when whole, the sidecar comes last."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairseq.atomic_io import make_parent, publish, read_json, require_free_space, temporary_path, write_json
+from fairseq.errors import BadFile, UserError
+from fairseq.retrieval.datastore import KEY_DTYPES, KIND, VALUE_DTYPES, keys_path, values_path
+from fairseq.retrieval.sidecar import sidecar_path, write_sidecar
+
+SAFE_POINT_SECONDS = 30.0
+
+
+class DatastoreWriter:
+    """Appends rows until `rows` are there; `identity` (model, data, flags) decides whether an unfinished run goes on.
+
+    Use as: writer = DatastoreWriter(...); skip the first `writer.written` rows; `append`; `finish`."""
+
+    def __init__(self, prefix: str, rows: int, dimension: int, fp16: bool, identity: dict[str, Any]) -> None:
+        self.prefix, self.rows, self.dimension = prefix, rows, dimension
+        self.key_dtype = np.dtype(KEY_DTYPES[2 if fp16 else 4])
+        self.value_dtype = np.dtype(VALUE_DTYPES[8])
+        self.identity = {**identity, "rows": rows, "dimension": dimension, "key_dtype": self.key_dtype.str}
+        self.written = 0
+        self._last_safe_point = time.monotonic()
+        self._progress = prefix + ".progress.json"
+        self._paths = (temporary_path(keys_path(prefix)), temporary_path(values_path(prefix)))
+        self._row_bytes = (dimension * self.key_dtype.itemsize, self.value_dtype.itemsize)
+        make_parent(prefix)
+        self._resume()
+        require_free_space(prefix, (rows - self.written) * sum(self._row_bytes), "the datastore")
+        self._files = [open(path, "r+b") for path in self._paths]  # noqa: SIM115  (closed in finish and close)
+        for stream, row_bytes in zip(self._files, self._row_bytes, strict=True):
+            stream.truncate(self.written * row_bytes)
+            stream.seek(0, os.SEEK_END)
+
+    def _resume(self) -> None:
+        """Takes over the safe rows of an unfinished run with the same identity, else starts afresh."""
+        if os.path.exists(self._progress):
+            try:
+                progress = read_json(self._progress)
+            except BadFile:
+                progress = {}
+            safe = progress.get("written", 0) if isinstance(progress, dict) else 0
+            if isinstance(progress, dict) and progress.get("identity") == self.identity and isinstance(safe, int):
+                have = [os.path.getsize(path) if path.exists() else 0 for path in self._paths]
+                if all(size >= safe * row for size, row in zip(have, self._row_bytes, strict=True)):
+                    self.written = min(safe, self.rows)
+                    return
+        for path in self._paths:
+            path.write_bytes(b"")
+
+    @property
+    def room(self) -> int:
+        """Rows still to come."""
+        return self.rows - self.written
+
+    def append(self, keys: NDArray[Any], values: NDArray[Any]) -> None:
+        """Adds keys (n, D) and values (n,), cut to the room that is left; UserError when keys are not finite."""
+        keys, values = keys[: self.room], values[: self.room]
+        converted = keys.astype(self.key_dtype)
+        if not np.isfinite(converted).all():
+            raise UserError(
+                f"{keys_path(self.prefix)}: a key near row {self.written} is infinite or not a number in "
+                f"{self.key_dtype.name}; save without --dstore-fp16 or check the model"
+            )
+        self._files[0].write(np.ascontiguousarray(converted))
+        self._files[1].write(np.ascontiguousarray(values, self.value_dtype))
+        self.written += len(values)
+        if time.monotonic() - self._last_safe_point > SAFE_POINT_SECONDS:
+            self.safe_point()
+
+    def safe_point(self) -> None:
+        """Makes all rows so far survive a kill."""
+        for stream in self._files:
+            stream.flush()
+            os.fsync(stream.fileno())
+        write_json(self._progress, {"identity": self.identity, "written": self.written})
+        self._last_safe_point = time.monotonic()
+
+    def close(self) -> None:
+        """Leaves an unfinished datastore in a state from which the same command goes on."""
+        if not self._files[0].closed:
+            self.safe_point()
+            for stream in self._files:
+                stream.close()
+
+    def finish(self, info: dict[str, Any]) -> None:
+        """Pads with zero rows to the requested size (as the original leaves them), names the files, writes the sidecar."""
+        filled = self.written
+        for stream, row_bytes in zip(self._files, self._row_bytes, strict=True):
+            stream.flush()
+            stream.truncate(self.rows * row_bytes)
+            os.fsync(stream.fileno())
+            stream.close()
+        if os.path.exists(sidecar_path(self.prefix)):
+            os.unlink(sidecar_path(self.prefix))  # never let an old description stand beside new files
+        for temporary, path in zip(self._paths, (keys_path(self.prefix), values_path(self.prefix)), strict=True):
+            publish(temporary, path)
+        description = {
+            "rows": self.rows,
+            "filled_rows": filled,
+            "dimension": self.dimension,
+            "key_dtype": self.key_dtype.str,
+            "value_dtype": self.value_dtype.str,
+        }
+        write_sidecar(self.prefix, KIND, {**info, **description})
+        if os.path.exists(self._progress):
+            os.unlink(self._progress)

@@ -1,0 +1,21 @@
+"""Imports faiss, or says which of its two packages to install (they share one module name and exclude each other)."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from fairseq.errors import MissingDependency
+
+
+def require_faiss() -> ModuleType:
+    """The faiss module; MissingDependency when neither package is installed."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingDependency(
+            "faiss",
+            "retrieval",
+            "pip install --editable '.[cpu]' (faiss-cpu), or '.[gpu]' (faiss-gpu) on a machine with CUDA",
+        ) from error
+    module: ModuleType = faiss
+    return module

@@ -1,0 +1,98 @@
+"""Retrieval strategies: who votes, when to search, how much to trust the votes.
+
+A strategy is a small class: `propose` says, for the sequences of a step, which need a search and which entries are
+candidates for free; `observe` learns which candidates had the right value. `@register_retriever("name")` makes it
+available as `--strategy name`; `add_args` declares its own flags. See docs/extending.md for one in forty lines."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq.retrieval.automaton import Entries
+from fairseq.retrieval.clusters import Clusters
+
+RETRIEVER_REGISTRY: dict[str, type[Retriever]] = {}
+
+
+@dataclass
+class Resources:
+    """What a strategy may use: the datastore's size, the clusters (or None), the device and the constant lambda."""
+
+    size: int
+    k: int
+    lmbda: float
+    clusters: Clusters | None = None
+    device: torch.device | str = "cpu"
+
+
+@dataclass
+class Step:
+    """One token of each of B sequences, or (for strategies that are not sequential) any B tokens.
+
+    sample_ids, positions: (B,) int64, which token of which sample; queries: (B, D) float32; lm_log_probs: (B,) float32,
+    the LM's log-probability of the target in nats."""
+
+    sample_ids: Tensor
+    positions: Tensor
+    queries: Tensor
+    lm_log_probs: Tensor
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@dataclass
+class Proposal:
+    """search: (B,) bool, which tokens need a search; entries: further candidates (or None); lmbda: (B,) float32, the
+    weight of the retrieval distribution for each token, or None for the constant one."""
+
+    search: Tensor
+    entries: Entries | None = None
+    lmbda: Tensor | None = None
+
+
+class Retriever:
+    """Base of all strategies. `sequential` is False when a token's retrieval does not depend on earlier tokens'."""
+
+    sequential = True
+
+    def __init__(self, args: argparse.Namespace, resources: Resources) -> None:
+        self.args, self.resources = args, resources
+
+    @staticmethod
+    def add_args(parser: Any) -> None:
+        """Adds the strategy's own flags."""
+
+    def start(self) -> None:
+        """Called when a new group of sequences begins."""
+
+    def propose(self, step: Step) -> Proposal:
+        """Decides about the tokens of `step`, before their values are known. Sequence i of a step is sequence i of the
+        previous step; sequences that have ended are missing at the end."""
+        raise TypeError(f"{type(self).__name__} must define propose")
+
+    def observe(self, step: Step, matched: Entries) -> None:
+        """Receives the candidates, searched or proposed, whose value was the token that came."""
+
+
+def register_retriever(name: str) -> Callable[[type], type]:
+    """Class decorator that makes a Retriever available as `--strategy NAME`; ValueError for a name used twice."""
+
+    def decorate(cls: type) -> type:
+        if name in RETRIEVER_REGISTRY:
+            raise ValueError(f"cannot register a second retrieval strategy named {name}")
+        if not issubclass(cls, Retriever):
+            raise ValueError(f"strategy {name}: {cls.__name__} must extend Retriever")
+        RETRIEVER_REGISTRY[name] = cls
+        return cls
+
+    return decorate
+
+
+from fairseq.retrieval.retrievers import knnlm, random_skip, retomaton  # noqa: E402, F401  (fills the registry)

@@ -1,0 +1,73 @@
+"""How near an entry is: the choices of `--knn-sim-func` (spec retrieval, section 1.4) as one `scores` function for
+entries that a search returned and one for entries that pointers name. Scores are larger for nearer entries."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fairseq.errors import BadFlag
+from fairseq.retrieval.datastore import Datastore
+from fairseq.retrieval.index import Index, key_distances
+
+CHOICES = "do_not_recomp_l2, dot, or leave the flag out for exact L2 distances"
+
+
+class Similarity(Protocol):
+    """Scores of searched and of given entries."""
+
+    def of_search(self, queries: Tensor, distances: Tensor, ids: Tensor) -> Tensor:
+        """(B, k) float32 from a search's (B, k) distances and ids; queries (B, D)."""
+
+    def of_entries(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """(n,) float32 for entry ids[i] seen from query rows[i]; queries (B, D)."""
+
+
+class IndexSimilarity:
+    """The index's own distances: quantised keys (`do_not_recomp_l2`), or its inner products."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.sign = 1.0 if index.inner_product else -1.0
+
+    def of_search(self, queries: Tensor, distances: Tensor, ids: Tensor) -> Tensor:
+        """See `Similarity`."""
+        return distances * self.sign
+
+    def of_entries(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """See `Similarity`."""
+        return self.index.distances(queries, rows, ids) * self.sign
+
+
+class KeySimilarity:
+    """Exact distances, or inner products, recomputed from the stored keys."""
+
+    def __init__(self, datastore: Datastore, inner_product: bool) -> None:
+        self.keys = datastore.require_keys("recomputing distances (or use --knn-sim-func do_not_recomp_l2)")
+        self.inner_product = inner_product
+
+    def of_search(self, queries: Tensor, distances: Tensor, ids: Tensor) -> Tensor:
+        """See `Similarity`."""
+        rows = torch.arange(len(ids), device=ids.device).repeat_interleave(ids.shape[1])
+        return self.of_entries(queries, rows, ids.flatten()).view(ids.shape)
+
+    def of_entries(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """See `Similarity`."""
+        distances = key_distances(self.keys, queries, rows, ids, self.inner_product)
+        return distances if self.inner_product else -distances
+
+
+def build_similarity(function: str | None, metric: str, datastore: Datastore, index: Index) -> Similarity:
+    """The similarity that `--knn-sim-func` and `--faiss-metric-type` ask for; BadFlag for anything unknown."""
+    if metric not in ("l2", "ip"):
+        raise BadFlag("--faiss-metric-type", metric, "l2 or ip")
+    if index.inner_product != (metric == "ip"):
+        found = "an inner-product index" if index.inner_product else "an L2 index"
+        raise BadFlag("--faiss-metric-type", metric, f"the metric of the index, which is {found}")
+    if function == "do_not_recomp_l2" or (function is None and metric == "ip"):
+        return IndexSimilarity(index)
+    if function in (None, "dot", "l2"):
+        return KeySimilarity(datastore, inner_product=function == "dot")
+    raise BadFlag("--knn-sim-func", function, CHOICES)

@@ -1,0 +1,24 @@
+"""Scored sequences: the triples that cross from the language model to retrieval. A language model is whatever yields
+these; retrieval needs nothing else of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class ScoredSequence:
+    """One evaluated sample: what the LM was asked, what was right, and how probable it found that.
+
+    queries: (T, D) float32, the key activation before each target; targets: (T,) int64 token ids;
+    lm_log_probs: (T,) float32 in nats; sample_id: the sample's number in the dataset."""
+
+    sample_id: int
+    queries: Tensor
+    targets: Tensor
+    lm_log_probs: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
