@@ -28,18 +28,28 @@ SAVING = ("save_checkpoint", "load_checkpoint", "verify_checkpoint_directory", "
 CONTENT = "a checkpoint written by this package or fairseq"
 
 
-def load_checkpoint_to_cpu(path: str | os.PathLike[str], arg_overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+def load_checkpoint_to_cpu(
+    path: str | os.PathLike[str], arg_overrides: dict[str, Any] | None = None, mmap: bool = False
+) -> dict[str, Any]:
     """The checkpoint's dict with tensors on the CPU, upgraded to today's form (spec 8.2); `args` is a flat Namespace.
 
-    `arg_overrides` are set on `args` before absent options are filled in. Tensors of zip files are mapped, not read."""
-    state = read_torch_file(path)
-    if not isinstance(state, dict) or "model" not in state or not ("args" in state or "cfg" in state):
+    `arg_overrides` are set on `args` before absent options are filled in. `mmap` is for callers that copy what they
+    need and let go: see `read_torch_file`."""
+    state = read_torch_file(path, mmap)
+    if (
+        not isinstance(state, dict)
+        or not isinstance(state.get("model"), dict)
+        or not (isinstance(state.get("args"), argparse.Namespace) or isinstance(state.get("cfg"), dict))
+    ):
         raise BadFile(path, "no model with its options", CONTENT)
     return upgrade_state(state, arg_overrides)
 
 
-def read_torch_file(path: str | os.PathLike[str]) -> Any:
-    """What `torch.save` wrote to `path`, through the allow-list of `fairseq.safe_pickle`."""
+def read_torch_file(path: str | os.PathLike[str], mmap: bool = False) -> Any:
+    """What `torch.save` wrote to `path`, through the allow-list of `fairseq.safe_pickle`.
+
+    With `mmap` the tensors of a zip container are pages of the file instead of memory: cheap for a caller that needs
+    only some of them, fatal for one that keeps them while somebody overwrites the file."""
     path = os.fspath(path)
     with safe_pickle.pickle_errors(path, CONTENT):
         with open(path, "rb") as stream:
@@ -52,7 +62,7 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
         return torch.load(
             path,
             map_location="cpu",
-            mmap=is_zip,
+            mmap=mmap and is_zip,
             weights_only=False,  # torch's own list cannot be extended by module aliases and stubs; ours is as strict
             pickle_module=safe_pickle.pickle_module_for(path),
         )
@@ -217,7 +227,7 @@ def load_model_ensemble_and_task(
     for filename in filenames:
         if not os.path.exists(filename):
             raise MissingFile(filename, "check --path")
-        state = load_checkpoint_to_cpu(filename, arg_overrides)
+        state = load_checkpoint_to_cpu(filename, arg_overrides, mmap=True)
         state.pop("last_optimizer_state", None)
         args = state["args"]
         if task is None:

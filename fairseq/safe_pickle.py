@@ -144,10 +144,12 @@ def pickle_errors(file: str | os.PathLike[str], expected: str) -> Iterator[None]
     """Turns what a damaged pickle makes Python raise into a BadFile about `file`."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise MissingFile(file) from error
     except UserError:
         raise
+    except FileNotFoundError as error:
+        raise MissingFile(file) from error
+    except OSError as error:
+        raise BadFile(file, f"a file that cannot be read ({error.strerror})", expected, "check the path") from error
     except (
         pickle.UnpicklingError,
         EOFError,

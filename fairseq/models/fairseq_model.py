@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -79,20 +80,23 @@ class BaseFairseqModel(nn.Module):
             if module is not self and hasattr(module, "upgrade_state_dict_named"):
                 module.upgrade_state_dict_named(state_dict, f"{name}.{path}" if name else path)
 
-    def load_state_dict(
-        self, state_dict: dict[str, Any], strict: bool = True, args: argparse.Namespace | None = None
-    ) -> Any:
-        """Upgrades a copy of `state_dict`, prunes layers when `args.decoder_layers_to_keep` says so, and loads it.
+    def load_state_dict(  # type: ignore[override]
+        self, state_dict: Mapping[str, Any], strict: bool = True, args: argparse.Namespace | None = None
+    ) -> None:
+        """Loads a copy of `state_dict`, pruned when `args.decoder_layers_to_keep` says so and upgraded.
 
         Strict loading raises ArchitectureMismatch, before anything is copied, naming keys or shapes that differ."""
         state = dict(state_dict)
-        self.upgrade_state_dict(state)
         self.prune_state_dict(state, args)
+        self.upgrade_state_dict(state)
         if strict:
             check_state_dict(self, state)
         if any(tensor.is_meta for tensor in [*self.parameters(), *self.buffers()]):
-            return _materialise(self, state)
-        return super().load_state_dict(state, strict=strict)
+            _materialise(self, state)
+        else:
+            super().load_state_dict(state, strict=strict)
+        if args is not None and getattr(args, "decoder_layers_to_keep", None):
+            args.decoder_layers_to_keep = None  # a file saved from here on holds the pruned model
 
     def prune_state_dict(self, state_dict: dict[str, Any], args: argparse.Namespace | None) -> None:
         """Keeps the decoder layers listed in `args.decoder_layers_to_keep` ("0,2,4") and renumbers them (LayerDrop)."""
@@ -101,14 +105,11 @@ class BaseFairseqModel(nn.Module):
             return
         prefix = "decoder.layers."
         kept = {old: new for new, old in enumerate(sorted(int(layer) for layer in listed.split(",")))}
-        for key in [key for key in state_dict if key.startswith(prefix)]:
-            value = state_dict.pop(key)
+        layers = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+        for key, value in layers.items():
             number, rest = key[len(prefix) :].split(".", 1)
             if int(number) in kept:
-                # ascending renumbering never moves a layer onto one that is still to be read
                 state_dict[f"{prefix}{kept[int(number)]}.{rest}"] = value
-        if args is not None:
-            args.decoder_layers_to_keep = None  # a file saved from here on holds the pruned model
 
     def make_generation_fast_(self, **kwargs: Any) -> None:
         """Prepares for inference only, for good: evaluation mode, and whatever submodules define under this name."""
@@ -194,7 +195,7 @@ class FairseqLanguageModel(BaseFairseqModel):
         return {"future"}
 
 
-def check_state_dict(model: nn.Module, state: dict[str, Any]) -> None:
+def check_state_dict(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Raises ArchitectureMismatch unless keys and shapes of `state` are exactly the model's."""
     own = model.state_dict()
     problems = [
