@@ -64,12 +64,16 @@ class Datastore:
         fp16: bool | None = None,
         load_keys: bool = True,
         in_memory: bool = False,
+        fallback_dimension: int | None = None,
     ) -> Datastore:
         """Opens `PREFIX_keys.npy` and `PREFIX_vals.npy` read-only, as memory maps or (`in_memory`) copied.
 
         Size, dimension and types come from the sidecar, else from the arguments, else from the files' lengths; what
-        is given must agree with what is found (BadFile). A `size` below the number of rows opens the first rows."""
+        is given must agree with what is found (BadFile). A `size` below the number of rows opens the first rows;
+        `fallback_dimension` is assumed when neither a sidecar nor `dimension` says otherwise."""
         info = read_sidecar(prefix, KIND, {"rows": int, "dimension": int, "key_dtype": str, "value_dtype": str}) or {}
+        if not info and dimension is None:
+            dimension = fallback_dimension
         layout = _infer_layout(prefix, info, size, dimension, fp16, load_keys)
         rows = layout.rows if size is None else size
         values = _map(values_path(prefix), layout.value_dtype, (layout.rows, 1))[:rows, 0]

@@ -1,0 +1,230 @@
+"""Building an IVFPQ index of a datastore's keys (spec retrieval, section 2.1), resumably.
+
+After training, keys are turned into codes chunk by chunk and the codes appended to a file, which is all that a later
+run needs to go on; the inverted lists are filled from it at the end. So a build writes the codes once and the index
+once, never the whole index a hundred times, and holds one chunk of keys and the index in memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fairseq.atomic_io import make_parent, publish, read_json, require_free_space, temporary_path, write_json
+from fairseq.errors import BadFile, BadFlag, UserError
+from fairseq.retrieval.datastore import Datastore
+from fairseq.retrieval.faiss_import import require_faiss
+from fairseq.retrieval.index import read_faiss_index
+from fairseq.retrieval.sidecar import sidecar_path, write_sidecar
+
+logger = logging.getLogger(__name__)
+
+KIND = "index"
+TRAINING_SAMPLE = 1_000_000
+SAFE_POINT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class IndexRecipe:
+    """What decides an index's bytes. ncentroids: inverted lists; code_size: bytes a vector (8-bit sub-quantisers);
+    pca: dimensions kept by a rotated PCA in front, 0 for none; probe: stored nprobe; seed: of the training sample."""
+
+    ncentroids: int
+    code_size: int
+    probe: int
+    seed: int
+    pca: int = 0
+
+
+class IndexBuilder:
+    """Builds `path` from the first `size` keys of `datastore`; `chunk` keys are added at a time."""
+
+    def __init__(self, datastore: Datastore, path: str, recipe: IndexRecipe, size: int, chunk: int) -> None:
+        self.datastore, self.path, self.recipe, self.size, self.chunk = datastore, path, recipe, size, chunk
+        self.keys = datastore.require_keys("building an index")[:size]
+        self.dimension = self.keys.shape[1]
+        self.trained_path = path + ".trained"
+        self.codes_path = path + ".codes.tmp"
+        self.progress_path = path + ".progress.json"
+        self.identity = {**asdict(recipe), "size": size, "dimension": self.dimension, "datastore": self._datastore_identity()}
+        width = recipe.pca or self.dimension
+        if width % recipe.code_size:
+            raise BadFlag("--code_size", recipe.code_size, f"a divisor of the dimension {width}")
+        if recipe.pca > self.dimension:
+            raise BadFlag("--pca", recipe.pca, f"at most the keys' dimension {self.dimension}")
+        if size < recipe.ncentroids:
+            raise BadFlag("--ncentroids", recipe.ncentroids, f"at most the datastore's {size} entries")
+
+    def _datastore_identity(self) -> dict[str, Any]:
+        """What the index remembers of its datastore: the sidecar's fields, or the sizes when there is none."""
+        return self.datastore.info or {"rows": self.datastore.size, "dimension": self.dimension}
+
+    def build(self, show_progress: bool = True) -> Any:
+        """Trains (or reads the trained index of an earlier run), adds everything, writes the index and its sidecar."""
+        started = time.perf_counter()
+        make_parent(self.path)
+        self._log_plan()
+        index = self._trained_index()
+        trained = time.perf_counter()
+        self._encode(index, show_progress)
+        self._fill(index)
+        self._publish(index)
+        logger.info(
+            "wrote %s: %d entries, %.1f MB; training %.1f s, adding %.1f s",
+            self.path,
+            index.ntotal,
+            os.path.getsize(self.path) / 1e6,
+            trained - started,
+            time.perf_counter() - trained,
+        )
+        return index
+
+    def _log_plan(self) -> None:
+        recipe, sample = self.recipe, min(self.size, TRAINING_SAMPLE)
+        index_bytes = self.size * (recipe.code_size + 8)
+        memory = index_bytes + max(sample, min(self.chunk, self.size)) * self.dimension * 4
+        logger.info(
+            "index of %d keys x %d: %d lists, %d bytes a code%s; %.2f GB on disk, about %.2f GB of memory",
+            self.size,
+            self.dimension,
+            recipe.ncentroids,
+            recipe.code_size,
+            f", PCA to {recipe.pca}" if recipe.pca else "",
+            index_bytes / 1e9,
+            memory / 1e9,
+        )
+        require_free_space(self.path, 2 * index_bytes, "the index")
+
+    # Training
+
+    def _trained_index(self) -> Any:
+        if os.path.exists(self.trained_path):
+            index = read_faiss_index(self.trained_path)
+            self._check_trained(index)
+            logger.info("using the trained index %s", self.trained_path)
+            return index
+        for stale in (self.codes_path, self.progress_path):
+            if os.path.exists(stale):
+                os.unlink(stale)
+        index = self._new_index()
+        sample = self._training_sample()
+        logger.info("training on %d keys", len(sample))
+        try:
+            index.train(sample)
+        except RuntimeError as error:
+            raise UserError(f"{self.path}: FAISS could not train the index ({str(error).splitlines()[0][-160:]})") from error
+        self._write(index, self.trained_path)
+        return index
+
+    def _new_index(self) -> Any:
+        faiss = require_faiss()
+        recipe = self.recipe
+        width = recipe.pca or self.dimension
+        ivfpq = faiss.IndexIVFPQ(faiss.IndexFlatL2(width), width, recipe.ncentroids, recipe.code_size, 8)
+        ivfpq.nprobe = recipe.probe
+        if not recipe.pca:
+            return ivfpq
+        return faiss.IndexPreTransform(faiss.PCAMatrix(self.dimension, recipe.pca, 0, True), ivfpq)
+
+    def _training_sample(self) -> NDArray[np.float32]:
+        """At most a million distinct keys, read in ascending order so that the disk is read sequentially."""
+        if self.size <= TRAINING_SAMPLE:
+            return np.asarray(self.keys, np.float32)
+        generator = np.random.default_rng(self.recipe.seed)
+        chosen = np.sort(generator.choice(self.size, TRAINING_SAMPLE, replace=False, shuffle=False))
+        sample = np.empty((TRAINING_SAMPLE, self.dimension), np.float32)
+        for start in range(0, TRAINING_SAMPLE, self.chunk):
+            sample[start : start + self.chunk] = self.keys[chosen[start : start + self.chunk]]
+        return sample
+
+    def _check_trained(self, index: Any) -> None:
+        faiss = require_faiss()
+        ivf = faiss.try_extract_index_ivf(index)
+        found = (index.d, getattr(ivf, "nlist", None), getattr(ivf, "code_size", None))
+        expected = (self.dimension, self.recipe.ncentroids, self.recipe.code_size)
+        if found != expected or (index.ntotal != 0):
+            raise BadFile(
+                self.trained_path,
+                f"dimension, lists and code size {found} with {index.ntotal} entries",
+                f"{expected} and no entries",
+                "delete this file to train again",
+            )
+
+    # Adding
+
+    def _encode(self, index: Any, show_progress: bool) -> None:
+        """Appends list number and code of every key to the codes file, from where an earlier run stopped."""
+        width = index.sa_code_size()
+        done = self._resume_point(width)
+        with (
+            open(self.codes_path, "r+b" if done else "wb") as stream,
+            tqdm(total=self.size, initial=done, unit="keys", unit_scale=True, disable=None if show_progress else True) as bar,
+        ):
+            stream.truncate(done * width)
+            stream.seek(0, os.SEEK_END)
+            safe = time.monotonic()
+            for start in range(done, self.size, self.chunk):
+                keys = np.asarray(self.keys[start : start + self.chunk], np.float32)
+                if not np.isfinite(keys).all():
+                    raise UserError(f"{self.datastore.prefix}_keys.npy: a key in rows {start} to {start + len(keys)} is not finite")
+                stream.write(index.sa_encode(keys))
+                bar.update(len(keys))
+                if time.monotonic() - safe > SAFE_POINT_SECONDS:
+                    self._safe_point(stream, start + len(keys))
+                    safe = time.monotonic()
+            self._safe_point(stream, self.size)
+
+    def _safe_point(self, stream: Any, done: int) -> None:
+        stream.flush()
+        os.fsync(stream.fileno())
+        write_json(self.progress_path, {"identity": self.identity, "encoded": done})
+
+    def _resume_point(self, width: int) -> int:
+        """Keys whose codes an unfinished run with the same identity has left."""
+        if not (os.path.exists(self.progress_path) and os.path.exists(self.codes_path)):
+            return 0
+        try:
+            progress = read_json(self.progress_path)
+        except BadFile:
+            return 0
+        if not isinstance(progress, dict) or progress.get("identity") != self.identity:
+            return 0
+        done = progress.get("encoded", 0)
+        whole = isinstance(done, int) and 0 <= done <= self.size and os.path.getsize(self.codes_path) >= done * width
+        if whole and done:
+            logger.info("going on after %d of %d keys", done, self.size)
+        return done if whole else 0
+
+    def _fill(self, index: Any) -> None:
+        """Fills the inverted lists from the codes file; ids are row numbers."""
+        faiss = require_faiss()
+        width = index.sa_code_size()
+        ivf = faiss.extract_index_ivf(index)
+        codes = np.memmap(self.codes_path, np.uint8, "r", shape=(self.size, width))
+        for start in range(0, self.size, self.chunk):
+            part = np.ascontiguousarray(codes[start : start + self.chunk])
+            ivf.add_sa_codes(part, np.arange(start, start + len(part), dtype=np.int64))
+        index.ntotal = ivf.ntotal
+
+    def _write(self, index: Any, path: str) -> None:
+        faiss = require_faiss()
+        temporary = str(temporary_path(path))
+        try:
+            faiss.write_index(index, temporary)
+        except RuntimeError as error:
+            raise UserError(f"{path}: FAISS could not write it ({str(error).splitlines()[0][-160:]})") from error
+        publish(temporary, path)
+
+    def _publish(self, index: Any) -> None:
+        if os.path.exists(sidecar_path(self.path)):
+            os.unlink(sidecar_path(self.path))
+        self._write(index, self.path)
+        write_sidecar(self.path, KIND, {**self.identity, "entries": int(index.ntotal)})
+        for leftover in (self.codes_path, self.progress_path):
+            os.unlink(leftover)

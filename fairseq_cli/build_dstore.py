@@ -1,0 +1,83 @@
+"""`build_dstore.py`: builds the FAISS index of a datastore. Parses, calls, reports."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+
+from fairseq.atomic_io import make_parent
+from fairseq.errors import BadFlag
+from fairseq.flag_types import natural_int, positive_int
+from fairseq.options import Parser
+from fairseq.provenance import write_results
+from fairseq.retrieval.build_index import IndexBuilder, IndexRecipe
+from fairseq.retrieval.datastore import Datastore, count_filled_rows
+from fairseq_cli.entry import cli_entry
+
+logger = logging.getLogger("fairseq_cli.build_dstore")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The original's flags (spec retrieval, section 8), and a few of ours."""
+    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--dstore_mmap", "--dstore-mmap", required=True, metavar="PREFIX", help="prefix of the datastore's files")
+    add("--dstore_size", "--dstore-size", type=positive_int, help="rows of the files (default: known from them)")
+    add("--dimension", type=positive_int, help="width of the keys (default: from the sidecar, else 1024)")
+    add("--dstore_fp16", "--dstore-fp16", action="store_true", help="the keys are float16")
+    add("--seed", type=int, default=1, help="seed of the training sample")
+    add("--ncentroids", type=positive_int, default=4096, help="inverted lists")
+    add("--code_size", "--code-size", type=positive_int, default=64, help="bytes of a quantised vector")
+    add("--probe", type=positive_int, default=8, help="lists visited by a search, stored in the file")
+    add("--faiss_index", "--faiss-index", required=True, metavar="FILE", help="index to write")
+    add("--num_keys_to_add_at_a_time", "--num-keys-to-add-at-a-time", type=positive_int, default=1000000, metavar="N")
+    add("--starting_point", "--starting-point", type=natural_int, default=0, help="accepted; a build goes on by itself")
+    add("--pca", type=natural_int, default=0, metavar="D", help="reduce keys to D dimensions first (0: do not)")
+    add(
+        "--actual_dstore_size",
+        "--actual-dstore-size",
+        type=positive_int,
+        metavar="N",
+        help="rows that hold entries (default: all before an all-zero tail)",
+    )
+    add("--no-progress-bar", action="store_true", help="no progress bar")
+    add("--results-json", metavar="FILE", help="write sizes, times and versions here")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Builds the index."""
+    started = time.perf_counter()
+    make_parent(args.faiss_index)
+    datastore = Datastore.open(
+        args.dstore_mmap, args.dstore_size, args.dimension, args.dstore_fp16 or None, fallback_dimension=1024
+    )
+    size = args.actual_dstore_size
+    if size is None:
+        size = count_filled_rows(datastore)
+        if size < datastore.size:
+            logger.warning(
+                "the last %d rows are all zero and are left out of the index; --actual_dstore_size %d would keep them",
+                datastore.size - size,
+                datastore.size,
+            )
+    elif size > datastore.size:
+        raise BadFlag("--actual_dstore_size", size, f"at most the datastore's {datastore.size} rows")
+    if args.starting_point:
+        logger.warning("--starting_point %d is ignored: an interrupted build goes on by itself", args.starting_point)
+    recipe = IndexRecipe(args.ncentroids, args.code_size, args.probe, args.seed, args.pca)
+    builder = IndexBuilder(datastore, args.faiss_index, recipe, size, args.num_keys_to_add_at_a_time)
+    index = builder.build(show_progress=not args.no_progress_bar)
+    if args.results_json:
+        write_results(args.results_json, {"entries": int(index.ntotal), "seconds": time.perf_counter() - started}, args)
+
+
+def cli_main() -> None:
+    """Console entry point."""
+    cli_entry(lambda: main(get_parser().parse_args()), sys.stderr)
+
+
+if __name__ == "__main__":
+    cli_main()

@@ -1,0 +1,70 @@
+"""`kmeans.py`: clusters a datastore's keys and writes the members of each cluster. Parses, calls, reports."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+
+from fairseq.errors import BadFlag
+from fairseq.flag_types import positive_int
+from fairseq.options import Parser
+from fairseq.provenance import write_results
+from fairseq.retrieval.clusters import Clusters, save_clusters, save_members_pickle
+from fairseq.retrieval.datastore import Datastore
+from fairseq.retrieval.kmeans import ALGORITHMS, KMeansRecipe, cluster_keys
+from fairseq_cli.entry import cli_entry
+
+logger = logging.getLogger("fairseq_cli.kmeans")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The original's flags (spec retrieval, section 8), and a few of ours."""
+    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--dstore", required=True, metavar="PREFIX", help="prefix of the datastore's files")
+    add("--dstore-size", type=positive_int, help="entries (default: known from the files)")
+    add("--num-clusters", type=positive_int, required=True, help="number of clusters; about entries / 100")
+    add("--sample", type=positive_int, required=True, help="most keys from which centroids are computed")
+    add("--dim", type=positive_int, help="width of the keys (default: from the sidecar, else 1024)")
+    add("--save", nargs="?", const=None, metavar="PREFIX", help="prefix of the files to write (default: beside the datastore)")
+    add("--batch-size", type=positive_int, default=500000, help="keys assigned at a time")
+    add("--iterations", type=positive_int, default=20, help="iterations of k-means")
+    add("--seed", type=int, default=1, help="seed of sample and k-means")
+    add("--algorithm", choices=ALGORITHMS, default="lloyd", help="lloyd as published, or two-level: much faster")
+    add("--no-progress-bar", action="store_true", help="no progress bar")
+    add("--results-json", metavar="FILE", help="write counts, times and versions here")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Clusters and writes `PREFIX_s{sample}_k{clusters}_members.pkl` and the folder `..._clusters`."""
+    started = time.perf_counter()
+    datastore = Datastore.open(args.dstore, args.dstore_size, args.dim, fallback_dimension=1024)
+    keys = datastore.require_keys("clustering")
+    if args.num_clusters > datastore.size:
+        raise BadFlag("--num-clusters", args.num_clusters, f"at most the datastore's {datastore.size} entries")
+    save = args.save or os.path.join(os.path.dirname(args.dstore), "kmeans")
+    prefix = f"{save}_s{args.sample}_k{args.num_clusters}"
+    recipe = KMeansRecipe(args.num_clusters, args.sample, args.iterations, args.seed, args.algorithm)
+    assignment = cluster_keys(keys, recipe, args.batch_size, verbose=not args.no_progress_bar)
+    clusters = Clusters.from_assignment(assignment)
+    info = {"datastore": datastore.info, "algorithm": args.algorithm, "iterations": args.iterations, "seed": args.seed}
+    save_clusters(prefix + "_clusters", clusters, info)
+    save_members_pickle(prefix + "_members.pkl", clusters)
+    seconds = time.perf_counter() - started
+    logger.info("wrote %s_members.pkl and %s_clusters: %d clusters in %.1f s", prefix, prefix, clusters.count, seconds)
+    if args.results_json:
+        figures = {"clusters": clusters.count, "entries": datastore.size, "seconds": seconds}
+        write_results(args.results_json, figures, args)
+
+
+def cli_main() -> None:
+    """Console entry point."""
+    cli_entry(lambda: main(get_parser().parse_args()), sys.stderr)
+
+
+if __name__ == "__main__":
+    cli_main()
