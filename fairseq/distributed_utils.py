@@ -1,4 +1,4 @@
-"""One process, for now: the functions that code written against fairseq asks about ranks, and a clear refusal of more."""
+"""One process, for now: the functions that code made for fairseq asks about ranks, and a clear refusal of more."""
 
 from __future__ import annotations
 

@@ -40,6 +40,11 @@ class Meter:
 
     round: int | None = None
 
+    @property
+    def avg(self) -> Any:
+        """The unrounded number."""
+        raise RuntimeError(f"{type(self).__name__} does not define avg")
+
     def state_dict(self) -> dict[str, Any]:
         """The meter's state in plain Python numbers."""
         raise RuntimeError(f"{type(self).__name__} does not define state_dict")
@@ -131,7 +136,6 @@ class TimeMeter(Meter):
         return {"init": self.elapsed_time, "n": plain(self.n), "round": self.round}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # a state saved mid-run counts its own elapsed seconds; [R] stores them under "init"
         self.reset(init=state_dict.get("init", 0), n=state_dict.get("n", 0))
         self.round = state_dict.get("round")
 

@@ -13,7 +13,7 @@ from typing import Any
 from fairseq.meters import AverageMeter, DerivedMeter, Meter, MetersDict, StopwatchMeter, TimeMeter
 
 SPEED_WARMUP = 10
-"""A rate of a lasting aggregator ignores this many calls before its clock starts, so that start-up costs do not show."""
+"""Calls that a rate of a lasting aggregator ignores before its clock starts, so that start-up costs do not show."""
 
 _aggregators: dict[str, MetersDict] = {}
 _active: list[MetersDict] = []
@@ -29,7 +29,7 @@ def reset() -> None:
 
 @contextlib.contextmanager
 def aggregate(name: str | None = None, new_root: bool = False) -> Iterator[MetersDict]:
-    """Opens an aggregator: the lasting one called `name`, or a temporary one. `new_root` closes all others meanwhile."""
+    """Opens an aggregator: the lasting one called `name`, or a temporary one. `new_root` closes others meanwhile."""
     meters = MetersDict() if name is None else _aggregators.setdefault(name, MetersDict())
     outside = list(_active)
     if new_root:

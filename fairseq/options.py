@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 import torch
 
 from fairseq import criterions, optim, tasks, utils  # noqa: F401  (importing fills the registries)
-from fairseq.data import encoders  # noqa: F401
 from fairseq.data.indexed_dataset import get_available_dataset_impl
 from fairseq.errors import BadFlag, UserError
 from fairseq.flag_types import float_list, int_list, natural_int, positive_float, positive_int

@@ -62,7 +62,9 @@ def format_stat(stat: Any) -> str:
 class BaseProgressBar:
     """Iterates over `iterable`. `i` is the number (from 0) of the current item in the epoch, also after a restart."""
 
-    def __init__(self, iterable: Any, epoch: int | None = None, prefix: str | None = None, log_interval: int = 1000) -> None:
+    def __init__(
+        self, iterable: Any, epoch: int | None = None, prefix: str | None = None, log_interval: int = 1000
+    ) -> None:
         self.iterable, self.epoch, self.log_interval = iterable, epoch, log_interval
         self.offset: int = getattr(iterable, "offset", 0)
         self.size: int = len(iterable)
@@ -80,7 +82,8 @@ class BaseProgressBar:
         return None
 
     def __iter__(self) -> Iterator[Any]:
-        for self.i, item in enumerate(self.iterable, start=self.offset):
+        for i, item in enumerate(self.iterable, start=self.offset):
+            self.i = i
             yield item
 
     def due(self) -> bool:
@@ -147,7 +150,9 @@ class JsonProgressBar(BaseProgressBar):
 class TqdmProgressBar(BaseProgressBar):
     """`tqdm`: a bar on the terminal; it shows rate and time left of the epoch by itself."""
 
-    def __init__(self, iterable: Any, epoch: int | None = None, prefix: str | None = None, log_interval: int = 1000) -> None:
+    def __init__(
+        self, iterable: Any, epoch: int | None = None, prefix: str | None = None, log_interval: int = 1000
+    ) -> None:
         super().__init__(iterable, epoch, prefix, log_interval)
         from tqdm import tqdm
 
@@ -155,7 +160,8 @@ class TqdmProgressBar(BaseProgressBar):
         self._shown = 0.0
 
     def __iter__(self) -> Iterator[Any]:
-        for self.i, item in enumerate(self.bar, start=self.offset):
+        for i, item in enumerate(self.bar, start=self.offset):
+            self.i = i
             yield item
 
     def due(self) -> bool:

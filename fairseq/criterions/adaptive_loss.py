@@ -1,9 +1,9 @@
-"""The loss of models with an adaptive softmax (Grave et al., 2017; spec 9.4): cross-entropy of the head over all targets
-plus that of each tail cluster over the targets that fall into it.
+"""The loss of models with an adaptive softmax (Grave et al., 2017; spec 9.4): cross-entropy of the head over all
+targets plus that of each tail cluster over the targets that fall into it.
 
 Quirk reproduced: the padding id (1) is the ignore index of the tails as well, where targets are counted from the
-cluster's first word. The second word of each tail (ids 20001 and 60001 in the WikiText-103 recipe) thus has no tail loss
-in training, although it is counted. Evaluation does not use this loss."""
+cluster's first word. The second word of each tail (ids 20001 and 60001 in the WikiText-103 recipe) thus has no tail
+loss here, although it is counted. `eval_lm.py` does not use this loss."""
 
 from __future__ import annotations
 
@@ -39,15 +39,17 @@ class AdaptiveLoss(FairseqCriterion):
         adaptive_softmax = getattr(decoder, "adaptive_softmax", None)
         if adaptive_softmax is None:
             raise UserError(
-                "--criterion adaptive_loss: found a model without adaptive softmax, expected --adaptive-softmax-cutoff; "
-                "pass it, or use --criterion cross_entropy"
+                "--criterion adaptive_loss: found a model without adaptive softmax, expected one with "
+                "--adaptive-softmax-cutoff; pass it, or use --criterion cross_entropy"
             )
         net_output = model(**sample["net_input"])
         target = model.get_targets(sample, net_output).reshape(-1)
         loss = self.compute_loss(adaptive_softmax, net_output[0], target, reduce)
         return self.result(loss, sample, count_tokens(target, self.padding_idx))
 
-    def compute_loss(self, adaptive_softmax: nn.Module, features: Tensor, target: Tensor, reduce: bool = True) -> Tensor:
+    def compute_loss(
+        self, adaptive_softmax: nn.Module, features: Tensor, target: Tensor, reduce: bool = True
+    ) -> Tensor:
         """Loss of `features` (B, T, D) for `target` (B * T,): the sum, or one value per target."""
         logits, targets = adaptive_softmax(features, target)
         parts = [

@@ -20,7 +20,9 @@ class CrossEntropyCriterion(FairseqCriterion):
         loss, _ = self.compute_loss(model, net_output, sample, reduce=reduce)
         return self.result(loss, sample, sample["ntokens"])
 
-    def compute_loss(self, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, Tensor]:
+    def compute_loss(
+        self, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """(loss, loss), summed or per target (N,); a pair because smoothing losses return two different ones."""
         log_probs = model.get_normalized_probs(net_output, log_probs=True)
         target = model.get_targets(sample, net_output).reshape(-1)

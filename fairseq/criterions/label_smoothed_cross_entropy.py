@@ -16,14 +16,16 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
 
     @staticmethod
     def add_args(parser: Any) -> None:
-        parser.add_argument("--label-smoothing", default=0.0, type=float, metavar="E", help="weight of the uniform part")
+        parser.add_argument("--label-smoothing", default=0.0, type=float, metavar="E", help="uniform part")
 
     def forward(self, model: nn.Module, sample: dict[str, Any], reduce: bool = True) -> LossResult:
         net_output = model(**sample["net_input"])
         loss, nll_loss = self.compute_loss(model, net_output, sample, reduce=reduce)
         return self.result(loss, sample, sample["ntokens"], nll_loss=nll_loss)
 
-    def compute_loss(self, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, Tensor]:
+    def compute_loss(
+        self, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """(smoothed loss, nll), summed or per target (N,)."""
         log_probs = model.get_normalized_probs(net_output, log_probs=True)
         log_probs = log_probs.view(-1, log_probs.size(-1))

@@ -65,9 +65,12 @@ class Adam(Float32Math):
         weight_decay: float = 0.0,
         amsgrad: bool = False,
     ) -> None:
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad))
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
+        super().__init__(params, defaults)
 
-    def update(self, group: dict[str, Any], params: list[Tensor], masters: list[Tensor], gradients: list[Tensor]) -> None:
+    def update(
+        self, group: dict[str, Any], params: list[Tensor], masters: list[Tensor], gradients: list[Tensor]
+    ) -> None:
         by_step: dict[int, list[int]] = {}
         for i, p in enumerate(params):
             state = self.state[p]

@@ -16,7 +16,7 @@ CHUNK_ELEMENTS = 1 << 26
 
 
 class FairseqOptimizer:
-    """Base class. Subclasses set `self._optimizer` in their constructor `(args, params)` and define `optimizer_config`."""
+    """Base class. Subclasses set `self._optimizer` in their constructor `(args, params)`, define `optimizer_config`."""
 
     _optimizer: torch.optim.Optimizer
 
@@ -81,7 +81,7 @@ class FairseqOptimizer:
         """Gives a zero gradient to each parameter that had none in this update but had one in an earlier update.
 
         Quirk reproduced: the original zeroes gradients instead of dropping them, so once a parameter has met a gradient
-        (an adaptive-softmax cluster its first target), momentum and decay move it in every update; before that it rests.
+        (an adaptive-softmax cluster its first target), momentum and decay move it in each update; before that it rests.
         "Has met one" is read off the optimiser's state, and so survives a restart."""
         for parameter in self.params:
             if parameter.grad is None and self.optimizer.state.get(parameter):
@@ -100,7 +100,7 @@ class FairseqOptimizer:
     def step(self, closure: Any = None, scale: float | Tensor = 1.0) -> None:
         """Does one update with gradients divided by `scale`."""
         if getattr(self.optimizer, "supports_step_with_scale", False):
-            self.optimizer.step(closure, scale=scale)  # type: ignore[call-arg]
+            self.optimizer.step(closure, scale=scale)  # type: ignore[call-overload]
         else:
             if isinstance(scale, Tensor) or scale != 1.0:
                 self.multiply_grads(1.0 / scale)
@@ -118,7 +118,7 @@ class Float32Math(torch.optim.Optimizer):
     supports_memory_efficient_fp16 = True
     supports_step_with_scale = True
 
-    def step(self, closure: Any = None, scale: float | Tensor = 1.0) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None, scale: float | Tensor = 1.0) -> Any:
         """One update with gradients divided by `scale`."""
         loss = closure() if closure is not None else None
         with torch.no_grad():
@@ -138,7 +138,9 @@ class Float32Math(torch.optim.Optimizer):
         if params[0].dtype != torch.float32:
             torch._foreach_copy_([p.data for p in params], masters)
 
-    def update(self, group: dict[str, Any], params: list[Tensor], masters: list[Tensor], gradients: list[Tensor]) -> None:
+    def update(
+        self, group: dict[str, Any], params: list[Tensor], masters: list[Tensor], gradients: list[Tensor]
+    ) -> None:
         """Updates `masters` (float32, one per parameter) in place; state belongs to `self.state[parameter]`."""
         raise RuntimeError(f"{type(self).__name__} does not define update")
 

@@ -127,8 +127,8 @@ class HalfPrecisionOptimizer(FairseqOptimizer):
             self.scaler.loss_scale = old
             raise UserError(
                 f"--fp16: found overflowing gradients down to a loss scale of {old:g}, the smallest that "
-                f"--min-loss-scale {self.min_loss_scale:g} allows, expected finite ones; the loss is probably exploding, "
-                "so lower the learning rate, clip gradients, or train with --bf16 or in float32"
+                f"--min-loss-scale {self.min_loss_scale:g} allows, expected finite ones; the loss may explode, so "
+                "lower the learning rate, clip gradients, or train with --bf16 or in float32"
             )
         raise OverflowError(f"setting loss scale to: {self.scaler.loss_scale:g}")
 
@@ -144,6 +144,7 @@ class FP16Optimizer(HalfPrecisionOptimizer):
         self._masters = [v.view_as(p) for v, p in zip(storage.split(sizes), params, strict=True)]
         self._gradients = [v.view_as(p) for v, p in zip(gradient.split(sizes), params, strict=True)]
         torch._foreach_copy_(self._masters, [p.data for p in params])
+        self._storage = storage
         if flatten:
             self.fp32_params = [torch.nn.Parameter(storage)]
             self.fp32_params[0].grad = gradient
@@ -197,9 +198,16 @@ class FP16Optimizer(HalfPrecisionOptimizer):
         super().zero_grad()
         self._synced = False
 
-    def sync_masters(self) -> None:
-        """Takes the master copy from the half-precision weights again, after these were loaded from a file."""
-        torch._foreach_copy_(self._masters, [p.data for p in self.half_params])
+    def state_dict(self) -> dict[str, Any]:
+        """The wrapped optimiser's state, `loss_scale`, and the master copy: without it a restart would go on from
+        rounded weights (fairseq does; it ignores the extra key)."""
+        return {**super().state_dict(), "master_params": self._storage}
+
+    def load_state_dict(self, state_dict: dict[str, Any], optimizer_overrides: dict[str, Any] | None = None) -> None:
+        inner = {key: value for key, value in state_dict.items() if key != "master_params"}
+        super().load_state_dict(inner, optimizer_overrides)
+        if "master_params" in state_dict:
+            self._storage.copy_(state_dict["master_params"])
 
 
 class MemoryEfficientFP16Optimizer(HalfPrecisionOptimizer):
@@ -211,7 +219,7 @@ class MemoryEfficientFP16Optimizer(HalfPrecisionOptimizer):
     def __init__(self, args: argparse.Namespace, params: Sequence[Tensor]) -> None:
         wrapped = optim.build_optimizer(args, params)
         if not wrapped.supports_memory_efficient_fp16:
-            raise BadFlag("--memory-efficient-fp16", f"--optimizer {args.optimizer}", "nag or adam", "use --fp16 instead")
+            raise BadFlag("--memory-efficient-fp16", f"--optimizer {args.optimizer}", "nag or adam", "use --fp16")
         super().__init__(args, params, wrapped)
         self._multiplier: Any = 1.0
 

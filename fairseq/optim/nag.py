@@ -38,11 +38,13 @@ class NAG(Float32Math):
     State per parameter: `momentum_buffer`; per group besides the settings: `lr_old`, at first the configured rate."""
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
-        super().__init__(params, dict(lr=lr, lr_old=lr, momentum=momentum, weight_decay=weight_decay))
+        super().__init__(params, {"lr": lr, "lr_old": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    def update(self, group: dict[str, Any], params: list[Tensor], masters: list[Tensor], gradients: list[Tensor]) -> None:
+    def update(
+        self, group: dict[str, Any], params: list[Tensor], masters: list[Tensor], gradients: list[Tensor]
+    ) -> None:
         lr, mu = group["lr"], group["momentum"]
-        # a last rate of 0 (polynomial warm-up begins there) would divide by zero in the original; later versions use lr
+        # a last rate of 0 (polynomial warm-up begins there) divides by zero in the original; later versions use lr
         ratio = lr / group["lr_old"] if group["lr_old"] > 0 else lr
         for p in params:
             if "momentum_buffer" not in self.state[p]:

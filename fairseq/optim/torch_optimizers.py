@@ -62,7 +62,7 @@ class Adadelta(FairseqOptimizer):
 
     @staticmethod
     def add_args(parser: Any) -> None:
-        parser.add_argument("--adadelta-rho", type=float, default=0.9, metavar="RHO", help="decay of the squared average")
+        parser.add_argument("--adadelta-rho", type=float, default=0.9, metavar="RHO", help="decay of the average")
         parser.add_argument("--adadelta-eps", type=float, default=1e-6, metavar="EPS", help="term for stability")
         _weight_decay(parser)
 

@@ -35,14 +35,14 @@ class CosineSchedule(FairseqLRScheduler):
         if self.period <= 0:
             self.period = args.max_update - self.warmup
             if self.period <= 0:
-                raise BadFlag("--lr-period-updates", args.lr_period_updates, "a number of updates", "or give --max-update")
+                raise BadFlag("--lr-period-updates", self.period, "more than 0", "or pass --max-update")
 
     @staticmethod
     def add_args(parser: Any) -> None:
         add = parser.add_argument
         add("--warmup-updates", default=0, type=int, metavar="N", help="linear warm-up over the first N updates")
         add("--warmup-init-lr", default=-1.0, type=float, metavar="LR", help="rate at the start of the warm-up (--lr)")
-        add("--max-lr", type=float, metavar="LR", help="peak rate, above --lr (without it --lr is the peak)")
+        add("--max-lr", default=None, type=float, metavar="LR", help="peak rate, above --lr (else --lr is the peak)")
         add("--t-mult", default=1.0, type=float, metavar="M", help="factor by which each period outlasts the last")
         add("--lr-period-updates", default=-1.0, type=float, metavar="N", help="updates in the first period")
         add("--lr-shrink", default=0.1, type=float, metavar="LS", help="factor on both rates from period to period")

@@ -29,7 +29,7 @@ class FixedSchedule(FairseqLRScheduler):
     @staticmethod
     def add_args(parser: Any) -> None:
         add = parser.add_argument
-        add("--force-anneal", "--fa", type=int, metavar="N", help="anneal from this epoch on")
+        add("--force-anneal", "--fa", default=None, type=int, metavar="N", help="anneal from this epoch on")
         add("--lr-shrink", "--ls", default=0.1, type=float, metavar="LS", help="factor per annealed epoch")
         add("--warmup-updates", default=0, type=int, metavar="N", help="linear warm-up over the first N updates")
 

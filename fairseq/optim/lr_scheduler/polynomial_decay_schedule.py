@@ -25,7 +25,7 @@ class PolynomialDecaySchedule(FairseqLRScheduler):
     @staticmethod
     def add_args(parser: Any) -> None:
         add = parser.add_argument
-        add("--force-anneal", "--fa", type=int, metavar="N", help="from this epoch on only the decay of updates acts")
+        add("--force-anneal", "--fa", default=None, type=int, metavar="N", help="ignore the list of --lr from here on")
         add("--warmup-updates", default=0, type=int, metavar="N", help="linear warm-up over the first N updates")
         add("--end-learning-rate", default=0.0, type=float, metavar="LR", help="rate at the end")
         add("--power", default=1.0, type=float, metavar="P", help="exponent of the decay")

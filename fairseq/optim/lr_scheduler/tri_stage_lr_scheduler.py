@@ -13,7 +13,7 @@ from fairseq.optim.lr_scheduler.fairseq_lr_scheduler import linear
 
 @register_lr_scheduler("tri_stage")
 class TriStageLRSchedule(FairseqLRScheduler):
-    """Linear from init-scale x lr to lr, lr for the hold steps, exponential to final-scale x lr, constant from there."""
+    """Linear from init-scale x lr to lr, lr for the hold steps, exponential to final-scale x lr, constant after it."""
 
     def __init__(self, args: argparse.Namespace, optimizer: FairseqOptimizer) -> None:
         super().__init__(args, optimizer)

@@ -25,7 +25,7 @@ class TriangularSchedule(FairseqLRScheduler):
     @staticmethod
     def add_args(parser: Any) -> None:
         add = parser.add_argument
-        add("--max-lr", type=float, metavar="LR", help="peak rate, above --lr")
+        add("--max-lr", default=None, type=float, metavar="LR", help="peak rate, above --lr")
         add("--lr-period-updates", default=5000.0, type=float, metavar="N", help="updates in a cycle")
         add("--lr-shrink", default=0.1, type=float, metavar="LS", help="factor from cycle to cycle")
         add("--shrink-min", action="store_true", help="shrink the smallest rate too")
