@@ -189,7 +189,9 @@ def _upgrade_args(args: argparse.Namespace) -> None:
 
 def _fill_defaults(args: argparse.Namespace) -> None:
     """Sets options that the chosen task, model and registry classes declare with a default; never overwrites."""
-    from fairseq import tasks  # tasks import models, and user code may import this module from either
+    # imported here, as user code may import this module from any of them
+    from fairseq import criterions, optim, tasks  # noqa: F401  (importing fills the registries)
+    from fairseq.optim import lr_scheduler  # noqa: F401
 
     if args.task in tasks.TASK_REGISTRY:
         set_defaults(args, tasks.TASK_REGISTRY[args.task])
