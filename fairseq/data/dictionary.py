@@ -124,11 +124,12 @@ class Dictionary:
         `threshold` occurrences, and pads with `madeupword0000`... to a multiple of `padding_factor`."""
         if nwords <= 0:
             nwords = len(self)
-        entries = dict(zip(self.symbols[self.nspecial :], self.count[self.nspecial :]))
-        ranked = sorted(entries.items(), key=lambda entry: (-entry[1], entry[0]))
-        kept = [entry for entry in ranked[: max(0, nwords - self.nspecial)] if entry[1] >= threshold]
-        self.symbols = self.symbols[: self.nspecial] + [symbol for symbol, _ in kept]
-        self.count = self.count[: self.nspecial] + [count for _, count in kept]
+        counts = dict(zip(self.symbols[self.nspecial :], self.count[self.nspecial :]))
+        # Sorting twice is stable, reversed as well, and faster than by pairs.
+        ranked = sorted(sorted(counts), key=counts.__getitem__, reverse=True)
+        kept = [symbol for symbol in ranked[: max(0, nwords - self.nspecial)] if counts[symbol] >= threshold]
+        self.symbols = self.symbols[: self.nspecial] + kept
+        self.count = self.count[: self.nspecial] + [counts[symbol] for symbol in kept]
         self.indices = {symbol: i for i, symbol in enumerate(self.symbols)}
         self.pad_to_multiple_(padding_factor)
 
@@ -219,9 +220,9 @@ class Dictionary:
     ) -> None:
         """Counts the words of a text file into `dict`, plus one eos per line. Every line counts, for any number of
         workers (fairseq 0.9 could miss the last ones)."""
-        from fairseq import binarizer
+        from fairseq.binarizer import count_words
 
-        binarizer.count_words(filename, dict, tokenize, num_workers)
+        count_words(filename, dict, tokenize, num_workers)
 
 
 class TruncatedDictionary(Dictionary):

@@ -18,14 +18,14 @@ class IndexedRawTextDataset(FairseqDataset):
 
     def __init__(self, path: str, dictionary: Dictionary, append_eos: bool = True, reverse_order: bool = False) -> None:
         super().__init__()
-        from fairseq import binarizer
+        from fairseq.binarizer import Encoder
 
         if not os.path.isfile(path):
             raise MissingFile(path)
         self.path = path
         self.append_eos, self.reverse_order = append_eos, reverse_order
         tokens, sizes = [], []
-        encoder = binarizer.Encoder(dictionary, append_eos, reverse_order)
+        encoder = Encoder(dictionary, append_eos, reverse_order)
         for ids, lengths in encoder.encode_file(path):
             tokens.append(ids)
             sizes.append(lengths)

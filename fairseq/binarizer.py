@@ -1,0 +1,398 @@
+"""From text to token ids, in arrays: a piece of text at a time is cut into words, looked up, and given its end-of-line
+tokens. Training text is read only once: its words are numbered in order of appearance while they are counted, and the
+numbers are translated when the dictionary is known. Parts of a file can be done by several processes; the result is
+the same, byte for byte. File layout and counting rules follow fairseq 0.9."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from fairseq.data.dictionary import Dictionary
+from fairseq.data.text_words import LINE_END, Words, part_offsets, read_pieces, split_words
+from fairseq.data.word_table import WordTable
+from fairseq.errors import UserError
+from fairseq.tokenizer import tokenize_line
+
+LINE_END_MARK = np.iinfo(np.int32).max  # in the place of an id, until it becomes an eos
+COPY_STEP = 1 << 22  # tokens moved at a time when parts are joined
+
+Progress = Callable[[int], Any]
+
+
+@dataclass
+class Summary:
+    """What a text consists of: lines, tokens (with end-of-line), and words replaced by unk."""
+
+    nseq: int = 0
+    ntok: int = 0
+    nunk: int = 0
+
+    def add(self, other: Summary) -> None:
+        """Adds another part's numbers."""
+        self.nseq, self.ntok, self.nunk = self.nseq + other.nseq, self.ntok + other.ntok, self.nunk + other.nunk
+
+
+class Encoder:
+    """Encodes text with a fixed dictionary; `summary` counts what was encoded so far."""
+
+    def __init__(self, dictionary: Dictionary, append_eos: bool = True, reverse_order: bool = False) -> None:
+        self.append_eos, self.reverse_order = append_eos, reverse_order
+        self.summary = Summary()
+        self._eos, self._unk = dictionary.eos(), dictionary.unk()
+        self._table = WordTable()
+        symbols = {word.encode("utf-8", "surrogatepass"): idx for word, idx in dictionary.indices.items() if word}
+        symbols[LINE_END] = LINE_END_MARK
+        places = self._table.find_or_add(Words.from_list(list(symbols)))
+        labels = np.empty(len(symbols), dtype=np.int32)
+        labels[places] = np.fromiter(symbols.values(), dtype=np.int32, count=len(symbols))
+        self._table.relabel(labels)
+
+    def encode_file(
+        self,
+        path: str,
+        start: int = 0,
+        end: int | None = None,
+        whole_lines: bool = False,
+        progress: Progress | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields int32 ids and the int32 sizes of the lines that end among them; a long line may span several."""
+        open_line = 0
+        for text in read_pieces(path, start, end, whole_lines or self.reverse_order):
+            tokens = self._table.find(split_words(text))
+            ends = np.flatnonzero(tokens == LINE_END_MARK)
+            if self.append_eos:
+                tokens[ends] = self._eos
+                ends += 1
+            else:
+                tokens = np.delete(tokens, ends)
+                ends -= np.arange(len(ends))
+            unknown = tokens < 0
+            tokens[unknown] = self._unk
+            sizes = np.diff(ends, prepend=-open_line).astype(np.int32)
+            open_line = len(tokens) - int(ends[-1]) if len(ends) else open_line + len(tokens)
+            self.summary.add(Summary(len(sizes), len(tokens), int(np.count_nonzero(unknown))))
+            yield (self._reverse(tokens, sizes) if self.reverse_order else tokens), sizes
+            if progress is not None:
+                progress(len(text))
+
+    def _reverse(self, tokens: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Turns the words of each line around; its eos stays last."""
+        words = np.repeat(sizes - int(self.append_eos), sizes)
+        begin = np.repeat(np.cumsum(sizes) - sizes, sizes)
+        position = np.arange(len(tokens)) - begin
+        return tokens[begin + np.where(position < words, words - 1 - position, position)]
+
+
+class Numberer:
+    """Numbers the words of text in order of appearance and counts them. Number 0 is the line end."""
+
+    def __init__(self) -> None:
+        self.table = WordTable()
+        self.table.find_or_add(Words.from_list([LINE_END]))
+        self.lines = 0
+        self._counts = np.zeros(1, dtype=np.int64)
+        self._uncounted: list[np.ndarray] = []
+
+    def number_file(
+        self, path: str, start: int = 0, end: int | None = None, progress: Progress | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields int32 word numbers, with 0 at line ends, and the int32 sizes of the lines that end among them."""
+        open_line = 0
+        for text in read_pieces(path, start, end):
+            tokens = self.table.find_or_add(split_words(text))
+            ends = np.flatnonzero(tokens == 0) + 1
+            sizes = np.diff(ends, prepend=-open_line).astype(np.int32)
+            open_line = len(tokens) - int(ends[-1]) if len(ends) else open_line + len(tokens)
+            self.lines += len(sizes)
+            self._uncounted.append(tokens)
+            # Counting costs a pass over the vocabulary, so it waits for enough tokens.
+            if sum(map(len, self._uncounted)) > max(1 << 20, len(self.table)):
+                self._count()
+            yield tokens, sizes
+            if progress is not None:
+                progress(len(text))
+
+    def _count(self) -> None:
+        counts = np.bincount(np.concatenate([np.empty(0, np.int32), *self._uncounted]), minlength=len(self.table))
+        counts[: len(self._counts)] += self._counts
+        self._counts, self._uncounted = counts, []
+
+    def counts(self) -> np.ndarray:
+        """Occurrences of each word: (words,) int64."""
+        self._count()
+        return self._counts
+
+
+@dataclass
+class Part:
+    """One byte range of a text file, done: its tokens and sizes in scratch files (if kept), and what it holds."""
+
+    prefix: str | None
+    summary: Summary = field(default_factory=Summary)
+    words: list[str] = field(default_factory=list)
+    counts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def pieces(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Reads the scratch files back: tokens in steps, then all sizes."""
+        if self.prefix is None:
+            raise ValueError("this part was only counted")
+        for name, dtype in ((".tokens", np.int32), (".sizes", np.int32)):
+            with open(self.prefix + name, "rb") as stream:
+                while len(values := np.frombuffer(stream.read(4 * COPY_STEP), dtype=dtype)):
+                    empty = np.empty(0, dtype=np.int32)
+                    yield (values, empty) if name == ".tokens" else (empty, values)
+
+
+def _spool(prefix: str | None, pieces: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Writes tokens and sizes to scratch files, or only runs through them."""
+    if prefix is None:
+        for _ in pieces:
+            pass
+        return
+    with open(prefix + ".tokens", "wb") as tokens_file, open(prefix + ".sizes", "wb") as sizes_file:
+        for tokens, sizes in pieces:
+            tokens_file.write(tokens.data)
+            sizes_file.write(sizes.data)
+
+
+def _number_part(
+    path: str, start: int, end: int, prefix: str | None, _: None, progress: Progress | None = None
+) -> Part:
+    numberer = Numberer()
+    _spool(prefix, numberer.number_file(path, start, end, progress))
+    counts = numberer.counts()
+    return Part(prefix, Summary(numberer.lines, int(counts.sum())), [word.decode() for word in numberer.table.words()], counts)
+
+
+def _encode_part(
+    path: str, start: int, end: int, prefix: str | None, dictionary: Dictionary, progress: Progress | None = None
+) -> Part:
+    encoder = Encoder(dictionary)
+    _spool(prefix, encoder.encode_file(path, start, end, progress=progress))
+    return Part(prefix, encoder.summary)
+
+
+def _guarded(work: Callable[..., Part], *args: Any) -> Part | str:
+    """Runs in a worker: a user's mistake travels home as its sentence."""
+    try:
+        return work(*args)
+    except UserError as error:
+        return str(error)
+
+
+def _in_parts(
+    work: Callable[..., Part], path: str, workers: int, prefix: str | None, extra: Any, progress: Progress | None
+) -> list[Part]:
+    """Does a file in `workers` processes; one worker is this process."""
+    offsets = part_offsets(path, max(1, workers))
+    prefixes = [None if prefix is None else f"{prefix}.part{k}.tmp" for k in range(len(offsets) - 1)]
+    if len(prefixes) == 1:
+        return [work(path, 0, offsets[1], prefixes[0], extra, progress)]
+    try:
+        with ProcessPoolExecutor(len(prefixes)) as pool:
+            jobs = [
+                pool.submit(_guarded, work, path, start, end, name, extra)
+                for start, end, name in zip(offsets, offsets[1:], prefixes)
+            ]
+            parts = []
+            for job, start, end in zip(jobs, offsets, offsets[1:]):
+                part = job.result()
+                if isinstance(part, str):
+                    raise UserError(part)
+                parts.append(part)
+                if progress is not None:
+                    progress(end - start)
+            return parts
+    except BrokenProcessPool as error:
+        raise UserError(f"{path}: a worker process was killed; try fewer --workers") from error
+
+
+@contextlib.contextmanager
+def _scratch(prefix: str, workers: int) -> Iterator[None]:
+    """Removes the scratch files of parts in the end."""
+    try:
+        yield
+    finally:
+        for k in range(max(1, workers)):
+            for name in (".tokens", ".sizes"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(f"{prefix}.part{k}.tmp{name}")
+
+
+class NumberedText:
+    """A text file whose words were numbered and counted, waiting for its dictionary. Use as a context manager: the
+    scratch files beside `prefix` (four bytes a token; none if `prefix` is None) go away at the end."""
+
+    def __init__(self, path: str, prefix: str | None, workers: int = 1, progress: Progress | None = None) -> None:
+        self.path = path
+        self._cleanup = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            if prefix is not None:
+                stack.enter_context(_scratch(prefix, workers))
+            self.parts = _in_parts(_number_part, path, workers, prefix, None, progress)
+            self._cleanup = stack.pop_all()
+
+    def __enter__(self) -> NumberedText:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._cleanup.close()
+
+    def counts(self, eos_word: str = "</s>") -> dict[str, int]:
+        """Occurrences of each word, with one `eos_word` per line."""
+        total: Counter[str] = Counter()
+        for part in self.parts:
+            lines, *counts = part.counts.tolist()
+            found = dict(zip(part.words[1:], counts))
+            found[eos_word] = found.get(eos_word, 0) + lines
+            total.update(found)
+        return total
+
+    def write(self, builder: Any, dictionary: Dictionary) -> Summary:
+        """Adds the text to a dataset builder, words as ids of `dictionary`. Returns the counts."""
+        summary = Summary()
+        for part in self.parts:
+            found = map(dictionary.indices.get, part.words, itertools.repeat(dictionary.unk()))
+            ids = np.fromiter(found, dtype=np.int32, count=len(part.words))
+            ids[0] = dictionary.eos()
+            replaced = ids == dictionary.unk()
+            if dictionary.unk_word in part.words:
+                replaced[part.words.index(dictionary.unk_word)] = False
+            for numbers, sizes in part.pieces():
+                builder.add_items(ids[numbers], sizes)
+            summary.add(Summary(part.summary.nseq, part.summary.ntok, int(part.counts[replaced].sum())))
+        return summary
+
+
+def binarize_file(
+    path: str, prefix: str, dictionary: Dictionary, builder: Any, workers: int = 1, progress: Progress | None = None
+) -> Summary:
+    """Adds a text file to a dataset builder. Several workers leave scratch files beside `prefix` meanwhile."""
+    if workers <= 1:
+        encoder = Encoder(dictionary)
+        for ids, sizes in encoder.encode_file(path, progress=progress):
+            builder.add_items(ids, sizes)
+        return encoder.summary
+    summary = Summary()
+    with _scratch(prefix, workers):
+        for part in _in_parts(_encode_part, path, workers, prefix, dictionary, progress):
+            for ids, sizes in part.pieces():
+                builder.add_items(ids, sizes)
+            summary.add(part.summary)
+    return summary
+
+
+def count_words(
+    filename: str,
+    dictionary: Dictionary,
+    tokenize: Callable[[str], Sequence[str]] = tokenize_line,
+    num_workers: int = 1,
+    progress: Progress | None = None,
+) -> None:
+    """Counts a text file's words into `dictionary`, and one eos per line; new words are appended in sorted order."""
+    if tokenize is tokenize_line:
+        with NumberedText(filename, None, num_workers, progress) as text:
+            add_counts(dictionary, dict(sorted(text.counts(dictionary.eos_word).items())))
+        return
+    counts: Counter[str] = Counter()
+    for line in _lines(filename, 0, None):
+        counts.update(tokenize(line))
+        counts[dictionary.eos_word] += 1
+    add_counts(dictionary, counts)
+
+
+def add_counts(dictionary: Dictionary, counts: Mapping[str, int]) -> None:
+    """Adds word counts to a dictionary; new words are appended in order."""
+    known = [word for word in counts if word in dictionary.indices]
+    for word in known:
+        dictionary.add_symbol(word, counts[word])
+    new = counts if not known else {word: count for word, count in counts.items() if word not in dictionary.indices}
+    dictionary.indices.update(zip(new, itertools.count(len(dictionary.symbols))))
+    dictionary.symbols.extend(new)
+    dictionary.count.extend(new.values())
+
+
+def _lines(path: str, start: int, end: int | None) -> Iterator[str]:
+    """The text lines in bytes [start, end) of a file, without their line ends."""
+    for text in read_pieces(path, start, end, whole_lines=True):
+        lines = text.decode().replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        yield from lines[:-1]
+
+
+class Binarizer:
+    """fairseq's interface: calls a function with the ids of each line. `binarize_file` does whole files much faster."""
+
+    @staticmethod
+    def binarize(
+        filename: str,
+        dict: Dictionary,
+        consumer: Callable[[torch.Tensor], Any],
+        tokenize: Callable[[str], list[str]] = tokenize_line,
+        append_eos: bool = True,
+        reverse_order: bool = False,
+        offset: int = 0,
+        end: int = -1,
+        already_numberized: bool = False,
+    ) -> Any:
+        """Encodes the lines in bytes [offset, end) of a file (-1 or 0: to its end; both must be line starts).
+
+        Returns `nseq`, `ntok`, `nunk` and the Counter `replaced` of the words that became unk."""
+        replaced: Counter[str] = Counter()
+        nseq = ntok = 0
+
+        def note(word: str, idx: int) -> None:
+            if idx == dict.unk_index and word != dict.unk_word:
+                replaced[word] += 1
+
+        for line in _lines(filename, offset, end if end > 0 else None):
+            if already_numberized:
+                ids = [int(word) for word in tokenize(line)]
+                ids = ids[::-1] if reverse_order else ids
+                tensor = torch.tensor(ids + [dict.eos()] if append_eos else ids, dtype=torch.int32)
+            else:
+                tensor = dict.encode_line(line, tokenize, False, note, append_eos, reverse_order)
+            nseq, ntok = nseq + 1, ntok + len(tensor)
+            consumer(tensor)
+        return {"nseq": nseq, "nunk": sum(replaced.values()), "ntok": ntok, "replaced": replaced}
+
+    @staticmethod
+    def binarize_alignments(
+        filename: str,
+        alignment_parser: Callable[[str], torch.Tensor],
+        consumer: Callable[[torch.Tensor], Any],
+        offset: int = 0,
+        end: int = -1,
+    ) -> dict[str, int]:
+        """Calls `consumer` with the parsed alignment of each line. Returns `nseq`."""
+        nseq = 0
+        for line in _lines(filename, offset, end if end > 0 else None):
+            consumer(alignment_parser(line))
+            nseq += 1
+        return {"nseq": nseq}
+
+    @staticmethod
+    def find_offsets(filename: str, num_chunks: int) -> list[int]:
+        """Where `num_chunks` parts of a file begin, each at a line start; the last entry, 0, is fairseq's end mark."""
+        return [*part_offsets(filename, num_chunks)[:-1], 0]
+
+
+def parse_alignment(line: str) -> torch.Tensor:
+    """`0-0 1-2` as (0, 0, 1, 2), int32."""
+    try:
+        pairs = [[int(i) for i in pair.split("-")] for pair in line.split()]
+        if any(len(pair) != 2 for pair in pairs):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"alignment line {line[:80]!r}: expected pairs such as 0-0 1-2") from None
+    return torch.tensor(pairs, dtype=torch.int32).reshape(-1)
