@@ -104,7 +104,7 @@ class BaseFairseqModel(nn.Module):
         if not listed:
             return
         prefix = "decoder.layers."
-        kept = {old: new for new, old in enumerate(sorted(int(layer) for layer in listed.split(",")))}
+        kept = {old: new for new, old in enumerate(sorted(int(layer) for layer in str(listed).split(",")))}
         layers = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
         for key, value in layers.items():
             number, rest = key[len(prefix) :].split(".", 1)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fairseq import utils
-from fairseq.errors import UserError
+from fairseq.errors import BadFlag, UserError
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.fairseq_model import FairseqLanguageModel
 from fairseq.models.transformer import Embedding, TransformerDecoder
@@ -91,7 +91,10 @@ class TransformerLanguageModel(FairseqLanguageModel):
         """The model for `args`, which are completed in place, on the task's dictionaries."""
         base_lm_architecture(args)  # checkpoints of older versions lack some options
         if args.decoder_layers_to_keep:
-            args.decoder_layers = len(args.decoder_layers_to_keep.split(","))
+            kept = str(args.decoder_layers_to_keep).split(",")
+            if not all(layer.strip().isdigit() for layer in kept) or len(set(kept)) < len(kept):
+                raise BadFlag("--decoder-layers-to-keep", args.decoder_layers_to_keep, "layer numbers such as 0,2,4")
+            args.decoder_layers = len(kept)
         if getattr(args, "max_target_positions", None) is None:
             args.max_target_positions = getattr(args, "tokens_per_sample", None) or DEFAULT_MAX_TARGET_POSITIONS
         if args.character_embeddings:

@@ -5,6 +5,7 @@ import argparse
 import pytest
 import torch
 
+from fairseq.errors import BadFlag
 from fairseq.models import ArchitectureMismatch
 
 TOKENS = torch.tensor([[5, 6, 7, 8]])
@@ -85,6 +86,12 @@ def test_pruning_keeps_listed_layers_in_order(make_model, reverse):
         for a, b in zip(small.decoder.layers[new].parameters(), full.decoder.layers[old].parameters()):
             assert torch.equal(a, b)
     assert args.decoder_layers_to_keep is None
+
+
+@pytest.mark.parametrize("listed", ["a,b", "0,0", "1,", "-1"])
+def test_layers_to_keep_are_distinct_numbers(make_model, listed):
+    with pytest.raises(BadFlag, match="--decoder-layers-to-keep"):
+        make_model(decoder_layers_to_keep=listed)
 
 
 def test_mismatches_are_named_in_one_sentence_and_change_nothing(make_model):
