@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from fairseq.data.dictionary import Dictionary
-from fairseq.data.text_words import LINE_END, Words, part_offsets, read_pieces, split_words
+from fairseq.data.text_words import LINE_END, Words, file_size, part_offsets, read_pieces, split_words
 from fairseq.data.word_table import WordTable
 from fairseq.errors import UserError
 from fairseq.tokenizer import tokenize_line
 
 LINE_END_MARK = np.iinfo(np.int32).max  # in the place of an id, until it becomes an eos
+SMALLEST_PART = 1 << 20  # bytes that are worth a process of their own
 COPY_STEP = 1 << 22  # tokens moved at a time when parts are joined
 
 Progress = Callable[[int], Any]
@@ -172,7 +173,9 @@ def _number_part(
     numberer = Numberer()
     _spool(prefix, numberer.number_file(path, start, end, progress))
     counts = numberer.counts()
-    return Part(prefix, Summary(numberer.lines, int(counts.sum())), [word.decode() for word in numberer.table.words()], counts)
+    return Part(
+        prefix, Summary(numberer.lines, int(counts.sum())), [word.decode() for word in numberer.table.words()], counts
+    )
 
 
 def _encode_part(
@@ -194,8 +197,8 @@ def _guarded(work: Callable[..., Part], *args: Any) -> Part | str:
 def _in_parts(
     work: Callable[..., Part], path: str, workers: int, prefix: str | None, extra: Any, progress: Progress | None
 ) -> list[Part]:
-    """Does a file in `workers` processes; one worker is this process."""
-    offsets = part_offsets(path, max(1, workers))
+    """Does a file in `workers` processes (fewer if it is small); one worker is this process."""
+    offsets = part_offsets(path, max(1, min(workers, file_size(path) // SMALLEST_PART)))
     prefixes = [None if prefix is None else f"{prefix}.part{k}.tmp" for k in range(len(offsets) - 1)]
     if len(prefixes) == 1:
         return [work(path, 0, offsets[1], prefixes[0], extra, progress)]

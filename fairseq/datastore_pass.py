@@ -77,9 +77,12 @@ def save_datastore(scoring: LMScoring, args: argparse.Namespace) -> dict[str, An
     )
     try:
         _fill(scoring, writer, per_sample, args)
+        filled = writer.written
+        writer.finish(identity)
     finally:
         writer.close()
-    return _finish(scoring, args, writer, identity)
+    logger.info("dstore_idx %d; saved %s_keys.npy, %s_vals.npy and %s.json", filled, *[args.dstore_mmap] * 3)
+    return {"dstore_rows": rows, "dstore_filled_rows": filled, "dstore_dimension": scoring.key_dimension}
 
 
 def _fill(scoring: LMScoring, writer: DatastoreWriter, per_sample: dict[int, int], args: argparse.Namespace) -> None:
@@ -133,11 +136,3 @@ def _identity(scoring: LMScoring, args: argparse.Namespace) -> dict[str, Any]:
         "precision": "float16" if args.fp16 else "bfloat16" if args.bf16 else "float32",
     }
 
-
-def _finish(
-    scoring: LMScoring, args: argparse.Namespace, writer: DatastoreWriter, identity: dict[str, Any]
-) -> dict[str, Any]:
-    filled = writer.written
-    writer.finish(identity)
-    logger.info("dstore_idx %d; saved %s_keys.npy, %s_vals.npy and %s.json", filled, *[args.dstore_mmap] * 3)
-    return {"dstore_rows": writer.rows, "dstore_filled_rows": filled, "dstore_dimension": writer.dimension}

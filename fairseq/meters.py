@@ -202,7 +202,8 @@ class MetersDict(OrderedDict[str, Meter]):
     def __init__(self) -> None:
         super().__init__()
         self.priorities: list[tuple[int, int, str]] = []
-        self.calls: Counter[str] = Counter()  # of the rates, while they warm up
+        self.calls: Counter[str] = Counter()  # of the rates
+        self.opened = time.perf_counter()
 
     def add_meter(self, key: str, meter: Meter, priority: int) -> None:
         """Inserts a new meter at the place its priority asks for."""

@@ -62,15 +62,17 @@ def log_derived(key: str, fn: Callable[[MetersDict], Any], priority: int = 20) -
 
 
 def log_speed(key: str, value: Any, priority: int = 30, round: int | None = None) -> None:  # noqa: A002
-    """Counts `value` events in the rate under `key`. The call that starts the clock is not counted itself: it is the
-    first one in a temporary aggregator, and the one after `SPEED_WARMUP` calls in a lasting one."""
+    """Counts `value` events in the rate under `key`. In a lasting aggregator the clock starts with the call after the
+    first `SPEED_WARMUP`, which itself is not counted; in a temporary one it started when that was opened."""
     for aggregator, meter in _meters(key, lambda: TimeMeter(round=round), priority):
         lasting = any(aggregator is named for named in _aggregators.values())
-        if aggregator.calls[key] <= (SPEED_WARMUP if lasting else 0):
-            aggregator.calls[key] += 1
+        aggregator.calls[key] += 1
+        if lasting and aggregator.calls[key] <= SPEED_WARMUP + 1:
             meter.reset()
-        else:
-            meter.update(value)
+            continue
+        if not lasting and aggregator.calls[key] == 1:
+            meter.start = aggregator.opened
+        meter.update(value)
 
 
 def log_start_time(key: str, priority: int = 40, round: int | None = None) -> None:  # noqa: A002

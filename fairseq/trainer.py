@@ -163,7 +163,7 @@ class Trainer:
         )
 
     def _prepare_sample(self, sample: Any) -> Any:
-        if not sample:
+        if sample is None or len(sample) == 0:
             return None
         if self.cuda:
             sample = utils.move_to_cuda(sample, self.device)
@@ -211,7 +211,7 @@ class Trainer:
         sample_size: Any = 0
         ooms = 0
         for sample in samples:
-            is_dummy = not sample  # padding of a shard: its gradient counts nothing
+            is_dummy = sample is None or len(sample) == 0  # padding of a shard: its gradient counts nothing
             if is_dummy and self._dummy_batch is None:
                 continue
             if self._dummy_batch is None:

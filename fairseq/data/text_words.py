@@ -52,7 +52,7 @@ class Words:
 
 def part_offsets(path: str, parts: int) -> list[int]:
     """Cuts a file into `parts` byte ranges that end at line ends: parts + 1 ascending offsets."""
-    size = _size(path)
+    size = file_size(path)
     offsets = [0]
     with open(path, "rb") as stream:
         for k in range(1, parts):
@@ -60,7 +60,8 @@ def part_offsets(path: str, parts: int) -> list[int]:
     return [*offsets, size]
 
 
-def _size(path: str) -> int:
+def file_size(path: str) -> int:
+    """Bytes of a text file; MissingFile where there is none."""
     if not os.path.isfile(path):
         raise MissingFile(path, "check --trainpref, --validpref and --testpref")
     return os.path.getsize(path)
@@ -83,7 +84,7 @@ def read_pieces(path: str, start: int = 0, end: int | None = None, whole_lines: 
     """The UTF-8 text in bytes [start, end) of a file, in pieces that cut no word, and with `whole_lines` no line.
 
     The last line gets its newline if it lacks one. BadFile names the offset of the first byte that is not UTF-8."""
-    end = _size(path) if end is None else end
+    end = file_size(path) if end is None else end
     rest: list[bytes] = []
     with open(path, "rb") as stream:
         stream.seek(start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from types import ModuleType
 
 from fairseq.errors import MissingDependency
@@ -9,6 +10,7 @@ from fairseq.errors import MissingDependency
 
 def require_faiss() -> ModuleType:
     """The faiss module; MissingDependency when neither package is installed."""
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it reports each library variant that it tries
     try:
         import faiss
     except ImportError as error:
