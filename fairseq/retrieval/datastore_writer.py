@@ -49,7 +49,8 @@ class DatastoreWriter:
             except BadFile:
                 progress = {}
             safe = progress.get("written", 0) if isinstance(progress, dict) else 0
-            if isinstance(progress, dict) and progress.get("identity") == self.identity and isinstance(safe, int):
+            known = isinstance(progress, dict) and progress.get("identity") == self.identity
+            if known and isinstance(safe, int) and safe >= 0:
                 have = [os.path.getsize(path) if path.exists() else 0 for path in self._paths]
                 if all(size >= safe * row for size, row in zip(have, self._row_bytes, strict=True)):
                     self.written = min(safe, self.rows)

@@ -45,7 +45,8 @@ class FaissIndex:
         self.faiss_index = read_faiss_index(path)
         self.dimension = int(self.faiss_index.d)
         self.inner_product = self.faiss_index.metric_type == faiss.METRIC_INNER_PRODUCT
-        self.ivf = faiss.try_extract_index_ivf(self.faiss_index)
+        ivf = faiss.try_extract_index_ivf(self.faiss_index)  # of the base type, which hides that it is an IVFPQ
+        self.ivf = None if ivf is None else faiss.downcast_index(ivf)
         self.count = int(self.faiss_index.ntotal)
         self._codes: PQCodes | None = None
         if probe is not None and self.ivf is not None:
