@@ -1,0 +1,225 @@
+"""`preprocess.py`: text files to a data folder (`dict.txt`, `train.bin`/`.idx`, ...). Parses, calls, reports.
+
+File names, log lines and the dictionary's order follow fairseq 0.9; see `fairseq.binarizer` for how it is done."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+from fairseq import options, tasks
+from fairseq.atomic_io import make_parent, publish, temporary_path
+from fairseq.binarizer import (
+    Binarizer,
+    NumberedText,
+    Progress,
+    Summary,
+    add_counts,
+    binarize_file,
+    parse_alignment,
+)
+from fairseq.data import Dictionary
+from fairseq.data.indexed_dataset import make_builder
+from fairseq.errors import BadFlag, MissingFile, UserError
+from fairseq_cli.entry import cli_entry
+
+logger = logging.getLogger("fairseq_cli.preprocess")
+
+
+class DictionaryExists(UserError, FileExistsError):
+    """A dictionary would be built over one that is there."""
+
+
+class Preprocessor:
+    """One run: the options, and the training texts that were read for the dictionary and wait to be written."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.langs = [args.source_lang] if args.only_source else [args.source_lang, args.target_lang]
+        self.numbered: dict[str, NumberedText] = {}
+
+    def text_path(self, prefix: str, lang: str | None) -> str:
+        """The input file of a prefix: `prefix`, or `prefix.lang`."""
+        path = prefix + (f".{lang}" if lang else "")
+        if not os.path.isfile(path):
+            raise MissingFile(path, "check --trainpref, --validpref, --testpref and the languages")
+        return path
+
+    def dict_path(self, lang: str | None) -> str:
+        """`dict.txt`, or `dict.lang.txt`."""
+        return os.path.join(self.args.destdir, f"dict.{lang}.txt" if lang else "dict.txt")
+
+    def output_prefix(self, split: str, lang: str | None) -> str:
+        """`train` for language modelling, else `train.src-tgt.lang`."""
+        pair = f".{self.args.source_lang}-{self.args.target_lang}"
+        suffix = f"{pair}.{lang}" if lang else "" if self.args.only_source else pair
+        return os.path.join(self.args.destdir, split + suffix)
+
+    @contextlib.contextmanager
+    def progress(self, path: str) -> Iterator[Progress]:
+        """A bar over the bytes of a file, where standard error is a terminal."""
+        off = True if getattr(self.args, "no_progress_bar", False) else None
+        size = os.path.getsize(path)
+        with tqdm(total=size, unit="B", unit_scale=True, desc=os.path.basename(path), disable=off) as bar:
+            yield bar.update
+
+    def dictionaries(self, stack: contextlib.ExitStack) -> list[Dictionary]:
+        """The dictionary of each language, loaded or built."""
+        args = self.args
+        given = [args.srcdict, args.tgtdict]
+        if args.joined_dictionary:
+            if args.srcdict and args.tgtdict:
+                raise BadFlag("--joined-dictionary", "both --srcdict and --tgtdict", "at most one of them")
+            path = args.srcdict or args.tgtdict
+            joined = self._load(path) if path else self._build(self.langs, 0, stack)
+            return [joined for _ in self.langs]
+        return [
+            self._load(path) if path else self._build([lang], k, stack)
+            for k, (path, lang) in enumerate(zip(given, self.langs))
+        ]
+
+    def _load(self, path: str) -> Dictionary:
+        return tasks.TASK_REGISTRY.get(self.args.task, tasks.FairseqTask).load_dictionary(path)
+
+    def _build(self, langs: list[str | None], k: int, stack: contextlib.ExitStack) -> Dictionary:
+        """Counts the training text of `langs`; `k` says whose thresholds hold (0 source, 1 target)."""
+        args = self.args
+        for lang in langs:
+            if os.path.exists(self.dict_path(lang)):
+                raise DictionaryExists(
+                    f"{self.dict_path(lang)}: a dictionary exists already, expected none; "
+                    f"remove it, choose another --destdir, or reuse it with --{'tgt' if k else 'src'}dict"
+                )
+        if not args.trainpref:
+            raise BadFlag("--trainpref", "nothing", f"a training text or --{'tgt' if k else 'src'}dict")
+        dictionary = Dictionary()
+        keep = args.dataset_impl != "raw" and not getattr(args, "dict_only", False)
+        for path, lang in {self.text_path(args.trainpref, lang): lang for lang in langs}.items():
+            if path not in self.numbered:
+                prefix = self.output_prefix("train", lang) if keep else None
+                with self.progress(path) as progress:
+                    self.numbered[path] = stack.enter_context(NumberedText(path, prefix, args.workers, progress))
+            add_counts(dictionary, self.numbered[path].counts(dictionary.eos_word))
+        threshold, nwords = [(args.thresholdsrc, args.nwordssrc), (args.thresholdtgt, args.nwordstgt)][k]
+        dictionary.finalize(threshold=threshold, nwords=nwords, padding_factor=args.padding_factor)
+        return dictionary
+
+    def splits(self) -> Iterator[tuple[str, str]]:
+        """(split name, text prefix) of all splits: train, valid, valid1, ..., test, test1, ..."""
+        if self.args.trainpref:
+            yield "train", self.args.trainpref
+        for split, prefixes in (("valid", self.args.validpref), ("test", self.args.testpref)):
+            for k, prefix in enumerate(prefixes.split(",") if prefixes else []):
+                yield split + (str(k) if k else ""), prefix
+
+    def write_split(self, split: str, prefix: str, lang: str | None, dictionary: Dictionary) -> None:
+        """Binarises one text file, or copies it for the raw format."""
+        text = self.text_path(prefix, lang)
+        if self.args.dataset_impl == "raw":
+            self._copy(text, split, lang)
+            return
+        logger.info("[%s] Dictionary: %d types", lang, len(dictionary) - 1)
+        output = self.output_prefix(split, lang)
+        builder = make_builder(output + ".bin", self.args.dataset_impl, len(dictionary))
+        try:
+            if split == "train" and text in self.numbered:
+                summary = self.numbered[text].write(builder, dictionary)
+            else:
+                with self.progress(text) as progress:
+                    summary = binarize_file(text, output, dictionary, builder, self.args.workers, progress)
+            builder.finalize(output + ".idx")
+        except BaseException:
+            builder.abandon()
+            raise
+        self._report(lang, text, summary, dictionary)
+
+    def _report(self, lang: str | None, text: str, summary: Summary, dictionary: Dictionary) -> None:
+        share = 100 * summary.nunk / max(1, summary.ntok)
+        found = f"{summary.nseq} sents, {summary.ntok} tokens, {share:.3}%"
+        logger.info("[%s] %s: %s replaced by %s", lang, text, found, dictionary.unk_word)
+
+    def _copy(self, text: str, split: str, lang: str | None) -> None:
+        # The name carries the languages even where there are none, as it always did.
+        name = f"{split}.{self.args.source_lang}-{self.args.target_lang}" + (f".{lang}" if lang else "")
+        output = os.path.join(self.args.destdir, name)
+        shutil.copyfile(text, temporary_path(output))
+        publish(temporary_path(output), output)
+
+    def write_alignments(self) -> None:
+        """Binarises the alignment files beside the text, where there are any."""
+        for split, prefix in self.splits():
+            text = f"{prefix}.{self.args.align_suffix}"
+            if not os.path.isfile(text):
+                continue
+            output = os.path.join(self.args.destdir, f"{split}.align.{self.args.source_lang}-{self.args.target_lang}")
+            builder = make_builder(output + ".bin", self.args.dataset_impl)
+            try:
+                found = Binarizer.binarize_alignments(text, parse_alignment, builder.add_item)
+                builder.finalize(output + ".idx")
+            except BaseException:
+                builder.abandon()
+                raise
+            logger.info("[alignments] %s: parsed %d alignments", text, found["nseq"])
+
+    def run(self) -> None:
+        """Dictionary first, then every split. A built dictionary is saved last: while it is missing, the same command
+        can simply be run again."""
+        with contextlib.ExitStack() as stack:
+            dictionaries = self.dictionaries(stack)
+            given = self.args.srcdict or self.args.tgtdict
+            if given:
+                self._save(dictionaries)
+            if not getattr(self.args, "dict_only", False):
+                for split, prefix in self.splits():
+                    for lang, dictionary in zip(self.langs, dictionaries):
+                        self.write_split(split, prefix, lang, dictionary)
+                if self.args.align_suffix:
+                    self.write_alignments()
+            if not given:
+                self._save(dictionaries)
+
+    def _save(self, dictionaries: list[Dictionary]) -> None:
+        for lang, dictionary in zip(self.langs, dictionaries):
+            dictionary.save(self.dict_path(lang))
+
+
+@contextlib.contextmanager
+def _log_file(path: str) -> Iterator[None]:
+    """Appends the bare messages to `preprocess.log`."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Runs preprocess with parsed options."""
+    if args.alignfile:
+        raise BadFlag("--alignfile", args.alignfile, "nothing: alignment dictionaries are not built here")
+    log = os.path.join(args.destdir, "preprocess.log")
+    make_parent(log)
+    with _log_file(log):
+        logger.info(args)
+        if not args.only_source and not (args.source_lang or args.target_lang):
+            logger.warning("neither a language nor --only-source is given: language modelling needs --only-source")
+        Preprocessor(args).run()
+        logger.info("Wrote preprocessed data to %s", args.destdir)
+
+
+def cli_main() -> None:
+    """Console entry point."""
+    cli_entry(lambda: main(options.get_preprocessing_parser().parse_args()), sys.stdout)
+
+
+if __name__ == "__main__":
+    cli_main()
