@@ -28,7 +28,7 @@ from fairseq.scored_sequences import ScoredSequence
 GOLDEN = Path(__file__).resolve().parent / "fixtures" / "golden"
 COMMANDS: dict[str, str] = json.loads((GOLDEN / "MANIFEST.json").read_text())["eval_commands"]
 EXPECTED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "expected.json").read_text())
-ARRAYS = {name: array for name, array in np.load(GOLDEN / "expected.npz").items()}
+ARRAYS = dict(np.load(GOLDEN / "expected.npz").items())
 RETRIEVING = [name for name in COMMANDS if name != "a_base"]
 # g differs from d only in lambda and k from d only in a default spelt out: neither touches the search.
 SAME_SEARCHES = {"g_members_lmbda0.5": "d_retomaton_members", "k_members_nomaxknns": "d_retomaton_members"}
