@@ -1,5 +1,6 @@
 """From text to batches: dictionary, binarised files, blocks, context windows, batches. Knows nothing of models."""
 
+from fairseq.data import encoders
 from fairseq.data.concat_dataset import ConcatDataset
 from fairseq.data.dictionary import Dictionary, TruncatedDictionary
 from fairseq.data.fairseq_dataset import BaseWrapperDataset, FairseqDataset
@@ -13,8 +14,25 @@ from fairseq.data.iterators import CountingIterator, EpochBatchIterator, Grouped
 from fairseq.data.lm_context_window_dataset import LMContextWindowDataset
 from fairseq.data.monolingual_dataset import MonolingualDataset
 from fairseq.data.token_block_dataset import TokenBlockDataset
+from fairseq.data.wrapper_datasets import (
+    AppendTokenDataset,
+    IdDataset,
+    LeftPadDataset,
+    NestedDictionaryDataset,
+    NumelDataset,
+    NumSamplesDataset,
+    PadDataset,
+    PrependTokenDataset,
+    RandomCropDataset,
+    RightPadDataset,
+    SortDataset,
+    StripTokenDataset,
+    TruncateDataset,
+    maybe_shorten_dataset,
+)
 
 __all__ = [
+    "AppendTokenDataset",
     "BaseWrapperDataset",
     "ConcatDataset",
     "CountingIterator",
@@ -22,13 +40,27 @@ __all__ = [
     "EpochBatchIterator",
     "FairseqDataset",
     "GroupedIterator",
+    "IdDataset",
     "IndexedCachedDataset",
     "IndexedDataset",
     "IndexedRawTextDataset",
     "LMContextWindowDataset",
+    "LeftPadDataset",
     "MMapIndexedDataset",
     "MonolingualDataset",
+    "NestedDictionaryDataset",
+    "NumSamplesDataset",
+    "NumelDataset",
+    "PadDataset",
+    "PrependTokenDataset",
+    "RandomCropDataset",
+    "RightPadDataset",
     "ShardedIterator",
+    "SortDataset",
+    "StripTokenDataset",
     "TokenBlockDataset",
+    "TruncateDataset",
     "TruncatedDictionary",
+    "encoders",
+    "maybe_shorten_dataset",
 ]
