@@ -62,6 +62,26 @@ def test_gradient_is_divided_by_the_total_sample_size() -> None:
     assert output["ntokens"] == 4 and trainer.get_num_updates() == 1
 
 
+def test_sizes_may_be_tensors_as_on_a_gpu(monkeypatch) -> None:
+    """There nothing is turned into Python numbers before a line is printed."""
+    trainer, task, model = make(clip_norm=2.0)
+    step = task.train_step
+
+    def tensor_sizes(*args, **kwargs):
+        loss, size, output = step(*args, **kwargs)
+        size = torch.tensor(float(size), dtype=torch.float64)
+        return loss, size, {**output, "ntokens": size, "sample_size": size}
+
+    monkeypatch.setattr(task, "train_step", tensor_sizes)
+    monkeypatch.setattr("fairseq.meters.detached", lambda value: value)
+    output = trainer.train_step([torch.tensor([3.0]), torch.tensor([4.0, 5.0, 6.0])])
+    assert model.weight.item() == pytest.approx(-2.0, rel=1e-6) and output["ntokens"] == 4
+    assert isinstance(metrics.get_meters("default")["gnorm"].sum, torch.Tensor)
+    assert metrics.get_smoothed_value("default", "gnorm") == 4.5
+    state = {key: state for _, key, _, state in metrics.state_dict()["default"]}
+    assert state["clip"]["val"] == 100.0 and isinstance(state["gnorm"]["sum"], float)
+
+
 def test_clipping_uses_the_norm_after_normalisation() -> None:
     trainer, _, model = make(clip_norm=2.0)
     trainer.train_step([torch.tensor([10.0, 20.0])])
