@@ -66,7 +66,7 @@ def main(args: argparse.Namespace, init_distributed: bool = False) -> None:
     logger.info("num. model params: %d (num. trained: %d)", sum(p.numel() for p in model.parameters()), trained)
 
     trainer = Trainer(args, task, model, criterion)
-    logger.info("training on %d %s", args.distributed_world_size, "GPUs" if trainer.cuda else "CPU processes")
+    logger.info("training on %s", f"{args.distributed_world_size} GPUs" if trainer.cuda else "0 GPUs (the CPU)")
     logger.info("max tokens per GPU = %s and max sentences per GPU = %s", args.max_tokens, args.max_sentences)
     _, epoch_itr = checkpoint_saving.load_checkpoint(args, trainer)
     log_plan(args, trainer, epoch_itr)
