@@ -8,6 +8,7 @@ With clusters, the other members of the pointers' clusters are candidates too. A
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,9 +148,11 @@ def merge_by_row(first: Entries, second: Entries, first_counts: Tensor, sequence
 
 def as_tensor(array: np.ndarray) -> Tensor:
     """A tensor over the array's own memory, also over a read-only map (nothing here ever writes to it)."""
-    if array.flags.writeable:
-        return torch.from_numpy(array)
-    return torch.frombuffer(memoryview(array).cast("B") if array.size else bytearray(), dtype=_TORCH_TYPES[array.dtype.str])
+    if array.flags.writeable or not array.size:
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        return torch.frombuffer(memoryview(array).cast("B"), dtype=_TORCH_TYPES[array.dtype.str])
 
 
 _TORCH_TYPES = {"<i8": torch.int64, "<i4": torch.int32, "<i2": torch.int16, "|u1": torch.uint8}

@@ -68,6 +68,27 @@ def test_distances(metric: int, by_residual: bool) -> None:
     np.testing.assert_allclose(found, expected(index, queries, rows, ids, inner), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("by_residual", [True, False])
+def test_small_differences_of_large_norms(by_residual: bool) -> None:
+    """Activations have a large common part. Candidates at nearly equal distances must still stand in the right order,
+    because it decides which pointers `--max-knns` keeps: no worse than the distances of a FAISS search."""
+    offset = np.full(DIMENSION, 10, np.float32)
+    index = ivfpq(by_residual=by_residual)
+    vectors = keys() * 0.1 + offset
+    index.train(vectors)
+    index.add(vectors)
+    _, rows, ids = asked()
+    queries = torch.from_numpy(vectors[:7] + np.float32(0.01))
+    wanted = expected(index, queries, rows, ids, False)
+    index.nprobe = LISTS
+    distances, found = index.search(queries.numpy(), ENTRIES)
+    by_id = np.take_along_axis(distances, np.argsort(found, axis=1), axis=1)
+    of_search = np.abs(by_id[rows, ids] - wanted).max()
+    of_codes = np.abs(PQCodes(index, ENTRIES).distances(queries, rows, ids).numpy() - wanted).max()
+    assert of_codes < max(3 * of_search, 1e-6)
+    assert of_codes < 1e-4
+
+
 def test_distances_are_those_of_a_search() -> None:
     index = filled(ivfpq())
     index.nprobe = LISTS
