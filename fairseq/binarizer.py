@@ -304,15 +304,13 @@ def count_words(
     progress: Progress | None = None,
 ) -> None:
     """Counts a text file's words into `dictionary`, and one eos per line; new words are appended in sorted order."""
+    counts: Mapping[str, int]
     if tokenize is tokenize_line:
         with NumberedText(filename, None, num_workers, progress) as text:
-            add_counts(dictionary, dict(sorted(text.counts(dictionary.eos_word).items())))
-        return
-    counts: Counter[str] = Counter()
-    for line in _lines(filename, 0, None):
-        counts.update(tokenize(line))
-        counts[dictionary.eos_word] += 1
-    add_counts(dictionary, counts)
+            counts = text.counts(dictionary.eos_word)
+    else:
+        counts = Counter(word for line in _lines(filename, 0, None) for word in [*tokenize(line), dictionary.eos_word])
+    add_counts(dictionary, dict(sorted(counts.items())))
 
 
 def add_counts(dictionary: Dictionary, counts: Mapping[str, int]) -> None:
