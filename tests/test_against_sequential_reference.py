@@ -94,10 +94,9 @@ def sequential(
             ids = np.concatenate([ids, pointed])
             scores = np.concatenate([scores, score(query, np.array(pointed))])
         right = values[ids] == target  # an id of -1 is the last entry, as Python counts
+        knn = knn_log_prob(scores / rules.temperature, right)
         with np.errstate(divide="ignore"):
-            mixture = np.logaddexp(
-                np.log1p(-rules.lmbda) + lm_log_prob, np.log(rules.lmbda) + knn_log_prob(scores / rules.temperature, right)
-            )
+            mixture = np.logaddexp(np.log1p(-rules.lmbda) + lm_log_prob, np.log(rules.lmbda) + knn)
         outcome.log_probs.append(float(mixture))
         outcome.searched.append(searching)
         outcome.candidates.append(len(ids))
@@ -181,11 +180,10 @@ def make_world(
     for number, length in enumerate(lengths):
         start = int(rng.integers(0, entries))
         along = (start + np.arange(length)) % entries
-        queries = keys[along] + 0.3 * rng.standard_normal((length, DIMENSION)).astype(np.float32)
+        queries = (keys[along] + 0.3 * rng.standard_normal((length, DIMENSION))).astype(np.float32)
         targets = np.where(rng.random(length) < 0.7, values[along], rng.integers(0, words, length))
         lm_log_probs = np.log(rng.random(length).astype(np.float32) * 0.9 + 0.05)
-        tensors = (torch.from_numpy(queries.astype(np.float32)), torch.from_numpy(targets), torch.from_numpy(lm_log_probs))
-        sequences.append(ScoredSequence(number, *tensors))
+        sequences.append(ScoredSequence(number, *map(torch.from_numpy, (queries, targets, lm_log_probs))))
     return World(keys, values, members, sequences)
 
 
@@ -291,8 +289,8 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, str
 def test_quantised_search(
     seed: int, probe: int, lengths: list[int], clustered: bool, rules: Rules, quantised: tuple[np.ndarray, str]
 ) -> None:
-    """IVFPQ: pointers are measured with the code table here, by rebuilding each vector in the reference. With one probed
-    list and k of 64, searches come back with ids of -1."""
+    """IVFPQ: pointers are measured with the code table here, by rebuilding each vector in the reference. With one
+    probed list and k of 64, searches come back with ids of -1."""
     keys, path = quantised
     world = make_world(seed, len(keys), lengths, clustered, keys)
     index = FaissIndex(path, len(keys), probe)
@@ -366,7 +364,8 @@ def test_probabilities_sum_to_one(seed: int, rules: Rules, clustered: bool, leng
 def test_lambda_zero_is_the_language_model(seed: int, rules: Rules, lengths: list[int]) -> None:
     rules.lmbda = 0.0
     world = make_world(seed, 50, lengths, True)
-    for result, sequence in zip(make_knnlm(world, ExactIndex(world.keys), rules).score(world.sequences), world.sequences):
+    results = make_knnlm(world, ExactIndex(world.keys), rules).score(world.sequences)
+    for result, sequence in zip(results, world.sequences, strict=True):
         np.testing.assert_array_equal(result.log_probs, sequence.lm_log_probs)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairseq.retrieval import kernels
 from fairseq.retrieval.faiss_import import require_faiss
 
 CHUNK_LOOKUPS = 1 << 23  # bounds the scratch memory of one pass at about 100 MB
@@ -44,6 +45,7 @@ class PQCodes:
         self.coarse = torch.from_numpy(coarse).to(device, torch.float32 if self.inner_product else torch.float64)
         self.coarse_norms = self.coarse.square().sum(1)
         self.constants = self._constant_terms()
+        self._compiled: tuple[np.ndarray, ...] | None = None  # what the compiled kernel takes, made at first use
 
     def _constant_terms(self) -> Tensor | None:
         """(N,) float32: ||r||^2 + 2<c, r>; None where distances have no such term (inner products, no residuals)."""
@@ -75,7 +77,9 @@ class PQCodes:
     def distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         """Distance of query `rows[i]` to entry `ids[i]`: (n,) float32, squared L2 (or the inner product, for METRIC_IP).
 
-        queries: (B, D) float32; rows, ids: (n,) int64."""
+        queries: (B, D) float32; rows (ascending), ids: (n,) int64."""
+        if kernels.AVAILABLE and self.constants is not None and queries.device.type == "cpu":
+            return self._compiled_distances(queries, rows, ids)
         tables, base = self._tables(queries)
         result = queries.new_empty(len(ids))
         step = max(1, CHUNK_LOOKUPS // self.m)
@@ -89,9 +93,23 @@ class PQCodes:
             result[start : start + step] = part
         return result
 
+    def _compiled_distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        if self._compiled is None:
+            assert self.constants is not None
+            turned = self.codebook.transpose(1, 2).contiguous()
+            arrays = (self.codes, self.lists, self.constants, self.coarse.float(), turned)
+            self._compiled = tuple(array.numpy() for array in arrays)
+        bounds = torch.searchsorted(rows, torch.arange(len(queries) + 1))
+        result = queries.new_empty(len(ids))
+        kernels.set_threads(torch.get_num_threads())
+        kernels.residual_l2_distances(
+            queries.contiguous().numpy(), bounds.numpy(), ids.numpy(), *self._compiled, result.numpy()
+        )
+        return result
+
     def _tables(self, queries: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The part of a distance that depends on a code, (B, M, 256), and the part that depends on its list, (B, nlist),
-        None without residuals; both float32."""
+        """The part of a distance that depends on a code, (B, M, 256), and the part that depends on its list,
+        (B, nlist), None without residuals; both float32."""
         parts = queries.view(len(queries), self.m, self.subdim)
         if not self.inner_product and not self.by_residual:  # ||q - r||^2 is the sum of its parts
             parts, codebook = parts.double(), self.codebook.double()

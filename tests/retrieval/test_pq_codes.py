@@ -113,7 +113,8 @@ def test_pca_in_front(rotation: bool, tmp_path: Path) -> None:
     ivf.make_direct_map()
     vectors = np.stack([ivf.reconstruct(int(entry)) for entry in ids])
     transformed = index.chain.at(0).apply(queries.numpy())[rows]
-    np.testing.assert_allclose(ours.distances(queries, rows, ids), ((transformed - vectors) ** 2).sum(1), rtol=1e-4, atol=1e-4)
+    wanted = ((transformed - vectors) ** 2).sum(1)
+    np.testing.assert_allclose(ours.distances(queries, rows, ids), wanted, rtol=1e-4, atol=1e-4)
     distances, found = ours.search(queries, 20)
     again = ours.distances(queries, torch.arange(7).repeat_interleave(20), found.flatten())
     np.testing.assert_allclose(again, distances.flatten(), rtol=1e-4, atol=1e-4)
