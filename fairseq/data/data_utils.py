@@ -84,7 +84,7 @@ def numpy_seed(seed: int | None, *addl_seeds: int) -> Iterator[None]:
         yield
         return
     if addl_seeds:
-        seed = int(hash((seed, *addl_seeds)) % 1_000_000)
+        seed = int(hash((seed, *addl_seeds)) % 1e6)  # a float on purpose: the rounding decides the seed
     state = np.random.get_state()
     np.random.seed(seed)
     try:
