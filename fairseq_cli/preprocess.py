@@ -192,12 +192,15 @@ class Preprocessor:
 
 @contextlib.contextmanager
 def _log_file(path: str) -> Iterator[None]:
-    """Appends the bare messages to `preprocess.log`."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Appends the bare messages to `preprocess.log`, also where the caller keeps logging quiet."""
+    handler, level = logging.FileHandler(path, encoding="utf-8"), logger.level
     logger.addHandler(handler)
+    if not logger.isEnabledFor(logging.INFO):
+        logger.setLevel(logging.INFO)
     try:
         yield
     finally:
+        logger.setLevel(level)
         logger.removeHandler(handler)
         handler.close()
 

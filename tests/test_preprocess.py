@@ -1,0 +1,212 @@
+"""The preprocess command: the published bytes, file names, log lines, and one sentence for each mistake."""
+
+import json
+from argparse import Namespace
+
+import pytest
+
+from fairseq.data import Dictionary, data_utils
+from fairseq_cli import preprocess
+
+SPLITS = ("train", "valid", "test")
+
+
+def arguments(folder, **options):
+    nothing = [
+        "source_lang",
+        "target_lang",
+        "trainpref",
+        "validpref",
+        "testpref",
+        "align_suffix",
+        "srcdict",
+        "tgtdict",
+        "alignfile",
+    ]
+    defaults = {
+        **dict.fromkeys(nothing),
+        "destdir": str(folder / "bin"),
+        **dict.fromkeys(["thresholdsrc", "thresholdtgt"], 0),
+        **dict.fromkeys(["nwordssrc", "nwordstgt"], -1),
+        **dict.fromkeys(["joined_dictionary", "dict_only"], False),
+        **dict.fromkeys(["only_source", "no_progress_bar"], True),
+        "dataset_impl": "mmap",
+        "padding_factor": 8,
+        "workers": 1,
+        "task": "translation",
+    }
+    return Namespace(**{**defaults, **options})
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "text").write_text("b a\n\nb c\n")
+    (tmp_path / "more").write_text("b x <unk>\n")
+    return tmp_path
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_golden_folder_byte_for_byte(golden, run_cli, tmp_path, workers, monkeypatch):
+    monkeypatch.setattr("fairseq.binarizer.SMALLEST_PART", 1000)
+    prefixes = [word for s in SPLITS for word in (f"--{s}pref", f"text/wiki.{s}.tokens")]
+    command = ["--only-source", *prefixes, "--destdir", tmp_path / "bin", "--nwordssrc", 1500, "--workers", workers]
+    done = run_cli("preprocess", command, cwd=golden)
+    assert done.status == 0, done.stderr
+    expected = golden / "data-bin"
+    assert names(tmp_path / "bin") == names(expected)
+    for name in names(expected):
+        if name != "preprocess.log":
+            assert (tmp_path / "bin" / name).read_bytes() == (expected / name).read_bytes(), name
+    log = (tmp_path / "bin" / "preprocess.log").read_text().splitlines()
+    assert log[1:-1] == (expected / "preprocess.log").read_text().splitlines()[1:-1]
+    assert log[0].startswith("Namespace(no_progress_bar=False")
+    assert log[-1] == f"Wrote preprocessed data to {tmp_path / 'bin'}"
+    assert " | INFO | fairseq_cli.preprocess | [None] Dictionary: 1503 types" in done.stdout
+
+
+def test_published_example_and_log(text):
+    preprocess.main(arguments(text, trainpref=str(text / "text"), validpref=f"{text / 'more'},{text / 'text'}"))
+    assert names(text / "bin") == sorted(
+        ["dict.txt", "preprocess.log", *(f"{s}.{x}" for s in ("train", "valid", "valid1") for x in ("bin", "idx"))]
+    )
+    assert (text / "bin" / "dict.txt").read_text() == "b 2\na 1\nc 1\nmadeupword0000 0\n"
+    assert (text / "bin" / "train.bin").read_bytes() == bytes.fromhex("0400050002000200040006000200")
+    assert (text / "bin" / "train.bin").read_bytes() == (text / "bin" / "valid1.bin").read_bytes()
+    log = (text / "bin" / "preprocess.log").read_text()
+    assert f"[None] {text / 'text'}: 3 sents, 7 tokens, 0.0% replaced by <unk>" in log
+    assert f"[None] {text / 'more'}: 1 sents, 4 tokens, 25.0% replaced by <unk>" in log
+    assert "[None] Dictionary: 7 types" in log
+
+
+def test_an_existing_dictionary_is_refused_or_reused(text):
+    args = arguments(text, trainpref=str(text / "text"))
+    preprocess.main(args)
+    before = (text / "bin" / "train.bin").read_bytes()
+    with pytest.raises(FileExistsError, match="dict.txt: a dictionary exists already.*--srcdict"):
+        preprocess.main(args)
+    args.srcdict = str(text / "bin" / "dict.txt")
+    args.padding_factor = 1000
+    preprocess.main(args)
+    assert (text / "bin" / "train.bin").read_bytes() == before
+    assert len(Dictionary.load(args.srcdict)) == 8
+    log = (text / "bin" / "preprocess.log").read_text()
+    assert log.count("Wrote preprocessed data") == 2
+
+
+@pytest.mark.parametrize("srcdict", [False, True])
+def test_an_interrupted_run_leaves_nothing_half_written_and_can_be_repeated(text, monkeypatch, srcdict):
+    (text / "given").write_text("b 2\na 1\n")
+    options = {"srcdict": str(text / "given")} if srcdict else {}
+    args = arguments(text, trainpref=str(text / "text"), validpref=str(text / "more"), **options)
+    with monkeypatch.context() as patch:
+
+        def stop(*_, **__):
+            raise KeyboardInterrupt
+
+        patch.setattr(preprocess, "binarize_file", stop)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess.main(args)
+    left = {"dict.txt", "preprocess.log"} if srcdict else {"preprocess.log", "train.bin", "train.idx"}
+    assert set(names(text / "bin")) == left
+    preprocess.main(args)
+    fresh = arguments(text, **{**vars(args), "destdir": str(text / "fresh")})
+    preprocess.main(fresh)
+    for name in set(names(text / "fresh")) - {"preprocess.log"}:
+        assert (text / "bin" / name).read_bytes() == (text / "fresh" / name).read_bytes()
+
+
+@pytest.mark.parametrize("impl", ["lazy", "cached"])
+def test_legacy_formats(text, impl):
+    args = arguments(text, trainpref=str(text / "text"), validpref=str(text / "text"), dataset_impl=impl)
+    preprocess.main(args)
+    for split in ("train", "valid"):
+        dataset = data_utils.load_indexed_dataset(str(text / "bin" / split))
+        assert [dataset[i].tolist() for i in range(3)] == [[4, 5, 2], [2], [4, 6, 2]]
+
+
+def test_raw_copies_the_text_under_a_name_with_languages(text):
+    preprocess.main(arguments(text, trainpref=str(text / "text"), dataset_impl="raw"))
+    assert names(text / "bin") == ["dict.txt", "preprocess.log", "train.None-None"]
+    assert (text / "bin" / "train.None-None").read_bytes() == (text / "text").read_bytes()
+
+
+def test_dictionary_only(text):
+    preprocess.main(arguments(text, trainpref=str(text / "text"), dict_only=True, nwordssrc=5, padding_factor=1))
+    assert names(text / "bin") == ["dict.txt", "preprocess.log"]
+    assert (text / "bin" / "dict.txt").read_text() == "b 2\n"
+
+
+@pytest.fixture
+def pair(tmp_path):
+    (tmp_path / "train.de").write_text("a b\nb\n")
+    (tmp_path / "train.en").write_text("b c\nc\n")
+    (tmp_path / "train.align").write_text("0-0 1-1\n0-0\n")
+    return tmp_path
+
+
+def test_two_languages(pair):
+    options = {"source_lang": "de", "target_lang": "en", "only_source": False, "align_suffix": "align"}
+    preprocess.main(arguments(pair, trainpref=str(pair / "train"), padding_factor=1, thresholdtgt=2, **options))
+    assert (pair / "bin" / "dict.de.txt").read_text() == "b 2\na 1\n"
+    assert (pair / "bin" / "dict.en.txt").read_text() == "c 2\n"
+    source = data_utils.load_indexed_dataset(str(pair / "bin" / "train.de-en.de"))
+    target = data_utils.load_indexed_dataset(str(pair / "bin" / "train.de-en.en"))
+    align = data_utils.load_indexed_dataset(str(pair / "bin" / "train.align.de-en"))
+    assert [x.tolist() for x in source] == [[5, 4, 2], [4, 2]]
+    assert [x.tolist() for x in target] == [[3, 4, 2], [4, 2]]
+    assert [x.tolist() for x in align] == [[0, 0, 1, 1], [0, 0]]
+
+
+def test_joined_dictionary(pair):
+    options = {"source_lang": "de", "target_lang": "en", "only_source": False, "joined_dictionary": True}
+    preprocess.main(arguments(pair, trainpref=str(pair / "train"), padding_factor=1, **options))
+    assert (pair / "bin" / "dict.de.txt").read_text() == "b 3\nc 2\na 1\n"
+    assert (pair / "bin" / "dict.en.txt").read_bytes() == (pair / "bin" / "dict.de.txt").read_bytes()
+    target = data_utils.load_indexed_dataset(str(pair / "bin" / "train.de-en.en"))
+    assert [x.tolist() for x in target] == [[4, 5, 2], [5, 2]]
+
+
+def test_source_language_alone(pair):
+    preprocess.main(arguments(pair, trainpref=str(pair / "train"), source_lang="de"))
+    assert "train.de-None.de.bin" in names(pair / "bin")
+
+
+def test_empty_file(text):
+    (text / "empty").touch()
+    preprocess.main(arguments(text, trainpref=str(text / "text"), testpref=str(text / "empty")))
+    assert f"{text / 'empty'}: 0 sents, 0 tokens, 0.0% replaced" in (text / "bin" / "preprocess.log").read_text()
+    assert len(data_utils.load_indexed_dataset(str(text / "bin" / "test"))) == 0
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--trainpref", "absent"], "absent: no such file"),
+        ([], "--trainpref: found nothing, expected a training text or --srcdict"),
+        (["--srcdict", "absent"], "absent: no such file"),
+        (["--trainpref", "latin"], "latin: found byte 0xe9 at offset 3, which is not UTF-8"),
+        (["--trainpref", "text", "--alignfile", "x"], "--alignfile: found x"),
+        (["--trainpref", "text", "--dataset-impl", "tape"], "invalid choice: 'tape'"),
+        (["--trainpref", "text", "--workers", "0"], "--workers"),
+    ],
+)
+def test_mistakes_are_one_sentence(text, run_cli, flags, sentence):
+    (text / "latin").write_bytes(b"caf\xe9\n")
+    done = run_cli("preprocess", ["--only-source", "--destdir", "bin", *flags], cwd=text)
+    assert sentence in done.error
+    assert not (text / "bin").exists() or names(text / "bin") == ["preprocess.log"]
+
+
+def test_both_dictionaries_cannot_be_joined(pair):
+    args = arguments(pair, only_source=False, joined_dictionary=True, srcdict="a", tgtdict="b")
+    with pytest.raises(ValueError, match="--joined-dictionary: found both"):
+        preprocess.main(args)
+
+
+def test_command_of_the_golden_bundle_is_the_one_tested(golden):
+    commands = json.loads((golden / "MANIFEST.json").read_text())["build_commands"]
+    assert any("preprocess.py --only-source" in c and "--nwordssrc 1500" in c for c in commands)
