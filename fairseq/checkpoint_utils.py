@@ -5,10 +5,13 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import logging
+import mmap as mmap_module
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Sequence
 from typing import Any
@@ -52,11 +55,7 @@ def read_torch_file(path: str | os.PathLike[str], mmap: bool = False) -> Any:
     only some of them, fatal for one that keeps them while somebody overwrites the file."""
     path = os.fspath(path)
     with safe_pickle.pickle_errors(path, CONTENT):
-        with open(path, "rb") as stream:
-            magic = stream.read(len(LEGACY_MAGIC))
-        is_zip = magic.startswith(ZIP_MAGIC)
-        if not is_zip and magic != LEGACY_MAGIC:
-            raise BadFile(path, "a file that torch.save did not write", CONTENT)
+        is_zip = _is_zip(path)
         if is_zip:
             _refuse_programs(path)
         return torch.load(
@@ -66,6 +65,17 @@ def read_torch_file(path: str | os.PathLike[str], mmap: bool = False) -> Any:
             weights_only=False,  # torch's own list cannot be extended by module aliases and stubs; ours is as strict
             pickle_module=safe_pickle.pickle_module_for(path),
         )
+
+
+def _is_zip(path: str) -> bool:
+    """Whether a checkpoint is a zip container (PyTorch 1.6 and later) or a legacy one; BadFile when neither."""
+    with open(path, "rb") as stream:
+        magic = stream.read(len(LEGACY_MAGIC))
+    if magic.startswith(ZIP_MAGIC):
+        return True
+    if magic != LEGACY_MAGIC:
+        raise BadFile(path, "a file that torch.save did not write", CONTENT)
+    return False
 
 
 def _refuse_programs(path: str) -> None:
@@ -230,12 +240,41 @@ def load_model_ensemble_and_task(
         if not os.path.exists(filename):
             raise MissingFile(filename, "check --path")
         state = load_checkpoint_to_cpu(filename, arg_overrides, mmap=True)
-        state.pop("last_optimizer_state", None)
-        args = state["args"]
+        args, parameters = state["args"], state["model"]
+        del state  # the optimizer's part is as large as the weights, or larger
+        if _is_zip(filename):
+            parameters = _unmapped(parameters)
         if task is None:
             task = tasks.setup_task(args)
-        models.append(_build_and_load(filename, args, task, state["model"]))
+        models.append(_build_and_load(filename, args, task, parameters))
     return models, args, task
+
+
+def _unmapped(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The tensors of a mapped file in memory of their own, tied ones still tied. Each one's pages are let go once it is
+    copied: they would count as this process's memory, which would then hold the weights twice."""
+    copies: dict[Any, torch.Tensor] = {}
+    result = {}
+    for name, value in parameters.items():
+        if isinstance(value, torch.Tensor):
+            place = (value.data_ptr(), value.dtype, value.shape, value.stride())
+            if place not in copies:
+                copies[place] = value.clone()
+                _forget_pages(value)
+            value = copies[place]
+        result[name] = value
+    return result
+
+
+def _forget_pages(tensor: torch.Tensor) -> None:
+    """Tells Linux that the whole pages under a tensor of a mapped file are not needed now; they can be read again."""
+    if not sys.platform.startswith("linux"):
+        return
+    start = -(-tensor.data_ptr() // mmap_module.PAGESIZE) * mmap_module.PAGESIZE
+    length = tensor.data_ptr() + tensor.nbytes - start
+    if tensor.is_contiguous() and length > 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap_module.MADV_DONTNEED)
 
 
 def _build_and_load(filename: str, args: argparse.Namespace, task: Any, parameters: dict[str, Any]) -> Any:

@@ -66,7 +66,8 @@ class SequenceScorer:
         activations = None
         for model in models:
             model.eval()
-            output = model(**sample["net_input"])
+            features_only = {"features_only": True} if getattr(model, "supports_features_only", False) else {}
+            output = model(**sample["net_input"], **features_only)
             scores = model.get_target_log_probs(output, sample["target"], self.pad)
             if self.key_type is not None and activations is None:
                 activations = output[1][self.key_type]

@@ -18,6 +18,7 @@ __all__ = [
     "clip_grad_norm_",
     "eval_str_list",
     "fill_with_neg_inf",
+    "get_activation_fn",
     "import_user_module",
     "item",
     "make_positions",
@@ -117,6 +118,13 @@ def item(value: Any) -> Any:
 def fill_with_neg_inf(tensor: Tensor) -> Tensor:
     """A tensor of minus infinity in the shape and type of `tensor`."""
     return torch.full_like(tensor, float("-inf"))
+
+
+def get_activation_fn(activation: str) -> Callable[[Tensor], Tensor]:
+    """The function that `--activation-fn` names; see `fairseq.modules.get_activation_fn`."""
+    from fairseq import modules  # the layers import this module in turn
+
+    return modules.get_activation_fn(activation)
 
 
 def eval_str_list(text: Any, type: Callable[[str], Any] = float) -> list[Any] | None:  # noqa: A002

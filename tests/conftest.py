@@ -31,6 +31,18 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The switch for tests that need minutes or gigabytes."""
+    parser.addoption("--run-slow", action="store_true", help="run tests marked slow too (or set RUN_SLOW=1)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Drops the project's default of leaving slow tests out, when asked to."""
+    asked = config.getoption("--run-slow") or os.environ.get("RUN_SLOW") == "1"
+    if asked and config.option.markexpr == "not slow":
+        config.option.markexpr = ""
+
+
 @dataclass
 class Finished:
     """What a command left behind."""

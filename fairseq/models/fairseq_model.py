@@ -23,7 +23,13 @@ class ArchitectureMismatch(UserError):
 
 
 class BaseFairseqModel(nn.Module):
-    """Extend it, register it with `register_model`, and give it `build_model` and `forward`."""
+    """Extend it, register it with `register_model`, and give it `build_model` and `forward`.
+
+    supports_features_only: whether `forward` takes features_only=True, leaves the output layer out then, and
+    `get_target_log_probs` works from the features; scoring uses it to make no tensor as wide as the vocabulary. A
+    subclass whose `forward` does not take it sets it back to False."""
+
+    supports_features_only = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +89,8 @@ class BaseFairseqModel(nn.Module):
     def load_state_dict(  # type: ignore[override]
         self, state_dict: Mapping[str, Any], strict: bool = True, args: argparse.Namespace | None = None
     ) -> None:
-        """Loads a copy of `state_dict`, pruned when `args.decoder_layers_to_keep` says so and upgraded.
+        """Loads `state_dict`, pruned when `args.decoder_layers_to_keep` says so and upgraded; the dict stays as it is.
+        Its values are copied, unless the model is on the meta device: then it takes the tensors themselves.
 
         Strict loading raises ArchitectureMismatch, before anything is copied, naming keys or shapes that differ."""
         state = dict(state_dict)
@@ -221,19 +228,17 @@ def _listing(label: str, items: list[str], limit: int = 3) -> str:
 
 
 def _materialise(model: nn.Module, state: dict[str, Any]) -> None:
-    """Gives a meta-device model the tensors of `state`, copied once in the model's types; what was tied stays tied.
-
-    Copies, because the state's tensors may lie in a mapped file that somebody could overwrite."""
+    """Gives a meta-device model the tensors of `state`, in the model's types; what was tied stays tied."""
     made: dict[int, nn.Parameter] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         if name in state:
             if id(parameter) not in made:
-                value = state[name].to(parameter.dtype, copy=True)
+                value = state[name].detach().to(parameter.dtype)
                 made[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
             _set(model, name, made[id(parameter)])
     for name, buffer in list(model.named_buffers()):
         if name in state:
-            _set(model, name, state[name].to(buffer.dtype, copy=True))
+            _set(model, name, state[name].detach().to(buffer.dtype))
 
 
 def _set(model: nn.Module, name: str, value: Any) -> None:

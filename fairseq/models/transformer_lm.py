@@ -25,6 +25,8 @@ CHARACTER_FILTERS = "[(1, 64), (2, 128), (3, 192), (4, 256), (5, 256), (6, 256),
 class TransformerLanguageModel(FairseqLanguageModel):
     """A decoder-only transformer."""
 
+    supports_features_only = True
+
     @staticmethod
     def add_args(parser: Any) -> None:
         """Adds the model's flags. Those without a default here leave no trace in args unless typed (spec 6.1)."""

@@ -8,11 +8,17 @@ import logging
 import os
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fairseq import utils
-from fairseq.data import Dictionary, MonolingualDataset, TokenBlockDataset, TruncatedDictionary, data_utils
+from fairseq.data import (
+    Dictionary,
+    MonolingualDataset,
+    TokenBlockDataset,
+    TruncateDataset,
+    TruncatedDictionary,
+    data_utils,
+)
 from fairseq.errors import BadFlag, MissingFile
 from fairseq.tasks import FairseqTask, register_task
 
@@ -95,7 +101,7 @@ class LanguageModelingTask(FairseqTask):
         if dataset is None:
             raise MissingFile(path + ".idx", f"the split {split} is missing; check the folder and --gen-subset or the like")
         if getattr(self.args, "truncate_sequence", False):
-            dataset = data_utils.truncate_lines(dataset, self.args.tokens_per_sample)
+            dataset = TruncateDataset(dataset, self.args.tokens_per_sample)
         mode = self.args.sample_break_mode
         block_size = self.args.tokens_per_sample
         if block_size < 1 and mode != "eos":
@@ -118,24 +124,23 @@ class LanguageModelingTask(FairseqTask):
             add_eos_for_other_targets=mode is not None and mode != "none",
             shuffle=not getattr(self.args, "lm_eval", False),
             targets=self.targets,
-            add_bos_token=self.args.add_bos_token,
+            add_bos_token=getattr(self.args, "add_bos_token", False),  # absent from the oldest checkpoints
         )
 
     def build_dataset_for_inference(self, src_tokens: list[Tensor], src_lengths: Any) -> Any:
         """A dataset of independent lines (each ends in eos) for interactive use: every token incl. eos is a target."""
-        tokens = torch.cat([line.long() for line in src_tokens])
-        sizes = torch.tensor([len(line) for line in src_tokens])
         block = TokenBlockDataset(
-            data_utils.TokenArrayDataset(tokens.numpy(), sizes.numpy()),
-            sizes.numpy(),
+            src_tokens,
+            [len(line) for line in src_tokens],
             None,
             pad=self.dictionary.pad(),
             eos=self.dictionary.eos(),
             break_mode="eos",
             include_targets=True,
         )
+        add_bos = getattr(self.args, "add_bos_token", False)
         return MonolingualDataset(
-            block, block.sizes, self.dictionary, self.dictionary, False, False, ["future"], self.args.add_bos_token
+            block, block.sizes, self.dictionary, self.dictionary, False, False, ["future"], add_bos
         )
 
     @property
