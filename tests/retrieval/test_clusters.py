@@ -42,7 +42,7 @@ def test_negative_assignment() -> None:
 
 
 def test_pickle_is_what_the_original_reads(tmp_path: Path) -> None:
-    """A CSR matrix of int64 ones with int32 indices, rows up to the largest cluster, columns up to the largest entry."""
+    """A CSR matrix of int64 ones, indices int32, rows up to the largest cluster, columns up to the largest entry."""
     path = tmp_path / "members.pkl"
     save_members_pickle(str(path), Clusters.from_assignment(ASSIGNMENT))
     with open(path, "rb") as stream:
@@ -136,7 +136,13 @@ def test_refused(tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("indptr", "indices"),
-    [([0, 1, 3], [0, 1, 99]), ([0, 1, 3], [0, -1, 2]), ([0, 5, 3], [0, 1, 2]), ([1, 2, 3], [0, 1, 2]), ([0, 1, 9], [0, 1, 2])],
+    [
+        ([0, 1, 3], [0, 1, 99]),
+        ([0, 1, 3], [0, -1, 2]),
+        ([0, 5, 3], [0, 1, 2]),
+        ([1, 2, 3], [0, 1, 2]),
+        ([0, 1, 9], [0, 1, 2]),
+    ],
 )
 def test_inconsistent_matrix(tmp_path: Path, indptr: list[int], indices: list[int]) -> None:
     """A matrix whose arrays were tampered with: no index out of range gets anywhere."""
