@@ -6,8 +6,11 @@ the same, byte for byte. File layout and counting rules follow fairseq 0.9."""
 from __future__ import annotations
 
 import contextlib
+import glob
 import itertools
 import os
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -161,7 +164,11 @@ def _spool(prefix: str | None, pieces: Iterator[tuple[np.ndarray, np.ndarray]]) 
         for _ in pieces:
             pass
         return
-    with open(prefix + ".tokens", "wb") as tokens_file, open(prefix + ".sizes", "wb") as sizes_file:
+    # New files, not truncated ones: a worker of a killed run may still be writing to those.
+    for name in (".tokens", ".sizes"):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(prefix + name)
+    with open(prefix + ".tokens", "xb") as tokens_file, open(prefix + ".sizes", "xb") as sizes_file:
         for tokens, sizes in pieces:
             tokens_file.write(tokens.data)
             sizes_file.write(sizes.data)
@@ -194,6 +201,17 @@ def _guarded(work: Callable[..., Part], *args: Any) -> Part | str:
         return str(error)
 
 
+def _end_with(parent: int) -> None:
+    """Starts in a worker: ends it soon after its parent was killed, which pools do not."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _in_parts(
     work: Callable[..., Part], path: str, workers: int, prefix: str | None, extra: Any, progress: Progress | None
 ) -> list[Part]:
@@ -203,7 +221,7 @@ def _in_parts(
     if len(prefixes) == 1:
         return [work(path, 0, offsets[1], prefixes[0], extra, progress)]
     try:
-        with ProcessPoolExecutor(len(prefixes)) as pool:
+        with ProcessPoolExecutor(len(prefixes), initializer=_end_with, initargs=(os.getpid(),)) as pool:
             jobs = [
                 pool.submit(_guarded, work, path, start, end, name, extra)
                 for start, end, name in zip(offsets, offsets[1:], prefixes)
@@ -222,15 +240,14 @@ def _in_parts(
 
 
 @contextlib.contextmanager
-def _scratch(prefix: str, workers: int) -> Iterator[None]:
-    """Removes the scratch files of parts in the end."""
+def _scratch(prefix: str) -> Iterator[None]:
+    """Removes the scratch files of parts in the end, those of killed runs included."""
     try:
         yield
     finally:
-        for k in range(max(1, workers)):
-            for name in (".tokens", ".sizes"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(f"{prefix}.part{k}.tmp{name}")
+        for path in glob.glob(glob.escape(prefix) + ".part*.tmp.*"):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
 
 
 class NumberedText:
@@ -242,7 +259,7 @@ class NumberedText:
         self._cleanup = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             if prefix is not None:
-                stack.enter_context(_scratch(prefix, workers))
+                stack.enter_context(_scratch(prefix))
             self.parts = _in_parts(_number_part, path, workers, prefix, None, progress)
             self._cleanup = stack.pop_all()
 
@@ -288,7 +305,7 @@ def binarize_file(
             builder.add_items(ids, sizes)
         return encoder.summary
     summary = Summary()
-    with _scratch(prefix, workers):
+    with _scratch(prefix):
         for part in _in_parts(_encode_part, path, workers, prefix, dictionary, progress):
             for ids, sizes in part.pieces():
                 builder.add_items(ids, sizes)

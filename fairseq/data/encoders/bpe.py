@@ -90,7 +90,7 @@ class SentencepieceBPE:
         self.model = sentencepiece.SentencePieceProcessor()
         try:
             self.model.Load(path)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise MissingFile(path, "give the model with --sentencepiece-vocab") from error
 
     def encode(self, x: str) -> str:
