@@ -29,7 +29,7 @@ from fairseq.tokenizer import tokenize_line
 
 LINE_END_MARK = np.iinfo(np.int32).max  # in the place of an id, until it becomes an eos
 SMALLEST_PART = 1 << 20  # bytes that are worth a process of their own
-COPY_STEP = 1 << 22  # tokens moved at a time when parts are joined
+COPY_STEP = 1 << 20  # tokens moved at a time when parts are joined
 
 Progress = Callable[[int], Any]
 
