@@ -260,6 +260,8 @@ def build_knnlm(args: argparse.Namespace, dimension: int, device: torch.device |
         raise BadFlag("--lmbda", args.lmbda, "a number from 0 to 1")
     if args.k < 1:
         raise BadFlag("--k", args.k, "at least 1")
+    if args.probe < 1:
+        raise BadFlag("--probe", args.probe, "at least 1")
     function = args.knn_sim_func
     datastore = Datastore.open(
         args.dstore_filename,

@@ -6,6 +6,7 @@ keys (N, D) float16 or float32, values (N, 1) int64 (other tools: int32 or int16
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 from fairseq.errors import BadFile, BadFlag, MissingFile
 from fairseq.retrieval.sidecar import read_sidecar
+
+logger = logging.getLogger(__name__)
 
 KIND = "datastore"
 VALUE_DTYPES = {8: "<i8", 4: "<i4", 2: "<i2"}
@@ -70,13 +73,14 @@ class Datastore:
 
         Size, dimension and types come from the sidecar, else from the arguments, else from the files' lengths; what
         is given must agree with what is found (BadFile). A `size` below the number of rows opens the first rows;
-        `fallback_dimension` is assumed when neither a sidecar nor `dimension` says otherwise."""
+        when neither a sidecar nor `dimension` tells the width, `fallback_dimension` is preferred to one that follows
+        from the file's length."""
         info = read_sidecar(prefix, KIND, {"rows": int, "dimension": int, "key_dtype": str, "value_dtype": str}) or {}
-        if not info and dimension is None:
-            dimension = fallback_dimension
-        layout = _infer_layout(prefix, info, size, dimension, fp16, load_keys)
+        layout = _infer_layout(prefix, info, size, dimension, fp16, load_keys, fallback_dimension)
         rows = layout.rows if size is None else size
         values = _map(values_path(prefix), layout.value_dtype, (layout.rows, 1))[:rows, 0]
+        if not info:
+            _check_not_halved(prefix, values)
         keys = None
         if load_keys and layout.key_dtype is not None and layout.dimension is not None:
             keys = _map(keys_path(prefix), layout.key_dtype, (layout.rows, layout.dimension))[:rows]
@@ -95,6 +99,19 @@ class _Layout:
     value_dtype: str
 
 
+def _check_not_halved(prefix: str, values: NDArray[Any]) -> None:
+    """BadFile when values that were taken for a narrow type, by the file's length, are wider ones cut short: then every
+    second one is the upper, empty half of a number. No text has every second token 0."""
+    some = values[:SCAN_ROWS]
+    if values.itemsize < 8 and len(some) >= 16 and some.any() and not some[1::2].any():
+        raise BadFile(
+            values_path(prefix),
+            f"{len(values) * values.itemsize} bytes that are no {values.itemsize * 8}-bit values",
+            f"{len(values) * 8} bytes (int64) for {len(values)} entries",
+            "the file seems to be cut short; copy it again",
+        )
+
+
 def _map(path: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
     if 0 in shape:
         return np.zeros(shape, dtype)
@@ -110,7 +127,13 @@ def file_size(path: str, remedy: str = "") -> int:
 
 
 def _infer_layout(
-    prefix: str, info: dict[str, Any], size: int | None, dimension: int | None, fp16: bool | None, need_keys: bool
+    prefix: str,
+    info: dict[str, Any],
+    size: int | None,
+    dimension: int | None,
+    fp16: bool | None,
+    need_keys: bool,
+    fallback_dimension: int | None,
 ) -> _Layout:
     """Rows, dimension and types of the two files, from whatever is known; checks everything that can be checked."""
     remedy = "check --dstore-filename"
@@ -125,14 +148,7 @@ def _infer_layout(
         return _Layout(rows, dimension, None, value_dtype)
     key_itemsize = 2 if fp16 else 4
     if dimension is None:
-        if key_bytes % (rows * key_itemsize):
-            raise BadFile(
-                keys_path(prefix),
-                f"{key_bytes} bytes",
-                f"a multiple of {rows} rows x {key_itemsize} bytes",
-                "check --dstore-size and --dstore-fp16",
-            )
-        dimension = key_bytes // (rows * key_itemsize)
+        dimension, key_itemsize = _guess_width(keys_path(prefix), rows, key_bytes, fp16, fallback_dimension)
     elif fp16 is None and key_bytes == rows * dimension * 2:
         key_itemsize = 2
     if key_bytes != rows * dimension * key_itemsize:
@@ -144,6 +160,27 @@ def _infer_layout(
             "check the size, the dimension and --dstore-fp16",
         )
     return _Layout(rows, dimension, KEY_DTYPES[key_itemsize], value_dtype)
+
+
+def _guess_width(
+    path: str, rows: int, key_bytes: int, fp16: bool | None, fallback_dimension: int | None
+) -> tuple[int, int]:
+    """(dimension, bytes a number) of keys that nothing describes, from the length of a row and a look at its bytes.
+
+    The README's commands for Law-MT leave out both the width (1536) and --dstore_fp16."""
+    row_bytes, rest = divmod(key_bytes, rows)
+    if rest or row_bytes % 2 or (row_bytes % 4 and fp16 is False):
+        found, expected = f"{key_bytes} bytes", f"a multiple of {rows} rows x {2 if fp16 else 4} bytes"
+        raise BadFile(path, found, expected, "check --dstore-size and --dstore-fp16")
+    if fp16 is None and fallback_dimension is not None and row_bytes in (4 * fallback_dimension, 2 * fallback_dimension):
+        return fallback_dimension, row_bytes // fallback_dimension
+    if fp16 is None:
+        start = np.fromfile(path, KEY_DTYPES[2], count=min(key_bytes // 2, SCAN_ROWS))
+        fp16 = row_bytes % 4 != 0 or bool(np.isfinite(start).all())  # halves of float32 numbers are often infinite
+    itemsize = 2 if fp16 else 4
+    precision = "half" if fp16 else "single"
+    logger.warning("%s: taken for keys of dimension %d in %s precision", path, row_bytes // itemsize, precision)
+    return row_bytes // itemsize, itemsize
 
 
 def _value_layout(prefix: str, value_bytes: int, size: int | None) -> tuple[int, str]:

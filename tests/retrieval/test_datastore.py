@@ -125,6 +125,16 @@ def test_truncated(tmp_path: Path, name: str, described: bool) -> None:
         Datastore.open(prefix, None, DIMENSION)
 
 
+@pytest.mark.parametrize("parts", [2, 4])
+def test_values_cut_to_the_length_of_a_narrower_type(tmp_path: Path, parts: int) -> None:
+    """Half of an int64 file is as long as a whole int32 file: told apart by the empty upper halves."""
+    prefix = downloaded(tmp_path)
+    path = tmp_path / "store_vals.npy"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // parts])
+    with pytest.raises(BadFile, match="store_vals.npy: found .* cut short"):
+        Datastore.open(prefix, ROWS, DIMENSION)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
