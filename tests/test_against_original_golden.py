@@ -21,6 +21,7 @@ import torch
 
 from fairseq.knnlm import KNNLM, RetrievalResult
 from fairseq.lm_scoring import LMScoring
+from fairseq.retrieval import kernels
 from fairseq.retrieval.index import FaissIndex
 from fairseq.retrieval.retrievers.retomaton import RetomatonRetriever
 from fairseq.scored_sequences import ScoredSequence
@@ -129,6 +130,17 @@ def test_candidates_of_each_token(setting: str, evaluate: Any) -> None:
     np.testing.assert_array_equal(run.tokens("candidates"), ARRAYS[setting + "/n_knns"])
     np.testing.assert_array_equal(run.tokens("matched"), ARRAYS[setting + "/n_correct"])
     np.testing.assert_allclose(run.tokens("knn_log_probs"), ARRAYS[setting + "/knn_lp"], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("setting", ["d_retomaton_members", "e_members_minknns9999999"])
+def test_array_code_agrees_too(setting: str, evaluate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the compiled loops: the same candidates, and the same numbers to rounding."""
+    monkeypatch.setattr(kernels, "AVAILABLE", False)
+    run = evaluate(setting, "--seed", "2")  # nothing here is drawn at random: it only makes this another run
+    np.testing.assert_array_equal(run.tokens("searched"), ARRAYS[setting + "/searched"])
+    np.testing.assert_array_equal(run.tokens("candidates"), ARRAYS[setting + "/n_knns"])
+    np.testing.assert_array_equal(run.tokens("matched"), ARRAYS[setting + "/n_correct"])
+    assert np.abs(run.tokens("log_probs") - ARRAYS[setting + "/positional_scores"]).max() < 1e-3
 
 
 def test_scored_sequences(evaluate: Any) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fairseq.knnlm import KNNLM, RetrievalResult
+from fairseq.retrieval import kernels
 from fairseq.retrieval.clusters import Clusters
 from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.index import FaissIndex
@@ -241,7 +242,18 @@ LENGTHS = st.lists(st.sampled_from([0, 1, 2, 5, 13, 30]), min_size=1, max_size=6
 # The tests
 
 
-@settings(max_examples=250)
+@pytest.fixture(autouse=True, scope="module", params=["compiled", "arrays"])
+def route(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Everything runs with the compiled loops, where they can be had, and with array code."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "arrays":
+            patch.setattr(kernels, "AVAILABLE", False)
+        elif not kernels.AVAILABLE:
+            pytest.skip("numba is not installed")
+        yield
+
+
+@settings(max_examples=150)
 @given(seed=st.integers(0, 10**6), entries=st.integers(2, 60), lengths=LENGTHS, clustered=st.booleans(), rules=RULES)
 @example(seed=1, entries=2, lengths=[0], clustered=True, rules=Rules())
 @example(seed=2, entries=40, lengths=[30] * 5, clustered=True, rules=Rules(min_knns=5, max_knns=3))
@@ -278,7 +290,7 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, str
     return keys, path
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     probe=st.sampled_from([1, 2, 12]),

@@ -155,9 +155,7 @@ def pieces(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_sentence_mode_with_pieces_of_words(
-    pieces: Path, run_cli: Any, golden: Path, tmp_path: Path
-) -> None:
+def test_sentence_mode_with_pieces_of_words(pieces: Path, run_cli: Any, golden: Path, tmp_path: Path) -> None:
     """`--sample-break-mode eos --remove-bpe`, where the original could not save: one entry per token, sentences in
     ascending order of length; then an index, and an evaluation per word."""
     common = ["--path", golden / "checkpoints" / "checkpoint_best.pt", "--sample-break-mode", "eos", "--remove-bpe"]
