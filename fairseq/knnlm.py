@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairseq.errors import BadFlag, UserError
-from fairseq.retrieval.automaton import Entries, as_tensor, no_entries
+from fairseq.retrieval import kernels
+from fairseq.retrieval.automaton import Entries, as_tensor, bounds_of, no_entries
 from fairseq.retrieval.clusters import load_clusters
 from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.index import FaissIndex, Index, check_dimension
@@ -76,6 +77,8 @@ class KNNLM:
 
     def score(self, sequences: list[ScoredSequence]) -> list[RetrievalResult]:
         """Advances all `sequences` together and returns a result for each."""
+        if not sequences:
+            return []
         batch = _Batch(sequences, self.device)
         self.retriever.start()
         for tokens in batch.steps(self.retriever.sequential, max(1, CHUNK_CANDIDATES // self.k)):
@@ -130,9 +133,17 @@ class KNNLM:
         scores = self.similarity.of_entries(step.queries, rows, entries.ids) / self.temperature  # (n,)
         votes = _no_votes(step)
         votes.counts = entries.counts(len(step))
-        votes.peak.scatter_reduce_(0, rows, scores, "amax")
-        votes.total.index_add_(0, rows, (scores - votes.peak[rows]).exp_())
-        hit = (self.values[entries.ids] == targets[rows]).nonzero().squeeze(1)
+        if kernels.AVAILABLE and self.device.type == "cpu":
+            hits = torch.empty(len(scores), dtype=torch.bool)
+            arrays = (scores, entries.ids, self.values, targets, votes.peak, votes.total, hits)
+            kernels.run_by_rows(
+                kernels.votes, bounds_of(votes.counts).numpy(), *[array.numpy() for array in arrays]
+            )
+        else:
+            votes.peak.scatter_reduce_(0, rows, scores, "amax")
+            votes.total.index_add_(0, rows, (scores - votes.peak[rows]).exp_())
+            hits = self.values[entries.ids] == targets[rows]
+        hit = hits.nonzero().squeeze(1)
         votes.matched = Entries(rows[hit], entries.ids[hit], scores[hit])
         return votes
 
@@ -263,12 +274,13 @@ def build_knnlm(args: argparse.Namespace, dimension: int, device: torch.device |
     if args.probe < 1:
         raise BadFlag("--probe", args.probe, "at least 1")
     function = args.knn_sim_func
+    from_index = function == "do_not_recomp_l2" or (function is None and args.faiss_metric_type == "ip")
     datastore = Datastore.open(
         args.dstore_filename,
         args.dstore_size,
         dimension,
         args.dstore_fp16 or None,
-        load_keys=not args.no_load_keys and (function != "do_not_recomp_l2" and args.faiss_metric_type == "l2"),
+        load_keys=not args.no_load_keys and not from_index,
         in_memory=args.move_dstore_to_mem,
     )
     logger.info("datastore %s: %d entries of dimension %d", args.dstore_filename, datastore.size, dimension)

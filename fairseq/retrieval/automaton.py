@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairseq.retrieval import kernels
 from fairseq.retrieval.clusters import Clusters
 
 
@@ -50,6 +51,11 @@ def starts_of(counts: Tensor) -> Tensor:
     return counts.cumsum(0) - counts
 
 
+def bounds_of(counts: Tensor) -> Tensor:
+    """(B + 1,): inclusive cumulative sum after a leading zero; group b is [bounds[b], bounds[b + 1])."""
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
 class Automaton:
     """Pointer-following state. `size`: entries of the datastore; `max_knns`: most candidates from pointers a step."""
 
@@ -59,7 +65,7 @@ class Automaton:
         self.size, self.max_knns, self.device = size, max_knns, torch.device(device)
         self.clusters = clusters
         if clusters is not None:
-            self.indptr = torch.from_numpy(np.asarray(clusters.indptr)).to(device)
+            self.indptr = as_tensor(clusters.indptr).to(device)
             self.members = as_tensor(clusters.members).to(device)
             self.cluster_of = as_tensor(clusters.cluster_of).to(device)
         self.kept = no_entries(device)
@@ -100,12 +106,16 @@ class Automaton:
         states, votes = torch.unique(keys, return_counts=True)
         rows, clusters = states // self.clusters.count, states % self.clusters.count
         sizes = self.indptr[clusters + 1] - self.indptr[clusters]
-        order = self._most_voted_first(rows, votes, sizes, room, sequences)
-        rows, clusters, sizes = rows[order], clusters[order], sizes[order]
+        widths = torch.bincount(rows, minlength=sequences)
+        available = torch.zeros_like(room).index_add_(0, rows, sizes)
+        order = self._most_voted_first(rows, votes, widths, available > room)
+        clusters = clusters[order]
+        if kernels.AVAILABLE and self.device.type == "cpu":
+            return self._emit(pointers, counts, counts + torch.minimum(room, available), clusters, widths)
+        rows, sizes = rows[order], sizes[order]
 
         # How many members of each cluster fit: sizes cut where their running sum within the sequence passes the room.
         before = starts_of(sizes)
-        widths = torch.bincount(rows, minlength=sequences)
         before = before - before[starts_of(widths)[rows]]
         take = torch.minimum(sizes, room[rows] - before).clamp_(min=0)
         total = int(take.sum())
@@ -114,21 +124,30 @@ class Automaton:
         added = Entries(torch.repeat_interleave(rows, take, output_size=total), self.members[source].long())
         return merge_by_row(pointers, added, counts, sequences)
 
-    def _most_voted_first(self, rows: Tensor, votes: Tensor, sizes: Tensor, room: Tensor, sequences: int) -> Tensor:
+    def _emit(self, pointers: Entries, counts: Tensor, full: Tensor, clusters: Tensor, widths: Tensor) -> Entries:
+        """The pointers and the members of `clusters`, `full` (B,) entries a sequence, by a compiled loop."""
+        bounds = bounds_of(full)
+        ids = torch.empty(int(bounds[-1]), dtype=torch.int64)
+        rows = torch.empty_like(ids)
+        arrays = (bounds_of(counts), pointers.ids, bounds_of(widths), clusters, self.indptr, self.members, ids, rows)
+        kernels.run_by_rows(kernels.emit_members, bounds.numpy(), *[array.numpy() for array in arrays])
+        return Entries(rows, ids)
+
+    def _most_voted_first(self, rows: Tensor, votes: Tensor, widths: Tensor, crowded: Tensor) -> Tensor:
         """A permutation that puts each sequence's clusters in descending order of votes. Only sequences whose clusters
-        do not all fit need it. Clusters with equal votes stand as numpy's default sort leaves them: the original's
-        truncation, and so its numbers, depend on that (off the CPU: ascending cluster number)."""
+        do not all fit need it: `crowded` (B,) bool; widths (B,) are the sequences' numbers of clusters. Clusters with
+        equal votes stand as numpy's default sort leaves them: the original's truncation, and so its numbers, depend on
+        that (off the CPU: ascending cluster number)."""
         if self.device.type != "cpu":
             by_votes = torch.argsort(votes, descending=True, stable=True)
             return by_votes[torch.argsort(rows[by_votes], stable=True)]
         order = np.arange(len(rows))
-        totals = torch.zeros(sequences, dtype=torch.int64).index_add_(0, rows, sizes)
-        widths = torch.bincount(rows, minlength=sequences)
-        crowded = ((totals > room) & (widths > 1)).numpy()
-        starts, widths_np, votes_np = starts_of(widths).numpy(), widths.numpy(), votes.numpy()
-        for width in np.unique(widths_np[crowded]):
-            these = starts[crowded & (widths_np == width)][:, None] + np.arange(width)
-            order[these] = np.take_along_axis(these, np.argsort(-votes_np[these], axis=1), axis=1)
+        ascending = -votes.numpy()
+        starts, width_of = starts_of(widths).numpy(), np.where((crowded & (widths > 1)).numpy(), widths.numpy(), 0)
+        for width in np.unique(width_of[width_of > 0]).tolist():
+            begin = starts[width_of == width][:, None]
+            these = begin + np.arange(width)
+            order[these] = begin + np.argsort(ascending[these], axis=1)
         return torch.from_numpy(order)
 
 

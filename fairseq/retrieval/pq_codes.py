@@ -101,10 +101,8 @@ class PQCodes:
             self._compiled = tuple(array.numpy() for array in arrays)
         bounds = torch.searchsorted(rows, torch.arange(len(queries) + 1))
         result = queries.new_empty(len(ids))
-        kernels.set_threads(torch.get_num_threads())
-        kernels.residual_l2_distances(
-            queries.contiguous().numpy(), bounds.numpy(), ids.numpy(), *self._compiled, result.numpy()
-        )
+        arrays = (queries.contiguous().numpy(), ids.numpy(), *self._compiled, result.numpy())
+        kernels.run_by_rows(kernels.residual_l2_distances, bounds.numpy(), *arrays)
         return result
 
     def _tables(self, queries: Tensor) -> tuple[Tensor, Tensor | None]:

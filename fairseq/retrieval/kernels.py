@@ -1,0 +1,167 @@
+"""Compiled loops for the CPU, where arrays alone would move too much memory: distances to given entries from IVFPQ codes.
+
+They need numba (the `fast` extra). Without it, and on other devices, the array code in `pq_codes` computes the same.
+Work is split by rows over Python threads, in which the kernels hold no lock; numba's own thread pool would change the
+number of threads that torch and FAISS use."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+try:
+    import numba
+except ImportError:  # the extra is not installed
+    numba = None
+
+AVAILABLE = numba is not None
+
+
+def _compile(function: Any) -> Any:
+    if numba is None:
+        return function
+    # sums may be reordered (as any vector code does), but infinities and NaN keep their meaning
+    return numba.njit(cache=True, nogil=True, boundscheck=False, fastmath={"reassoc", "contract", "nsz"})(function)
+
+
+def run_by_rows(kernel: Callable[..., None], bounds: np.ndarray, *arrays: np.ndarray) -> None:
+    """Calls `kernel(first_row, last_row, bounds, *arrays)` for ranges of rows with about equally many entries each.
+
+    bounds: (B + 1,) int64, where each row's entries begin in the flat arrays."""
+    rows, threads = len(bounds) - 1, torch.get_num_threads()
+    cuts = np.searchsorted(bounds, np.linspace(0, bounds[-1], threads + 1)[1:-1])
+    edges = [0, *cuts.tolist(), rows]
+    ranges = [(first, last) for first, last in itertools.pairwise(edges) if first < last]
+    if len(ranges) == 1:
+        kernel(*ranges[0], bounds, *arrays)
+        return
+    waiting = [_pool().submit(kernel, first, last, bounds, *arrays) for first, last in ranges]
+    for future in waiting:
+        future.result()
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="kernels")
+
+
+@_compile
+def residual_l2_distances(
+    first_row: int,
+    last_row: int,
+    bounds: np.ndarray,
+    queries: np.ndarray,
+    ids: np.ndarray,
+    codes: np.ndarray,
+    lists: np.ndarray,
+    constants: np.ndarray,
+    coarse: np.ndarray,
+    codebook: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Squared L2 distance of query b to entries ids[bounds[b]:bounds[b + 1]], into out (n,) float32, for a range of b.
+
+    queries (B, D); codes (N, M) uint8; lists (N,) int32; constants (N,) = ||r||^2 + 2<c, r>; coarse (L, D) list
+    centroids; codebook (M, D / M, 256), so that the inner loop runs over neighbouring numbers."""
+    sub_quantisers, width, size = codebook.shape
+    for row in range(first_row, last_row):
+        first, last = bounds[row], bounds[row + 1]
+        if first == last:
+            continue
+        query = queries[row]
+        table = np.zeros((sub_quantisers, size), np.float32)  # -2 <q, r> by sub-quantiser and code
+        for m in range(sub_quantisers):
+            line = table[m]
+            for d in range(width):
+                factor = np.float32(-2) * query[m * width + d]
+                part = codebook[m, d]
+                for k in range(size):
+                    line[k] += factor * part[k]
+        to_list = np.full(len(coarse), np.float32(-1))  # ||q - c||^2 of the lists that occur
+        for position in range(first, last):
+            entry = ids[position]
+            number = lists[entry]
+            if to_list[number] < 0:
+                centroid = coarse[number]
+                total = np.float32(0)
+                for d in range(len(query)):
+                    difference = query[d] - centroid[d]
+                    total += difference * difference
+                to_list[number] = total
+            code = codes[entry]
+            even, odd = np.float32(0), np.float32(0)  # two sums that do not wait for each other
+            for m in range(0, sub_quantisers - 1, 2):
+                even += table[m, code[m]]
+                odd += table[m + 1, code[m + 1]]
+            if sub_quantisers % 2:
+                even += table[sub_quantisers - 1, code[sub_quantisers - 1]]
+            out[position] = to_list[number] + constants[entry] + (even + odd)
+
+
+@_compile
+def votes(
+    first_row: int,
+    last_row: int,
+    bounds: np.ndarray,
+    scores: np.ndarray,
+    ids: np.ndarray,
+    values: np.ndarray,
+    targets: np.ndarray,
+    peak: np.ndarray,
+    total: np.ndarray,
+    hits: np.ndarray,
+) -> None:
+    """Per row b: peak[b] = max score, total[b] = sum of exp(score - peak[b]); hits[i] = whether entry i has the value
+    targets[b]. Rows without entries keep what peak and total hold."""
+    for row in range(first_row, last_row):
+        first, last = bounds[row], bounds[row + 1]
+        if first == last:
+            continue
+        largest = np.float32(-np.inf)
+        for position in range(first, last):
+            largest = max(largest, scores[position])
+            hits[position] = values[ids[position]] == targets[row]
+        mass = np.float32(0)
+        for position in range(first, last):
+            mass += math.exp(scores[position] - largest)
+        peak[row], total[row] = largest, mass
+
+
+@_compile
+def emit_members(
+    first_row: int,
+    last_row: int,
+    bounds: np.ndarray,
+    pointer_bounds: np.ndarray,
+    pointer_ids: np.ndarray,
+    state_bounds: np.ndarray,
+    clusters: np.ndarray,
+    indptr: np.ndarray,
+    members: np.ndarray,
+    ids: np.ndarray,
+    rows: np.ndarray,
+) -> None:
+    """Writes row b's pointers, then members of its clusters in the order given, until ids[bounds[b]:bounds[b + 1]] is
+    full; rows receives b."""
+    for row in range(first_row, last_row):
+        position, last = bounds[row], bounds[row + 1]
+        rows[position:last] = row
+        for pointer in range(pointer_bounds[row], pointer_bounds[row + 1]):
+            ids[position] = pointer_ids[pointer]
+            position += 1
+        for state in range(state_bounds[row], state_bounds[row + 1]):
+            cluster = clusters[state]
+            begin = indptr[cluster]
+            count = min(indptr[cluster + 1] - begin, last - position)
+            for offset in range(count):
+                ids[position + offset] = members[begin + offset]
+            position += count
+            if position == last:
+                break
