@@ -85,7 +85,7 @@ class LMScoring:
                 setattr(effective, name, value)
         tokens, window = int(effective.tokens_per_sample), self.args.context_window
         asked = self.args.tokens_per_sample
-        if asked not in (1024, tokens):
+        if asked not in (1024, tokens, tokens - window):  # the last is what one gets: 1536 in the README's save command
             logger.warning(
                 "--tokens-per-sample %d is ignored, as in fairseq: the checkpoint says %d; to change it, add "
                 "'tokens_per_sample': %d to --model-overrides",
