@@ -59,50 +59,58 @@ def residual_l2_distances(
     bounds: np.ndarray,
     queries: np.ndarray,
     ids: np.ndarray,
-    codes: np.ndarray,
-    lists: np.ndarray,
-    constants: np.ndarray,
+    records: np.ndarray,
     coarse: np.ndarray,
     codebook: np.ndarray,
     out: np.ndarray,
 ) -> None:
     """Squared L2 distance of query b to entries ids[bounds[b]:bounds[b + 1]], into out (n,) float32, for a range of b.
 
-    queries (B, D); codes (N, M) uint8; lists (N,) int32; constants (N,) = ||r||^2 + 2<c, r>; coarse (L, D) list
-    centroids; codebook (M, D / M, 256), so that the inner loop runs over neighbouring numbers."""
+    queries (B, D); records (N, 2 + W) uint32, an entry's list number, the bits of its constant ||r||^2 + 2<c, r> and
+    its code of 4 W bytes; coarse (L, D) list centroids; codebook (M, D / M, 256), M <= 4 W, so that the inner loop runs
+    over neighbouring numbers. Records are first copied together: the entries lie anywhere in memory, and only a loop
+    that does nothing else keeps many of those reads under way at once."""
     sub_quantisers, width, size = codebook.shape
+    words = records.shape[1]
+    longest = 0
     for row in range(first_row, last_row):
-        first, last = bounds[row], bounds[row + 1]
-        if first == last:
+        longest = max(longest, bounds[row + 1] - bounds[row])
+    local = np.empty((longest, words), np.uint32)
+    codes = local.view(np.uint8)
+    constants = local.view(np.float32)
+    table = np.empty((sub_quantisers, size), np.float32)
+    to_list = np.empty(len(coarse), np.float32)
+    for row in range(first_row, last_row):
+        first, count = bounds[row], bounds[row + 1] - bounds[row]
+        if count == 0:
             continue
         query = queries[row]
-        table = np.zeros((sub_quantisers, size), np.float32)  # -2 <q, r> by sub-quantiser and code
-        for m in range(sub_quantisers):
+        to_list[:] = -1  # ||q - c||^2 of the lists that occur
+        for position in range(count):
+            record = records[ids[first + position]]
+            for word in range(words):
+                local[position, word] = record[word]
+        for position in range(count):
+            number = local[position, 0]
+            if to_list[number] < 0:
+                total = np.float32(0)
+                for d in range(len(query)):
+                    difference = query[d] - coarse[number, d]
+                    total += difference * difference
+                to_list[number] = total
+        for m in range(sub_quantisers):  # -2 <q, r> by sub-quantiser and code
             line = table[m]
+            line[:] = 0
             for d in range(width):
                 factor = np.float32(-2) * query[m * width + d]
                 part = codebook[m, d]
                 for k in range(size):
                     line[k] += factor * part[k]
-        to_list = np.full(len(coarse), np.float32(-1))  # ||q - c||^2 of the lists that occur
-        for position in range(first, last):
-            entry = ids[position]
-            number = lists[entry]
-            if to_list[number] < 0:
-                centroid = coarse[number]
-                total = np.float32(0)
-                for d in range(len(query)):
-                    difference = query[d] - centroid[d]
-                    total += difference * difference
-                to_list[number] = total
-            code = codes[entry]
-            even, odd = np.float32(0), np.float32(0)  # two sums that do not wait for each other
-            for m in range(0, sub_quantisers - 1, 2):
-                even += table[m, code[m]]
-                odd += table[m + 1, code[m + 1]]
-            if sub_quantisers % 2:
-                even += table[sub_quantisers - 1, code[sub_quantisers - 1]]
-            out[position] = to_list[number] + constants[entry] + (even + odd)
+        for position in range(count):
+            total = to_list[local[position, 0]] + constants[position, 1]
+            for m in range(sub_quantisers):
+                total += table[m, codes[position, 8 + m]]
+            out[first + position] = total
 
 
 @_compile

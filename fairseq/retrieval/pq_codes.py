@@ -22,13 +22,14 @@ from torch import Tensor
 from fairseq.retrieval import kernels
 from fairseq.retrieval.faiss_import import require_faiss
 
+HEADER_BYTES = 8  # list number and constant term, before the code
 CHUNK_LOOKUPS = 1 << 23  # bounds the scratch memory of one pass at about 100 MB
 
 
 class PQCodes:
     """The codes of an IndexIVFPQ, ordered by id: list number, code and constant term of each entry.
 
-    Needs 8-bit codes. Memory: M + 8 bytes an entry. `distances` runs on any torch device."""
+    Needs 8-bit codes. Memory: M + 8 bytes an entry (M rounded up to a multiple of 4). `distances` runs on any torch device."""
 
     def __init__(self, ivfpq: Any, size: int, device: torch.device | str = "cpu") -> None:
         faiss = require_faiss()
@@ -38,21 +39,21 @@ class PQCodes:
         self.inner_product = ivfpq.metric_type == faiss.METRIC_INNER_PRODUCT
         centroids = faiss.vector_to_array(pq.centroids).reshape(self.m, pq.ksub, self.subdim)
         coarse = ivfpq.quantizer.reconstruct_n(0, ivfpq.nlist)
-        lists, codes = read_inverted_lists(ivfpq, size)
-        self.codes = torch.from_numpy(codes).to(device)
-        self.lists = torch.from_numpy(lists).to(device)
+        # One record an entry, so that following a pointer touches one place in memory: list, constant term, code.
+        self.records = torch.from_numpy(read_inverted_lists(ivfpq, size)).to(device)
+        words = self.records.view(torch.int32)
+        self.lists, self.codes = words[:, 0], self.records[:, HEADER_BYTES : HEADER_BYTES + self.m]
         self.codebook = torch.from_numpy(centroids).to(device)
         self.coarse = torch.from_numpy(coarse).to(device, torch.float32 if self.inner_product else torch.float64)
         self.coarse_norms = self.coarse.square().sum(1)
-        self.constants = self._constant_terms()
+        self.constants = self._constant_terms(words[:, 1].view(torch.float32))
         self._compiled: tuple[np.ndarray, ...] | None = None  # what the compiled kernel takes, made at first use
 
-    def _constant_terms(self) -> Tensor | None:
-        """(N,) float32: ||r||^2 + 2<c, r>; None where distances have no such term (inner products, no residuals)."""
+    def _constant_terms(self, result: Tensor) -> Tensor | None:
+        """Fills `result` (N,) float32 with ||r||^2 + 2<c, r>; None where distances have no such term (inner products, no residuals)."""
         if self.inner_product or not self.by_residual:
             return None
         norms = self.codebook.square().sum(2)  # (M, 256)
-        result = torch.zeros(len(self.codes), device=self.codes.device)
         order = torch.argsort(self.lists, stable=True)
         bounds = torch.searchsorted(self.lists[order].contiguous(), torch.arange(len(self.coarse) + 1).to(order))
         step = max(1, CHUNK_LOOKUPS // self.m)
@@ -95,10 +96,8 @@ class PQCodes:
 
     def _compiled_distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         if self._compiled is None:
-            assert self.constants is not None
-            turned = self.codebook.transpose(1, 2).contiguous()
-            arrays = (self.codes, self.lists, self.constants, self.coarse.float(), turned)
-            self._compiled = tuple(array.numpy() for array in arrays)
+            codebook = self.codebook.transpose(1, 2).contiguous().numpy()
+            self._compiled = (self.records.numpy().view(np.uint32), self.coarse.float().numpy(), codebook)
         bounds = torch.searchsorted(rows, torch.arange(len(queries) + 1))
         result = queries.new_empty(len(ids))
         arrays = (queries.contiguous().numpy(), ids.numpy(), *self._compiled, result.numpy())
@@ -121,13 +120,15 @@ class PQCodes:
         return tables.mul_(-2), base.float()
 
 
-def read_inverted_lists(ivf: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(list number (size,) int32, code (size, code_size) uint8) by entry id, from an IVF index's inverted lists.
+def read_inverted_lists(ivf: Any, size: int) -> np.ndarray:
+    """Records of the entries by id, from an IVF index's inverted lists: (size, 8 + code size rounded up to 4) uint8.
 
-    Entries that the index does not hold keep list 0 and code 0. Works for lists in memory and on disk."""
+    Bytes 0 to 3 are the list number (int32), 4 to 7 are left zero, the code follows. Entries that the index does not
+    hold stay zero: list 0, code 0. Works for lists in memory and on disk."""
     faiss = require_faiss()
-    lists = np.zeros(size, np.int32)
-    codes = np.zeros((size, ivf.code_size), np.uint8)
+    records = np.zeros((size, HEADER_BYTES + -(-ivf.code_size // 4) * 4), np.uint8)
+    lists = records.view(np.int32)[:, 0]
+    codes = records[:, HEADER_BYTES : HEADER_BYTES + ivf.code_size]
     inverted = ivf.invlists
     for number in range(ivf.nlist):
         count = inverted.list_size(number)
@@ -140,4 +141,4 @@ def read_inverted_lists(ivf: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
         codes[ids[inside]] = faiss.rev_swig_ptr(codes_pointer, count * ivf.code_size).reshape(count, -1)[inside]
         inverted.release_ids(number, ids_pointer)
         inverted.release_codes(number, codes_pointer)
-    return lists, codes
+    return records
