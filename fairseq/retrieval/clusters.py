@@ -48,17 +48,32 @@ class Clusters:
         count = (int(assignment.max(initial=-1)) + 1) if count is None else count
         indptr = np.zeros(count + 1, np.int64)
         np.cumsum(np.bincount(assignment, minlength=count), out=indptr[1:])
-        members = np.argsort(assignment, kind="stable").astype(index_dtype(len(assignment)))
+        members: NDArray[Any] = np.argsort(assignment, kind="stable").astype(index_dtype(len(assignment)))
         return cls(indptr, members, assignment.astype(np.int32))
 
     @classmethod
     def from_csr(cls, matrix: Any, size: int, path: str) -> Clusters:
-        """Clusters from a CSR matrix whose rows are clusters and whose columns are entries of a datastore of `size`."""
-        indptr = np.asarray(matrix.indptr, np.int64)
-        members = np.asarray(matrix.indices)
+        """Clusters from a CSR matrix whose rows are clusters and whose columns are entries of a datastore of `size`.
+
+        Members keep the order in which each row stores them. What a file holds is checked before it is used."""
+        members: NDArray[Any]
+        try:
+            indptr, members, data = (np.asarray(getattr(matrix, name)) for name in ("indptr", "indices", "data"))
+            rows, columns = matrix.shape
+        except AttributeError as error:
+            found = f"a matrix without its parts ({error})"
+            raise BadFile(path, found, "a CSR layout", "cluster again with kmeans.py") from None
         _check_arrays(path, indptr, members, size)
-        if matrix.shape[1] > size:
-            raise BadFile(path, f"members up to entry {matrix.shape[1] - 1}", f"entries below {size}", "check --dstore-size")
+        if data.shape != members.shape or len(indptr) != rows + 1:
+            found = f"{len(data)} values and {len(indptr)} row bounds"
+            raise BadFile(path, found, f"{len(members)} and {rows + 1}", "cluster again with kmeans.py")
+        if columns > size:
+            raise BadFile(path, f"members up to entry {columns - 1}", f"entries below {size}", "check --dstore-size")
+        indptr = indptr.astype(np.int64)
+        if not data.all():  # stored zeros are no members
+            kept = data != 0
+            indptr = np.concatenate([[0], np.cumsum(kept)])[indptr]
+            members = members[kept]
         cluster_of = np.zeros(size, np.int32)
         cluster_of[members] = np.repeat(np.arange(len(indptr) - 1, dtype=np.int32), np.diff(indptr))
         return cls(indptr, members, cluster_of)
@@ -76,26 +91,35 @@ def index_dtype(size: int) -> type:
 
 
 def _check_arrays(path: str, indptr: NDArray[Any], members: NDArray[Any], size: int) -> None:
-    ascending = len(indptr) > 0 and indptr[0] == 0 and indptr[-1] == len(members) and bool((np.diff(indptr) >= 0).all())
-    if not ascending or indptr.ndim != 1 or members.ndim != 1:
+    plain = all(array.ndim == 1 and array.dtype.kind in "iu" for array in (indptr, members))
+    if not plain or not (
+        len(indptr) and indptr[0] == 0 and indptr[-1] == len(members) and bool((indptr[1:] >= indptr[:-1]).all())
+    ):
         raise BadFile(path, "row bounds that do not fit the members", "a CSR layout", "cluster again with kmeans.py")
     if len(members) and (members.min() < 0 or members.max() >= size):
         raise BadFile(
-            path, f"member ids from {members.min()} to {members.max()}", f"ids from 0 to {size - 1}", "check --dstore-size"
+            path,
+            f"member ids from {members.min()} to {members.max()}",
+            f"ids from 0 to {size - 1}",
+            "check --dstore-size",
         )
 
 
 def load_clusters(path: str, size: int) -> Clusters:
-    """Reads `--members`: a CSR pickle, or the folder of arrays that `save_clusters` wrote, for a datastore of `size`."""
+    """Reads `--members` for a datastore of `size`: a CSR pickle, or the folder of arrays that `save_clusters` wrote."""
     if os.path.isdir(path):
         return _load_arrays(path, size)
     if not os.path.exists(path):
         raise MissingFile(path, "check --members, or make it with kmeans.py")
-    matrix = safe_pickle.load(path)
-    if scipy.sparse.issparse(matrix) and matrix.format != "csr":
-        matrix = matrix.tocsr()
+    expected = "a pickled SciPy CSR matrix, clusters x entries"
+    try:
+        matrix = safe_pickle.load(path)
+    except safe_pickle.RefusedGlobal as error:
+        if error.name.startswith("scipy.sparse"):
+            raise BadFile(path, f"a pickled {error.name}", expected, "convert it with .tocsr()") from error
+        raise
     if not scipy.sparse.issparse(matrix):
-        raise BadFile(path, f"a pickled {type(matrix).__name__}", "a pickled SciPy CSR matrix, clusters x entries")
+        raise BadFile(path, f"a pickled {type(matrix).__name__}", expected)
     return Clusters.from_csr(matrix, size, path)
 
 

@@ -1,5 +1,5 @@
-"""The datastore: one (key, value) pair per token of a text. Keys are the language model's activations, values the tokens
-that followed; the entry after entry i in the text is entry i + 1, which is all that a pointer needs.
+"""The datastore: one (key, value) pair per token of a text. Keys are the language model's activations, values the
+tokens that followed; the entry after entry i in the text is entry i + 1, which is all that a pointer needs.
 
 Files (the RetoMaton layout): `PREFIX_keys.npy` and `PREFIX_vals.npy` are raw row-major arrays without a numpy header,
 keys (N, D) float16 or float32, values (N, 1) int64 (other tools: int32 or int16). `PREFIX.json` describes them."""
@@ -23,6 +23,7 @@ KIND = "datastore"
 VALUE_DTYPES = {8: "<i8", 4: "<i4", 2: "<i2"}
 KEY_DTYPES = {2: "<f2", 4: "<f4"}
 SCAN_ROWS = 65536
+LARGEST_VOCABULARY = 1 << 20
 
 
 def keys_path(prefix: str) -> str:
@@ -172,7 +173,7 @@ def _guess_width(
     if rest or row_bytes % 2 or (row_bytes % 4 and fp16 is False):
         found, expected = f"{key_bytes} bytes", f"a multiple of {rows} rows x {2 if fp16 else 4} bytes"
         raise BadFile(path, found, expected, "check --dstore-size and --dstore-fp16")
-    if fp16 is None and fallback_dimension is not None and row_bytes in (4 * fallback_dimension, 2 * fallback_dimension):
+    if fp16 is None and fallback_dimension and row_bytes in (4 * fallback_dimension, 2 * fallback_dimension):
         return fallback_dimension, row_bytes // fallback_dimension
     if fp16 is None:
         start = np.fromfile(path, KEY_DTYPES[2], count=min(key_bytes // 2, SCAN_ROWS))
@@ -184,11 +185,13 @@ def _guess_width(
 
 
 def _value_layout(prefix: str, value_bytes: int, size: int | None) -> tuple[int, str]:
-    """Rows and dtype of a values file without a sidecar. Without a size it must be int64, the RetoMaton type."""
+    """Rows and dtype of a values file without a sidecar, which without a size follow from a look at its numbers."""
     if size is None:
-        if value_bytes % 8:
-            raise BadFile(values_path(prefix), f"{value_bytes} bytes", "a multiple of 8 (int64)", "give --dstore-size")
-        return value_bytes // 8, VALUE_DTYPES[8]
+        itemsize = _value_itemsize(values_path(prefix))
+        if value_bytes % itemsize:
+            expected = f"a multiple of {itemsize} (int{8 * itemsize})"
+            raise BadFile(values_path(prefix), f"{value_bytes} bytes", expected, "give --dstore-size")
+        return value_bytes // itemsize, VALUE_DTYPES[itemsize]
     if size > 0 and value_bytes % size == 0 and value_bytes // size in VALUE_DTYPES:
         return size, VALUE_DTYPES[value_bytes // size]
     if value_bytes >= size * 8 and value_bytes % 8 == 0:  # only the first rows are asked for
@@ -199,6 +202,17 @@ def _value_layout(prefix: str, value_bytes: int, size: int | None) -> tuple[int,
         f"{size * 8} bytes (int64), {size * 4} (int32) or {size * 2} (int16) for {size} entries",
         "check --dstore-size",
     )
+
+
+def _value_itemsize(path: str) -> int:
+    """8, 4 or 2 bytes: the widest type as which the file begins with plausible token numbers. Neighbours read as one
+    number of twice the width are far larger than any vocabulary."""
+    start = np.fromfile(path, np.uint8, count=8 * SCAN_ROWS)
+    for itemsize, limit in ((8, 1 << 31), (4, LARGEST_VOCABULARY)):
+        numbers = start[: len(start) // itemsize * itemsize].view(VALUE_DTYPES[itemsize])
+        if ((numbers >= 0) & (numbers < limit)).all():
+            return itemsize
+    return 2
 
 
 def _checked_against_sidecar(
@@ -222,7 +236,8 @@ def _checked_against_sidecar(
     if size is not None and size > rows:
         raise BadFlag("--dstore-size", size, f"at most the {rows} entries of {prefix}", "leave the flag out")
     if dimension is not None and dimension != width:
-        raise BadFile(prefix + ".json", f"keys of dimension {width}", f"dimension {dimension}", "check which model made it")
+        found = f"keys of dimension {width}"
+        raise BadFile(prefix + ".json", found, f"dimension {dimension}", "check which model made it")
     if fp16 and key_dtype != KEY_DTYPES[2]:
         raise BadFlag("--dstore-fp16", f"single-precision keys in {prefix}", "half-precision keys", "drop the flag")
     return _Layout(rows, width, key_dtype if key_bytes is not None else None, value_dtype)

@@ -5,12 +5,15 @@ FAISS's batched reconstruction elsewhere."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fairseq.errors import BadFile, BadFlag, MissingFile
@@ -20,6 +23,7 @@ from fairseq.retrieval.pq_codes import PQCodes
 logger = logging.getLogger(__name__)
 
 RECONSTRUCT_CHUNK = 1 << 24  # floats rebuilt at a time: 64 MB
+FAR = 1e30  # squared distance of an entry that the index lacks: no weight, and still a number
 
 
 class Index(Protocol):
@@ -37,7 +41,9 @@ class Index(Protocol):
 
 
 class FaissIndex:
-    """An index file that FAISS wrote. `size` is the number of the datastore's entries, which bounds the ids."""
+    """An index file that FAISS wrote. `size` is the number of the datastore's entries, which bounds the ids.
+
+    `core` is the index proper, inside whatever transforms and id maps are wrapped around it."""
 
     def __init__(self, path: str, size: int, probe: int | None = None, device: torch.device | str = "cpu") -> None:
         faiss = require_faiss()
@@ -48,11 +54,13 @@ class FaissIndex:
         ivf = faiss.try_extract_index_ivf(self.faiss_index)  # of the base type, which hides that it is an IVFPQ
         self.ivf = None if ivf is None else faiss.downcast_index(ivf)
         self.count = int(self.faiss_index.ntotal)
+        self.core, self._transforms, self._id_map = _unwrapped(self.faiss_index, path)
         self._codes: PQCodes | None = None
         if probe is not None and self.ivf is not None:
             self.ivf.nprobe = probe
         if self.count > size:
-            raise BadFile(path, f"{self.count} entries", f"at most the datastore's {size}", "check which index belongs to it")
+            expected = f"at most the datastore's {size}"
+            raise BadFile(path, f"{self.count} entries", expected, "check which index belongs to it")
         if self.count < size:
             logger.warning("%s holds %d of the datastore's %d entries", path, self.count, size)
 
@@ -62,50 +70,101 @@ class FaissIndex:
         return torch.from_numpy(distances).to(self.device), torch.from_numpy(ids).to(self.device)
 
     def distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-        """See `Index.distances`."""
+        """See `Index.distances`. An entry that the index does not hold is farther than any that it holds."""
+        if self._transforms:
+            queries = self._transformed(queries)
+        absent = None
+        if self.places is not None:
+            ids = self.places[ids].long()
+            absent = ids < 0
+            ids = ids.clamp(min=0)
         codes = self.code_table()
         if codes is not None:
-            return codes.distances(self._transformed(queries), rows, ids)
-        return self._reconstructed_distances(queries, rows, ids)
+            result = codes.distances(queries, rows, ids)
+        else:
+            result = self._reconstructed_distances(queries, rows, ids, absent)
+        if absent is not None:
+            result[absent] = -FAR if self.inner_product else FAR
+        return result
+
+    @functools.cached_property
+    def places(self) -> Tensor | None:
+        """(size,): where `core` keeps each entry, -1 for one that it lacks; None when that is simply the entry's id."""
+        if self._id_map is None and self.count == self.size:
+            return None
+        places = np.full(self.size, -1, np.int32 if self.size <= np.iinfo(np.int32).max else np.int64)
+        if self._id_map is not None:
+            inside = np.flatnonzero((self._id_map >= 0) & (self._id_map < self.size))
+            places[self._id_map[inside]] = inside
+        elif isinstance(self.core, require_faiss().IndexIVF):
+            for ids in _ids_in_lists(self.core):
+                held = ids[(ids >= 0) & (ids < self.size)]
+                places[held] = held
+        else:
+            places[: self.count] = np.arange(self.count)
+        return torch.from_numpy(places).to(self.device)
 
     def code_table(self) -> PQCodes | None:
-        """The IVFPQ codes by id, read from the index at first use; None when the index has no such codes."""
+        """The IVFPQ codes by place, read from the index at first use; None when the index has no such codes."""
         if self._codes is None and self._has_pq_codes():
-            self._codes = PQCodes(self.ivf, self.size, self.device)
+            self._codes = PQCodes(self.core, self.size if self._id_map is None else self.count, self.device)
         return self._codes
 
     def _has_pq_codes(self) -> bool:
         faiss = require_faiss()
-        return isinstance(self.ivf, faiss.IndexIVFPQ) and self.ivf.pq.nbits == 8
+        return isinstance(self.core, faiss.IndexIVFPQ) and self.core.pq.nbits == 8
 
     def _transformed(self, queries: Tensor) -> Tensor:
-        """Queries after the linear transforms (PCA, OPQ) that stand in front of the inverted file."""
-        faiss = require_faiss()
-        index = self.faiss_index
-        if isinstance(index, faiss.IndexIDMap):
-            index = faiss.downcast_index(index.index)
-        if not isinstance(index, faiss.IndexPreTransform):
-            return queries
+        """Queries after the linear transforms (PCA, OPQ) in front of `core`, where distances are measured."""
         vectors = queries.cpu().numpy()
-        for number in range(index.chain.size()):
-            vectors = index.chain.at(number).apply(vectors)
+        for transform in self._transforms:
+            vectors = transform.apply(vectors)
         return torch.from_numpy(vectors).to(self.device)
 
-    def _reconstructed_distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-        if self.ivf is not None and self.ivf.direct_map.no():
-            self.ivf.make_direct_map()
+    def _reconstructed_distances(self, queries: Tensor, rows: Tensor, ids: Tensor, absent: Tensor | None) -> Tensor:
+        faiss = require_faiss()
+        if isinstance(self.core, faiss.IndexIVF) and self.core.direct_map.no():
+            gaps = self._id_map is None and self.count < self.size  # an array needs ids without gaps
+            self.core.set_direct_map_type(faiss.DirectMap.Hashtable if gaps else faiss.DirectMap.Array)
         result = queries.new_empty(len(ids))
-        step = max(1, RECONSTRUCT_CHUNK // self.dimension)
-        for start in range(0, len(ids), step):
-            vectors = self.faiss_index.reconstruct_batch(ids[start : start + step].cpu().numpy())
-            entries = torch.from_numpy(vectors).to(self.device)
-            result[start : start + step] = pairwise(queries, rows[start : start + step], entries, self.inner_product)
+        wanted = torch.arange(len(ids), device=ids.device) if absent is None else (~absent).nonzero().squeeze(1)
+        for some in wanted.split(max(1, RECONSTRUCT_CHUNK // queries.shape[1])):
+            entries = torch.from_numpy(self.core.reconstruct_batch(ids[some].cpu().numpy())).to(self.device)
+            result[some] = pairwise(queries, rows[some], entries, self.inner_product)
         return result
 
     def describe(self) -> str:
         """One line for the log: type, entries, lists and probe."""
         lists = f", {self.ivf.nlist} lists, probe {self.ivf.nprobe}" if self.ivf is not None else ""
         return f"{type(self.faiss_index).__name__} of {self.count} x {self.dimension}{lists}"
+
+
+def _unwrapped(index: Any, path: str) -> tuple[Any, list[Any], NDArray[np.int64] | None]:
+    """(the index proper, the transforms of queries in front of it, the entry ids of its vectors if mapped)."""
+    faiss = require_faiss()
+    transforms: list[Any] = []
+    id_map = None
+    while True:
+        if isinstance(index, faiss.IndexPreTransform):
+            transforms += [index.chain.at(number) for number in range(index.chain.size())]
+        elif isinstance(index, faiss.IndexIDMap):
+            if id_map is not None:
+                raise BadFile(path, "an id map inside another", "at most one", "build the index again")
+            id_map = faiss.vector_to_array(index.id_map)
+        else:
+            return index, transforms, id_map
+        index = faiss.downcast_index(index.index)
+
+
+def _ids_in_lists(ivf: Any) -> Iterator[NDArray[np.int64]]:
+    """The entry ids of each inverted list that has any, in memory or on disk."""
+    faiss = require_faiss()
+    for number in range(ivf.nlist):
+        count = ivf.invlists.list_size(number)
+        if count:
+            pointer = ivf.invlists.get_ids(number)
+            yield faiss.rev_swig_ptr(pointer, count)
+            ivf.invlists.release_ids(number, pointer)
 
 
 def pairwise(queries: Tensor, rows: Tensor, vectors: Tensor, inner_product: bool) -> Tensor:
@@ -122,10 +181,11 @@ def read_faiss_index(path: str) -> Any:
     if not os.path.isfile(path):
         raise MissingFile(path, "check --indexfile, or build it with build_dstore.py")
     try:
-        return faiss.read_index(path, faiss.IO_FLAG_ONDISK_SAME_DIR)
+        return faiss.read_index(path, faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY)
     except RuntimeError as error:
         reason = str(error).splitlines()[0] if str(error) else "unknown reason"
-        raise BadFile(path, f"a file that FAISS cannot read ({reason[-160:]})", "a FAISS index", "build it again") from error
+        found = f"a file that FAISS cannot read ({reason[-160:]})"
+        raise BadFile(path, found, "a FAISS index", "build it again") from error
 
 
 def key_distances(keys: np.ndarray, queries: Tensor, rows: Tensor, ids: Tensor, inner_product: bool) -> Tensor:

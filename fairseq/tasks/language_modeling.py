@@ -99,13 +99,15 @@ class LanguageModelingTask(FairseqTask):
         path = os.path.join(folders[epoch % len(folders)], split)
         dataset = data_utils.load_indexed_dataset(path, self.dictionary, self.args.dataset_impl, combine=combine)
         if dataset is None:
-            raise MissingFile(path + ".idx", f"the split {split} is missing; check the folder and --gen-subset or the like")
+            remedy = f"the split {split} is missing; check the folder and --gen-subset or the like"
+            raise MissingFile(path + ".idx", remedy)
         if getattr(self.args, "truncate_sequence", False):
             dataset = TruncateDataset(dataset, self.args.tokens_per_sample)
         mode = self.args.sample_break_mode
         block_size = self.args.tokens_per_sample
         if block_size < 1 and mode != "eos":
-            raise BadFlag("--context-window", "a value that leaves no room for scored tokens", "less than tokens_per_sample")
+            found = "a value that leaves no room for scored tokens"
+            raise BadFlag("--context-window", found, "less than tokens_per_sample")
         dataset = TokenBlockDataset(
             dataset,
             dataset.sizes,
