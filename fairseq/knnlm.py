@@ -273,6 +273,7 @@ def build_knnlm(args: argparse.Namespace, dimension: int, device: torch.device |
         raise BadFlag("--k", args.k, "at least 1")
     if args.probe < 1:
         raise BadFlag("--probe", args.probe, "at least 1")
+    _warn_of_surprises(args)
     function = args.knn_sim_func
     from_index = function == "do_not_recomp_l2" or (function is None and args.faiss_metric_type == "ip")
     datastore = Datastore.open(
@@ -297,3 +298,18 @@ def build_knnlm(args: argparse.Namespace, dimension: int, device: torch.device |
     retriever = RETRIEVER_REGISTRY[name](args, resources)
     logger.info("strategy %s, k %d, lambda %g, temperature %g", name, args.k, args.lmbda, args.knn_temp)
     return KNNLM(datastore, index, retriever, similarity, args.k, args.lmbda, args.knn_temp, device)
+
+
+def _warn_of_surprises(args: argparse.Namespace) -> None:
+    """One line for each combination of flags that runs, as in the original, but hardly as meant."""
+    max_knns = args.k if args.max_knns is None else args.max_knns
+    if args.lmbda == 0 and args.strategy is None:
+        logger.warning("--lmbda 0: retrieval has no weight in the result; the paper's is 0.25")
+    if args.no_pointer:
+        if args.members is not None:
+            logger.warning("--members is not used with --no-pointer")
+    elif args.min_knns == 0:
+        logger.warning("--min-knns 0: the index is never searched, so no token is retrieved; 1 searches least")
+    elif args.min_knns < 9999999 and max_knns < args.min_knns:
+        said = "--max-knns %d is below --min-knns %d: at least every second token is searched"
+        logger.warning(said, max_knns, args.min_knns)
