@@ -14,7 +14,7 @@ from fairseq import criterions, optim, tasks, utils  # noqa: F401  (importing fi
 from fairseq.data.indexed_dataset import get_available_dataset_impl
 from fairseq.errors import BadFlag, UserError
 from fairseq.flag_types import float_list, int_list, natural_int, positive_float, positive_int
-from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.optim import lr_scheduler  # noqa: F401
 from fairseq.registry import REGISTRIES
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY

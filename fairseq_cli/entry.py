@@ -38,5 +38,5 @@ def cli_entry(main: Callable[[], object], stream: TextIO | None = None) -> None:
 
 def _say(program: str, sentence: str, status: int) -> int:
     sys.stdout.flush()
-    print(f"{program}: error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"{program}: error: {' '.join(sentence.split())}\n")
     return status

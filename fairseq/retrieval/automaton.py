@@ -171,7 +171,7 @@ def as_tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array if array.flags.writeable else array.copy())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
-        return torch.frombuffer(memoryview(array).cast("B"), dtype=_TORCH_TYPES[array.dtype.str])
+        return torch.frombuffer(array.data.cast("B"), dtype=_TORCH_TYPES[array.dtype.str])
 
 
 _TORCH_TYPES = {"<i8": torch.int64, "<i4": torch.int32, "<i2": torch.int16, "|u1": torch.uint8}

@@ -236,8 +236,8 @@ def _checked_against_sidecar(
     if size is not None and size > rows:
         raise BadFlag("--dstore-size", size, f"at most the {rows} entries of {prefix}", "leave the flag out")
     if dimension is not None and dimension != width:
-        found = f"keys of dimension {width}"
-        raise BadFile(prefix + ".json", found, f"dimension {dimension}", "check which model made it")
+        keys = f"keys of dimension {width}"
+        raise BadFile(prefix + ".json", keys, f"dimension {dimension}", "check which model made it")
     if fp16 and key_dtype != KEY_DTYPES[2]:
         raise BadFlag("--dstore-fp16", f"single-precision keys in {prefix}", "half-precision keys", "drop the flag")
     return _Layout(rows, width, key_dtype if key_bytes is not None else None, value_dtype)

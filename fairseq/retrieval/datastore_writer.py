@@ -72,8 +72,8 @@ class DatastoreWriter:
                 f"{keys_path(self.prefix)}: a key near row {self.written} is infinite or not a number in "
                 f"{self.key_dtype.name}; save without --dstore-fp16 or check the model"
             )
-        self._files[0].write(np.ascontiguousarray(converted))
-        self._files[1].write(np.ascontiguousarray(values, self.value_dtype))
+        self._files[0].write(np.ascontiguousarray(converted).data)
+        self._files[1].write(np.ascontiguousarray(values, self.value_dtype).data)
         self.written += len(values)
         if time.monotonic() - self._last_safe_point > SAFE_POINT_SECONDS:
             self.safe_point()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+numba: Any
 try:
     import numba
 except ImportError:  # the extra is not installed

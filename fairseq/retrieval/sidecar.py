@@ -22,7 +22,7 @@ def write_sidecar(artefact: str, kind: str, fields: dict[str, Any]) -> None:
     write_json(sidecar_path(artefact), {"kind": kind, "format_version": FORMAT_VERSION, **fields})
 
 
-def read_sidecar(artefact: str, kind: str, types: dict[str, type]) -> dict[str, Any] | None:
+def read_sidecar(artefact: str, kind: str, types: dict[str, type[Any]]) -> dict[str, Any] | None:
     """The artefact's sidecar, or None when there is none.
 
     `types` names the fields that must be there, each of the given type; BadFile otherwise."""
@@ -37,6 +37,7 @@ def read_sidecar(artefact: str, kind: str, types: dict[str, type]) -> dict[str, 
         raise BadFile(path, f"format version {version!r}", f"at most {FORMAT_VERSION}", "update this program")
     for name, expected in types.items():
         value = content.get(name)
-        if not isinstance(value, expected) or isinstance(value, bool) or (expected is int and value < 0):
+        negative = isinstance(value, int) and value < 0
+        if not isinstance(value, expected) or isinstance(value, bool) or negative:
             raise BadFile(path, f"{name} {value!r}", f"a value of type {expected.__name__}", "make the artefact again")
     return content
