@@ -8,8 +8,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import torch
-
 from fairseq import criterions, optim, tasks, utils  # noqa: F401  (importing fills the registries)
 from fairseq.data.indexed_dataset import get_available_dataset_impl
 from fairseq.errors import BadFlag, UserError
@@ -234,7 +232,7 @@ def add_distributed_training_args(parser: argparse.ArgumentParser) -> Any:
     """Distributed training (spec section 9.1)."""
     group = parser.add_argument_group("Distributed training")
     add = group.add_argument
-    add("--distributed-world-size", type=int, default=max(1, torch.cuda.device_count()), help="number of processes")
+    add("--distributed-world-size", type=positive_int, default=1, help="number of processes")
     add("--distributed-rank", default=0, type=int, help="rank of this process")
     add("--distributed-backend", default="nccl", help="distributed backend")
     add("--distributed-init-method", help="address used to meet the other processes")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fairseq import criterions, models
+from fairseq import criterions, metrics, models
 from fairseq.data import data_utils, iterators
 from fairseq.data.dictionary import Dictionary
 from fairseq.errors import UserError
@@ -74,7 +74,7 @@ class FairseqTask:
             )
         batches = data_utils.batch_by_size(
             indices,
-            dataset.num_tokens,
+            dataset.num_tokens_vec(indices) if hasattr(dataset, "num_tokens_vec") else dataset.num_tokens,
             max_tokens=max_tokens,
             max_sentences=max_sentences,
             required_batch_size_multiple=required_batch_size_multiple,
@@ -122,8 +122,6 @@ class FairseqTask:
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
         """Logs speed and batch sizes, then lets the criterion log its losses."""
-        from fairseq import metrics
-
         for key, name, priority in (("ntokens", "wpb", 180), ("nsentences", "bsz", 190)):
             if any(key in output for output in logging_outputs):
                 total = sum(output.get(key, 0) for output in logging_outputs)
