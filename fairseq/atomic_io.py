@@ -1,5 +1,6 @@
-"""Files that are either whole or absent: written under a temporary name in the same folder, flushed to the disk, renamed.
-Everything the programs produce goes through here, so that a kill, a full disk or a second run never leaves half a file."""
+"""Files that are either whole or absent: written under a temporary name in the same folder, flushed to the disk,
+renamed. Everything the programs produce goes through here, so that a kill, a full disk or a second run never leaves
+half a file."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from fairseq.errors import BadFile, MissingFile, UserError
 
 
 def temporary_path(path: str | os.PathLike[str]) -> Path:
-    """The name under which `path` is written before it is whole; the same on every run, so leftovers are overwritten."""
+    """The name under which `path` is written before it is whole; the same on every run, so leftovers are
+    overwritten."""
     path = Path(path)
     return path.with_name(path.name + ".tmp")
 

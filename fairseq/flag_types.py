@@ -1,5 +1,5 @@
-"""What a flag's text may say: types for argparse, each of which refuses a wrong text with what it found and expected, and
-literal dictionaries. Nothing typed on a command line is ever evaluated."""
+"""What a flag's text may say: types for argparse, each of which refuses a wrong text with what it found and expected,
+and literal dictionaries. Nothing typed on a command line is ever evaluated."""
 
 from __future__ import annotations
 

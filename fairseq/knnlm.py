@@ -1,5 +1,5 @@
-"""The door between the wings, and the whole retrieval step in one place: scored sequences go in, better log-probabilities
-come out.
+"""The door between the wings, and the whole retrieval step in one place: scored sequences go in, better
+log-probabilities come out.
 
 For a token with query q, LM probability p_LM and candidate entries (key k_i, value v_i), kNN-LM (Khandelwal et al.,
 2020, equations 2 and 3) and RetoMaton (Alon et al., 2022, section 3) compute

@@ -1,4 +1,5 @@
-"""The language model's half of an evaluation: from checkpoint and data to scored sequences (spec sections 4.4, 10.2)."""
+"""The language model's half of an evaluation: from checkpoint and data to scored sequences (spec sections 4.4,
+10.2)."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ class LMScoring:
         if args.path is None:
             raise BadFlag("--path", "nothing", "the file of a trained model")
         if args.context_window > 0 and args.num_shards > 1:
-            raise BadFlag("--num-shards", args.num_shards, "1 with --context-window, whose context runs through all text")
+            raise BadFlag("--num-shards", args.num_shards, "1 with --context-window, whose context crosses shards")
         wants_keys = args.knnlm or args.save_knnlm_dstore
         if wants_keys and args.knn_keytype is None:
             args.knn_keytype = KEY_TYPES[0]

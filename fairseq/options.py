@@ -1,5 +1,6 @@
 """The command-line surface: fairseq's parsers and flags (defaults of the 0.9 RetoMaton fork; renamed flags of later
-versions are accepted as aliases), parsed in two passes so that a chosen model, task, optimiser and so on add their own."""
+versions are accepted as aliases), parsed in two passes so that a chosen model, task, optimiser and so on add their
+own."""
 
 from __future__ import annotations
 
@@ -118,8 +119,7 @@ def parse_args_and_arch(
         return argparse.Namespace(**{key: value for key, value in vars(typed).items() if value is not None})
 
     words = list(sys.argv[1:] if input_args is None else input_args)
-    wants_help = any(word in ("-h", "--help") for word in words)
-    first, _ = parser.parse_known_args([word for word in words if word not in ("-h", "--help")] if wants_help else words)
+    first, _ = parser.parse_known_args([word for word in words if word not in ("-h", "--help")])
 
     if hasattr(first, "arch") and first.arch in ARCH_MODEL_REGISTRY:
         group = parser.add_argument_group(
@@ -257,7 +257,12 @@ def add_model_args(parser: argparse.ArgumentParser) -> Any:
     """The choice of the architecture."""
     group = parser.add_argument_group("Model configuration")
     group.add_argument(
-        "--arch", "-a", default="transformer_lm", metavar="ARCH", choices=sorted(ARCH_MODEL_REGISTRY), help="architecture"
+        "--arch",
+        "-a",
+        default="transformer_lm",
+        metavar="ARCH",
+        choices=sorted(ARCH_MODEL_REGISTRY),
+        help="architecture",
     )
     return group
 
@@ -273,7 +278,7 @@ def add_optimization_args(parser: argparse.ArgumentParser) -> Any:
     add("--update-freq", default=[1], type=int_list, metavar="N1,N2,...", help="batches per update, by epoch")
     add("--lr", "--learning-rate", default=[0.25], type=float_list, metavar="LR1,LR2,...", help="learning rates")
     add("--min-lr", default=-1.0, type=float, metavar="LR", help="stop when the rate gets this small")
-    add("--stop-min-lr", type=float, metavar="LR", help="the newer name of --min-lr, which then is cosine's smallest rate")
+    add("--stop-min-lr", type=float, metavar="LR", help="newer name of --min-lr, which then is cosine's lowest rate")
     add("--use-bmuf", action="store_true", help=argparse.SUPPRESS)
     add("--torch-compile", action="store_true", help="compile the model with torch.compile")
     return group
@@ -374,5 +379,5 @@ def add_knn_eval_args(parser: argparse.ArgumentParser) -> Any:
 def add_results_args(parser: argparse.ArgumentParser) -> Any:
     """A results file that a script can read."""
     group = parser.add_argument_group("Results")
-    group.add_argument("--results-json", metavar="FILE", help="write configuration, versions, counts, losses and times here")
+    group.add_argument("--results-json", metavar="FILE", help="write settings, versions, counts, losses and times here")
     return group

@@ -26,7 +26,8 @@ def peak_memory_bytes() -> int:
 
 
 def git_commit() -> str | None:
-    """The commit of the source tree this package runs from, with "+changes" when files differ from it; None outside git."""
+    """The commit of the source tree this package runs from, with "+changes" when files differ from it; None outside
+    git."""
     root = Path(__file__).resolve().parent.parent
 
     def git(*words: str) -> str:

@@ -1,4 +1,5 @@
-"""fairseq's public small helpers, kept under their names for code written against fairseq (spec: Python entry points)."""
+"""fairseq's public small helpers, kept under their names for code written against fairseq (spec: Python entry
+points)."""
 
 from __future__ import annotations
 
@@ -88,7 +89,8 @@ def strip_pad(tensor: Tensor, pad: int) -> Tensor:
 
 
 def make_positions(tensor: Tensor, padding_idx: int) -> Tensor:
-    """Position ids of tokens (B, T): `padding_idx` plus the number of non-pad tokens so far; pads keep `padding_idx`."""
+    """Position ids of tokens (B, T): `padding_idx` plus the number of non-pad tokens so far; pads keep
+    `padding_idx`."""
     mask = tensor.ne(padding_idx).long()
     return mask.cumsum(dim=1) * mask + padding_idx
 

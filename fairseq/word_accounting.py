@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 def continuation_mask(dictionary: Any, marker: str | None) -> NDArray[np.bool_] | None:
-    """(V,) bool: which symbols are pieces that go on, by the marker of `--remove-bpe` ("@@ "); None without a marker."""
+    """(V,) bool: which symbols are pieces that go on, by the marker of `--remove-bpe` ("@@ "); None without a
+    marker."""
     if marker is None:
         return None
     if marker == "sentencepiece":

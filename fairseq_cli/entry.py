@@ -1,4 +1,5 @@
-"""The frame around every command: log format, and the promise that a user's mistake ends in one sentence and status 2."""
+"""The frame around every command: log format, and the promise that a user's mistake ends in one sentence and status
+2."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class Evaluation:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates or saves, as `args` say; returns the figures that `--results-json` receives."""
     if args.knnlm and args.save_knnlm_dstore:
-        raise UserError("--knnlm and --save-knnlm-dstore: found both, expected one; a datastore is saved by a run of its own")
+        raise UserError("--knnlm and --save-knnlm-dstore: found both, expected one; save in a run of its own")
     if args.results_path is not None:
         _log_to_folder(args.results_path)
     logger.info("%s", args)

@@ -29,7 +29,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--num-clusters", type=positive_int, required=True, help="number of clusters; about entries / 100")
     add("--sample", type=positive_int, required=True, help="most keys from which centroids are computed")
     add("--dim", type=positive_int, help="width of the keys (default: from the sidecar, else 1024)")
-    add("--save", nargs="?", const=None, metavar="PREFIX", help="prefix of the files to write (default: beside the datastore)")
+    add("--save", nargs="?", metavar="PREFIX", help="prefix of the files to write (default: beside the datastore)")
     add("--batch-size", type=positive_int, default=500000, help="keys assigned at a time")
     add("--iterations", type=positive_int, default=20, help="iterations of k-means")
     add("--seed", type=int, default=1, help="seed of sample and k-means")

@@ -28,8 +28,9 @@ def plug_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluate(tmp_path: Path, *flags: str) -> dict[str, float]:
     words = (
         "data-bin --path checkpoints/checkpoint_best.pt --sample-break-mode complete --max-tokens 128 "
-        "--context-window 96 --batch-size 2 --gen-subset valid --no-progress-bar --dstore-filename checkpoints/dstore16 "
-        "--indexfile checkpoints/knn16.index --knnlm --dstore-fp16 --k 256 --probe 8 --lmbda 0.25 "
+        "--context-window 96 --batch-size 2 --gen-subset valid --no-progress-bar "
+        "--dstore-filename checkpoints/dstore16 --indexfile checkpoints/knn16.index --knnlm --dstore-fp16 "
+        "--k 256 --probe 8 --lmbda 0.25 "
         "--knn-sim-func do_not_recomp_l2 --no-load-keys"
     ).split()
     results = tmp_path / "results.json"

@@ -52,7 +52,8 @@ class IndexBuilder:
         self.trained_path = path + ".trained"
         self.codes_path = path + ".codes.tmp"
         self.progress_path = path + ".progress.json"
-        self.identity = {**asdict(recipe), "size": size, "dimension": self.dimension, "datastore": self._datastore_identity()}
+        self.identity = {**asdict(recipe), "size": size, "dimension": self.dimension}
+        self.identity["datastore"] = self._datastore_identity()
         width = recipe.pca or self.dimension
         if width % recipe.code_size:
             raise BadFlag("--code_size", recipe.code_size, f"a divisor of the dimension {width}")
@@ -118,7 +119,8 @@ class IndexBuilder:
         try:
             index.train(sample)
         except RuntimeError as error:
-            raise UserError(f"{self.path}: FAISS could not train the index ({str(error).splitlines()[0][-160:]})") from error
+            reason = str(error).splitlines()[0][-160:]
+            raise UserError(f"{self.path}: FAISS could not train the index ({reason})") from error
         self._write(index, self.trained_path)
         return index
 
@@ -162,9 +164,10 @@ class IndexBuilder:
         """Appends list number and code of every key to the codes file, from where an earlier run stopped."""
         width = index.sa_code_size()
         done = self._resume_point(width)
+        hidden = None if show_progress else True
         with (
             open(self.codes_path, "r+b" if done else "wb") as stream,
-            tqdm(total=self.size, initial=done, unit="keys", unit_scale=True, disable=None if show_progress else True) as bar,
+            tqdm(total=self.size, initial=done, unit="keys", unit_scale=True, disable=hidden) as bar,
         ):
             stream.truncate(done * width)
             stream.seek(0, os.SEEK_END)
@@ -172,7 +175,8 @@ class IndexBuilder:
             for start in range(done, self.size, self.chunk):
                 keys = np.asarray(self.keys[start : start + self.chunk], np.float32)
                 if not np.isfinite(keys).all():
-                    raise UserError(f"{self.datastore.prefix}_keys.npy: a key in rows {start} to {start + len(keys)} is not finite")
+                    rows = f"rows {start} to {start + len(keys)}"
+                    raise UserError(f"{self.datastore.prefix}_keys.npy: a key in {rows} is not finite; save it again")
                 stream.write(index.sa_encode(keys))
                 bar.update(len(keys))
                 if time.monotonic() - safe > SAFE_POINT_SECONDS:

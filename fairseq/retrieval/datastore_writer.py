@@ -94,7 +94,8 @@ class DatastoreWriter:
                 stream.close()
 
     def finish(self, info: dict[str, Any]) -> None:
-        """Pads with zero rows to the requested size (as the original leaves them), names the files, writes the sidecar."""
+        """Pads with zero rows to the requested size (as the original leaves them), names the files, writes the
+        sidecar."""
         filled = self.written
         for stream, row_bytes in zip(self._files, self._row_bytes, strict=True):
             stream.flush()

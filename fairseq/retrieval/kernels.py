@@ -1,4 +1,5 @@
-"""Compiled loops for the CPU, where arrays alone would move too much memory: distances to given entries from IVFPQ codes.
+"""Compiled loops for the CPU, where arrays alone would move too much memory: distances to given entries from IVFPQ
+codes.
 
 They need numba (the `fast` extra). Without it, and on other devices, the array code in `pq_codes` computes the same.
 Work is split by rows over Python threads, in which the kernels hold no lock; numba's own thread pool would change the

@@ -1,8 +1,8 @@
 """Clustering keys with k-means (spec retrieval, section 4.1): centroids from a sample, then the nearest centroid of
 every key.
 
-`lloyd` is FAISS's k-means, as published. `two-level` first makes about sqrt(K) coarse clusters and then clusters each of
-them by itself: sqrt(K) times fewer distances, for nearly the same clusters."""
+`lloyd` is FAISS's k-means, as published. `two-level` first makes about sqrt(K) coarse clusters and then clusters each
+of them by itself: sqrt(K) times fewer distances, for nearly the same clusters."""
 
 from __future__ import annotations
 

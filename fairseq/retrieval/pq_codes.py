@@ -29,7 +29,8 @@ CHUNK_LOOKUPS = 1 << 23  # bounds the scratch memory of one pass at about 100 MB
 class PQCodes:
     """The codes of an IndexIVFPQ, ordered by id: list number, code and constant term of each entry.
 
-    Needs 8-bit codes. Memory: M + 8 bytes an entry (M rounded up to a multiple of 4). `distances` runs on any torch device."""
+    Needs 8-bit codes. Memory: M + 8 bytes an entry (M rounded up to a multiple of 4). `distances` runs on any torch
+    device."""
 
     def __init__(self, ivfpq: Any, size: int, device: torch.device | str = "cpu") -> None:
         faiss = require_faiss()
@@ -50,7 +51,8 @@ class PQCodes:
         self._compiled: tuple[np.ndarray, ...] | None = None  # what the compiled kernel takes, made at first use
 
     def _constant_terms(self, result: Tensor) -> Tensor | None:
-        """Fills `result` (N,) float32 with ||r||^2 + 2<c, r>; None where distances have no such term (inner products, no residuals)."""
+        """Fills `result` (N,) float32 with ||r||^2 + 2<c, r>; None where distances have no such term (inner products,
+        no residuals)."""
         if self.inner_product or not self.by_residual:
             return None
         norms = self.codebook.square().sum(2)  # (M, 256)
@@ -67,7 +69,8 @@ class PQCodes:
         return result
 
     def _look_up(self, tables: Tensor, codes: Tensor, rows: Tensor | None) -> Tensor:
-        """Sums tables[row, m, code[m]] over m. tables: (B, M, 256); codes: (n, M) uint8; rows: (n,) or None for row 0."""
+        """Sums tables[row, m, code[m]] over m. tables: (B, M, 256); codes: (n, M) uint8; rows: (n,) or None for row
+        0."""
         ksub = tables.shape[2]
         offsets = torch.arange(self.m, device=codes.device, dtype=torch.int32) * ksub
         index = codes.int() + offsets
@@ -76,7 +79,8 @@ class PQCodes:
         return torch.take(tables, index.long()).sum(1)
 
     def distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-        """Distance of query `rows[i]` to entry `ids[i]`: (n,) float32, squared L2 (or the inner product, for METRIC_IP).
+        """Distance of query `rows[i]` to entry `ids[i]`: (n,) float32, squared L2 (or the inner product, for
+        METRIC_IP).
 
         queries: (B, D) float32; rows (ascending), ids: (n,) int64."""
         if kernels.AVAILABLE and self.constants is not None and queries.device.type == "cpu":

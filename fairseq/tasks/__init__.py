@@ -23,7 +23,8 @@ def setup_task(args: argparse.Namespace, **kwargs: Any) -> FairseqTask:
 
 
 def register_task(name: str) -> Callable[[type], type]:
-    """Class decorator that makes a FairseqTask available as `--task NAME`; ValueError for a name or class used twice."""
+    """Class decorator that makes a FairseqTask available as `--task NAME`; ValueError for a name or class used
+    twice."""
 
     def decorate(cls: type) -> type:
         if name in TASK_REGISTRY:

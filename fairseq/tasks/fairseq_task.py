@@ -1,5 +1,5 @@
-"""The base of all tasks: loads data, makes batches, builds model and criterion, and runs one training or validation step.
-The names are fairseq's, so that tasks written against it can be registered here."""
+"""The base of all tasks: loads data, makes batches, builds model and criterion, and runs one training or validation
+step. The names are fairseq's, so that tasks written against it can be registered here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""kNN-LM with random skipping: the baseline curve of the paper's Figures 3 and 4. A skipped token falls back to the LM."""
+"""kNN-LM with random skipping: the baseline curve of the paper's Figures 3 and 4. A skipped token falls back to the
+LM."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class RandomSkipRetriever(Retriever):
 
 
 def uniform(sample_ids: Tensor, positions: Tensor, seed: int) -> Tensor:
-    """(B,) float64 in [0, 1): a fixed pseudo-random number for each token (the SplitMix64 finaliser of its coordinates)."""
+    """(B,) float64 in [0, 1): a fixed pseudo-random number for each token (the SplitMix64 finaliser of its
+    coordinates)."""
     x = sample_ids * 0x632BE59BD9B4E019 + positions * -0x61C8864680B583EB + (seed % (1 << 31)) * 0x2545F491
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor

@@ -1,4 +1,5 @@
-"""RetoMaton (Alon et al., 2022): pointers and clusters replace searches; the published code's behaviour to the digit."""
+"""RetoMaton (Alon et al., 2022): pointers and clusters replace searches; the published code's behaviour to the
+digit."""
 
 from __future__ import annotations
 
