@@ -30,6 +30,7 @@ from fairseq.retrieval import kernels
 from fairseq.retrieval.automaton import Entries, as_tensor, bounds_of, no_entries
 from fairseq.retrieval.clusters import load_clusters
 from fairseq.retrieval.datastore import Datastore
+from fairseq.retrieval.device_search import DeviceIndex
 from fairseq.retrieval.index import FaissIndex, Index, check_dimension
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY, Proposal, Resources, Retriever, Step
 from fairseq.retrieval.similarity import Similarity, build_similarity
@@ -285,7 +286,10 @@ def build_knnlm(args: argparse.Namespace, dimension: int, device: torch.device |
         in_memory=args.move_dstore_to_mem,
     )
     logger.info("datastore %s: %d entries of dimension %d", args.dstore_filename, datastore.size, dimension)
-    index = FaissIndex(args.indexfile, datastore.size, args.probe, device)
+    if args.knnlm_gpu and torch.device(device).type == "cpu":
+        logger.warning("--knnlm-gpu: no GPU is used in this run, so the index is searched on the CPU")
+    kind = FaissIndex if torch.device(device).type == "cpu" else DeviceIndex
+    index = kind(args.indexfile, datastore.size, args.probe, device)
     check_dimension(index.dimension, dimension, args.indexfile)
     logger.info("index %s: %s", args.indexfile, index.describe())
     similarity = build_similarity(function, args.faiss_metric_type, datastore, index)
