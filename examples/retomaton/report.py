@@ -44,7 +44,7 @@ BY_PREFIX = {curve.prefix: curve for curve in CURVES}
 
 @dataclass(frozen=True)
 class Row:
-    """One evaluation. Shares are fractions of 1: as the original prints them and as they truly are; None for the LM."""
+    """One evaluation. Shares saved are percentages, as the original prints them and as they are; None for the LM."""
 
     prefix: str
     method: str
@@ -69,8 +69,8 @@ def read_rows(folder: Path) -> tuple[list[Row], dict[str, Any]]:
                 curve.label,
                 curve.setting.format(value),
                 result["perplexity"],
-                result.get("lookups_saved_printed"),
-                result.get("lookups_saved_true"),
+                result.get("lookups_saved_percent_printed"),
+                result.get("searches_saved_percent"),
                 result["tokens_per_second"],
             )
             rows.append((order, row.saved_true or 0.0, row))
@@ -83,7 +83,7 @@ def table(rows: list[Row]) -> str:
     """The rows as a Markdown table whose columns line up."""
 
     def share(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.1f} %"
+        return "-" if value is None else f"{value:.1f} %"
 
     cells = [("method", "setting", "perplexity", "saved, printed", "saved, true", "tokens/s")]
     for row in rows:
@@ -97,7 +97,7 @@ def table(rows: list[Row]) -> str:
 
 def points(rows: list[Row], *prefixes: str) -> tuple[list[float], list[float]]:
     """Percentages of searches truly saved, ascending, and the perplexities at them."""
-    pairs = sorted((100 * (row.saved_true or 0.0), row.perplexity) for row in rows if row.prefix in prefixes)
+    pairs = sorted((row.saved_true or 0.0, row.perplexity) for row in rows if row.prefix in prefixes)
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
@@ -111,7 +111,7 @@ def compare(rows: list[Row]) -> str:
     if not no_worse:
         return "RetoMaton saves searches, at a price in perplexity"
     best = max(no_worse, key=lambda row: row.saved_true or 0.0)
-    return f"RetoMaton skips {100 * (best.saved_true or 0.0):.0f} % of kNN-LM's searches and predicts no worse"
+    return f"RetoMaton skips {best.saved_true or 0.0:.0f} % of kNN-LM's searches and predicts no worse"
 
 
 def draw(rows: list[Row], output: Path) -> None:
