@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -58,6 +59,12 @@ def import_user_module(args: Any) -> None:
     try:
         importlib.import_module(name)
         importlib.import_module("fairseq.options")  # its registries must exist before the plug-in's names are read
+    except Exception as error:
+        where = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(found)]
+        place = f"{where[-1].filename} line {where[-1].lineno}" if where else found
+        raise UserError(
+            f"--user-dir: {place} raised {type(error).__name__} ({error}) while it was imported; correct it"
+        ) from error
     finally:
         sys.path.remove(parent)
 
