@@ -12,14 +12,23 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "examples" / "retomaton" / "demo.sh"
 
 
+STAND_IN = """#!/bin/sh
+printf '%s\\t' "$@" >>{folder}/calls.txt
+echo >>{folder}/calls.txt
+mkdir -p {folder}/run/data-bin {folder}/run/dstore
+seq 800 >{folder}/run/data-bin/dict.txt
+head -c 80000 /dev/zero >{folder}/run/dstore/dstore16_vals.npy
+[ "$1" != "$FAIL" ]
+"""
+
+
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Path:
-    """A folder with an executable `python` that appends its arguments to calls.txt and fails when told to."""
+    """A folder with a `python` that notes its arguments in calls.txt, leaves a dictionary of 800 words and a datastore
+    of 10,000 entries, and fails when told to."""
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
-    python.write_text(
-        f'#!/bin/sh\nprintf "%s\\t" "$@" >>{tmp_path}/calls.txt\necho >>{tmp_path}/calls.txt\n[ "$1" != "$FAIL" ]\n'
-    )
+    python.write_text(STAND_IN.format(folder=tmp_path))
     python.chmod(0o755)
     return tmp_path
 
@@ -40,6 +49,8 @@ def test_the_five_commands_run_in_order_and_are_shown_as_typed(stand_in: Path) -
     first = ["examples/retomaton/prepare_sotu.py", "preprocess.py", "train.py", "eval_lm.py"]
     assert programs[:6] == [*first, "build_dstore.py", "kmeans.py"]
     assert set(programs[6:-1]) == {"eval_lm.py"} and programs[-1] == "examples/retomaton/report.py"
+    assert calls[2][calls[2].index("--adaptive-input-cutoff") + 1] == "100,400"
+    assert calls[5][calls[5].index("--num-clusters") + 1] == "100"
     shown = [shlex.split(line[2:]) for line in done.stdout.splitlines() if line.startswith("$ ")]
     assert shown == [["python", *call] for call in calls]
 
