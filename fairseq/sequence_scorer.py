@@ -65,7 +65,8 @@ class SequenceScorer:
         total: Tensor | None = None
         activations = None
         for model in models:
-            model.eval()
+            if model.training:
+                model.eval()
             features_only = {"features_only": True} if getattr(model, "supports_features_only", False) else {}
             output = model(**sample["net_input"], **features_only)
             scores = model.get_target_log_probs(output, sample["target"], self.pad)

@@ -76,7 +76,8 @@ class DeviceIndex(FaissIndex):
         self._gpu_index = self._clone_to_gpu()
         self._scan: CodeScan | None = None
         table = None if self._gpu_index is not None else self.code_table()
-        if table is not None and not self._transforms and self._id_map is None and self.count == self.size:
+        plain = not self._transforms and self._id_map is None and self.count == self.size
+        if table is not None and plain and self.ivf is not None:
             self._scan = CodeScan(table, self.ivf.nprobe)
         how = "faiss-gpu" if self._gpu_index is not None else "a scan of the codes by torch"
         if self._gpu_index is None and self._scan is None:
