@@ -39,6 +39,6 @@ clean:
 $(STAMP): setup.py pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "Makefile: no Python 3.11 or newer found (tried: $(or $(PYTHON),python3.11 python3)); install one, or name it with PYTHON=/path/to/python." >&2; exit 2; }
-	test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
+	$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@

@@ -76,8 +76,6 @@ def test_the_walk_through_runs_as_typed(checkout: Path) -> None:
 
 def test_the_wikitext_commands_are_accepted_by_their_parsers(monkeypatch: pytest.MonkeyPatch) -> None:
     parsers = {
-        "preprocess.py": options.get_preprocessing_parser,
-        "train.py": options.get_training_parser,
         "eval_lm.py": options.get_eval_lm_parser,
         "build_dstore.py": build_dstore.get_parser,
         "kmeans.py": kmeans.get_parser,
@@ -87,7 +85,7 @@ def test_the_wikitext_commands_are_accepted_by_their_parsers(monkeypatch: pytest
     for _, program, *words in typed:
         monkeypatch.setattr(sys, "argv", [program, *words])
         parser = parsers[program]()
-        if program in ("train.py", "eval_lm.py"):
+        if program == "eval_lm.py":
             args = options.parse_args_and_arch(parser, words)
             assert args.data == "data-bin/wikitext-103"
         else:
