@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fairseq import checkpoint_utils
-from fairseq.errors import MissingFile, UserError
+from fairseq.errors import MissingFile
+from fairseq.sequence_generator import SequenceGenerator
 
 BPE_FILES = {"code": "bpe_codes", "bpecodes": "bpe_codes", "sentencepiece.bpe.model": "sentencepiece_vocab"}
 
@@ -145,21 +146,22 @@ class GeneratorHubInterface(nn.Module):
         temperature: float = 1.0,
         seed: int | None = None,
     ) -> list[dict[str, Any]]:
-        """Continues token ids (T,) until eos or `max_len_b` new tokens, greedily or by sampling.
+        """Continues token ids (T,) until eos or `max_len_b` new tokens: greedily, by beam search or by sampling.
 
         Sampling draws from the `sampling_topk` most likely words, or from the fewest words that hold the probability
-        `sampling_topp`. Returns `beam` independent samples, [{"tokens", "positional_scores"}] with the prefix in
-        tokens; UserError for beam > 1 without sampling, as there is no beam search."""
+        `sampling_topp`. Returns [{"tokens", "positional_scores"}] with the prefix in tokens: the `beam` best ones (see
+        `fairseq.sequence_generator`), or as many independent samples."""
         if beam > 1 and not sampling:
-            raise UserError(
-                f"beam: found {beam}, expected 1; beam search is not supported, use sampling=True or beam=1"
-            )
-        generator = torch.Generator(device=self.device)
+            limit = len(tokens) + max_len_b
+            generator = SequenceGenerator(self.tgt_dict, beam, max_len_b=limit, temperature=temperature)
+            prefix = tokens.to(self.device).unsqueeze(0)
+            return generator.generate(list(self.models), {}, prefix, self._start())[0]
+        random = torch.Generator(device=self.device)
         if seed is not None:
-            generator.manual_seed(seed)
+            random.manual_seed(seed)
         return [
             self._continue(
-                tokens.to(self.device), max_len_b, sampling, sampling_topk, sampling_topp, temperature, generator
+                tokens.to(self.device), max_len_b, sampling, sampling_topk, sampling_topp, temperature, random
             )
             for _ in range(beam)
         ]

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from fairseq.errors import MissingFile, UserError
+from fairseq.errors import MissingFile
 from fairseq.hub_utils import sample_word
 from fairseq.models.transformer_lm import TransformerLanguageModel
 
@@ -80,8 +80,14 @@ def test_sampling_is_repeatable_and_limited(hub):
     prefix = hub.encode("the")[:-1]
     first, second = (hub.generate(prefix, beam=2, sampling=True, max_len_b=5, seed=3) for _ in range(2))
     assert [r["tokens"].tolist() for r in first] == [r["tokens"].tolist() for r in second]
-    with pytest.raises(UserError, match="beam search"):
-        hub.generate(prefix, beam=5)
+
+
+def test_beam_search(hub):
+    prefix = hub.encode("the")[:-1]
+    found = hub.generate(prefix, beam=3, max_len_b=5)
+    scores = [row["score"].item() for row in found]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+    assert all(torch.equal(row["tokens"][: len(prefix)], prefix) for row in found)
 
 
 def test_top_k_and_top_p_keep_the_likely_words():

@@ -48,6 +48,7 @@ fairseq.tasks setup_task register_task FairseqTask
 fairseq.options get_preprocessing_parser get_training_parser get_eval_lm_parser parse_args_and_arch
 fairseq.utils move_to_cuda make_positions strip_pad resolve_max_positions import_user_module get_activation_fn item
 fairseq.sequence_scorer SequenceScorer
+fairseq.sequence_generator SequenceGenerator
 fairseq.trainer Trainer
 fairseq.binarizer Binarizer
 fairseq.tokenizer tokenize_line
