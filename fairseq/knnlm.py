@@ -17,8 +17,8 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,11 +28,12 @@ from torch import Tensor
 from fairseq.errors import BadFlag, UserError
 from fairseq.retrieval import kernels
 from fairseq.retrieval.automaton import Entries, as_tensor, bounds_of, no_entries
-from fairseq.retrieval.clusters import load_clusters
+from fairseq.retrieval.clusters import Clusters, load_clusters
 from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.device_search import DeviceIndex
 from fairseq.retrieval.index import FaissIndex, Index, check_dimension
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY, Proposal, Resources, Retriever, Step
+from fairseq.retrieval.search_cache import SearchCache
 from fairseq.retrieval.similarity import Similarity, build_similarity
 from fairseq.scored_sequences import ScoredSequence
 
@@ -47,7 +48,8 @@ class RetrievalResult:
     """What retrieval made of one ScoredSequence; all arrays are (T,).
 
     log_probs: log of the mixture, nats; knn_log_probs: log p_kNN, nats; searched: whether the index was searched;
-    candidates: how many entries voted; matched: how many of them had the right value."""
+    candidates: how many entries voted; matched: how many of them had the right value; lmbda: the weight of p_kNN;
+    by_temperature: (T, S) log p_kNN at each of the KNNLM's S temperatures, the first of which is knn_log_probs."""
 
     sample_id: int
     log_probs: Tensor
@@ -55,10 +57,20 @@ class RetrievalResult:
     searched: NDArray[np.bool_]
     candidates: NDArray[np.int64]
     matched: NDArray[np.int64]
+    lmbda: Tensor
+    by_temperature: Tensor
+
+
+def mix(lm_log_probs: Tensor, knn_log_probs: Tensor, lmbda: Tensor) -> Tensor:
+    """log(lmbda p_kNN + (1 - lmbda) p_LM) from the logs in nats; all of one shape."""
+    return torch.logaddexp(torch.log1p(-lmbda) + lm_log_probs, lmbda.log() + knn_log_probs)
 
 
 class KNNLM:
-    """Scores sequences with a datastore. k: neighbours a search returns; lmbda: constant weight of retrieval."""
+    """Scores sequences with a datastore. k: neighbours a search returns; lmbda: constant weight of retrieval.
+
+    more_temperatures: further temperatures at which p_kNN is wanted too; they change nothing else. searches: what the
+    index answered before, which is then not asked again."""
 
     def __init__(
         self,
@@ -70,17 +82,20 @@ class KNNLM:
         lmbda: float,
         temperature: float = 1.0,
         device: torch.device | str = "cpu",
+        more_temperatures: Sequence[float] = (),
+        searches: SearchCache | None = None,
     ) -> None:
-        self.index, self.retriever, self.similarity = index, retriever, similarity
-        self.k, self.lmbda, self.temperature = k, lmbda, temperature
+        self.index, self.retriever, self.similarity, self.searches = index, retriever, similarity, searches
+        self.k, self.lmbda = k, lmbda
         self.device = torch.device(device)
+        self.inverse_temperatures = 1 / torch.tensor([temperature, *more_temperatures], device=self.device)  # (S,)
         self.values = as_tensor(datastore.values).to(self.device)
 
     def score(self, sequences: list[ScoredSequence]) -> list[RetrievalResult]:
         """Advances all `sequences` together and returns a result for each."""
         if not sequences:
             return []
-        batch = _Batch(sequences, self.device)
+        batch = _Batch(sequences, self.device, len(self.inverse_temperatures))
         self.retriever.start()
         for tokens in batch.steps(self.retriever.sequential, max(1, CHUNK_CANDIDATES // self.k)):
             self._advance(batch, tokens)
@@ -94,34 +109,39 @@ class KNNLM:
         found = self._search(step, proposal, targets)
         given = self._score_entries(step, proposal.entries, targets)
 
-        # p_kNN of the target: log of the matching candidates' share of exp(score).
+        # p_kNN of the target, per temperature: log of the matching candidates' share of exp(score / T).
+        inverse = self.inverse_temperatures
         peak = torch.maximum(found.peak, given.peak)
-        total = found.total_at(peak) + given.total_at(peak)
+        total = found.total_at(peak, inverse) + given.total_at(peak, inverse)
         matched = found.matched if not len(given.matched) else _join(found.matched, given.matched)
-        knn = _log_sum_exp(matched, len(step)) - (peak + total.log())
+        knn = _log_sum_exp(matched, len(step), inverse) - (peak[:, None] * inverse + total.log())  # (B, S)
         candidates = found.counts + given.counts
-        knn = torch.where(candidates == 0, -math.inf, torch.clamp(knn, min=NO_MATCH))
+        knn = torch.where(candidates[:, None] == 0, -math.inf, torch.clamp(knn, min=NO_MATCH))
 
-        lmbda = torch.full_like(knn, self.lmbda) if proposal.lmbda is None else proposal.lmbda.to(knn)
-        mixed = torch.logaddexp(torch.log1p(-lmbda) + step.lm_log_probs, lmbda.log() + knn)
-        self.retriever.observe(step, Entries(matched.rows, matched.ids, _unscaled(matched, self.temperature)))
-        batch.store(tokens, mixed, knn, proposal.search, candidates, matched.counts(len(step)))
+        lmbda = torch.full_like(knn[:, 0], self.lmbda) if proposal.lmbda is None else proposal.lmbda.to(knn)
+        self.retriever.observe(step, matched)
+        counts = matched.counts(len(step))
+        batch.store(tokens, mix(step.lm_log_probs, knn[:, 0], lmbda), knn, lmbda, proposal.search, candidates, counts)
 
     def _search(self, step: Step, proposal: Proposal, targets: Tensor) -> _Votes:
         """One batched search for the tokens that need it."""
         rows = proposal.search.nonzero().squeeze(1)
         if not len(rows):
-            return _no_votes(step)
+            return self._no_votes(step)
         queries = step.queries[rows]
-        distances, ids = self.index.search(queries, self.k)
-        scores = self.similarity.of_search(queries, distances, ids) / self.temperature  # (n, k)
+        if self.searches is None:
+            distances, ids = self.index.search(queries, self.k)
+        else:
+            distances, ids = self.searches.look_up(step.sample_ids[rows], step.positions[rows], self.k)
+        scores = self.similarity.of_search(queries, distances, ids)  # (n, k)
         hit = self.values[ids] == targets[rows, None]  # an id of -1 reads the last value, as in the original
         row, column = hit.nonzero(as_tuple=True)
         matched = Entries(rows[row], ids[row, column], scores[row, column])
-        votes = _no_votes(step)
+        votes = self._no_votes(step)
         peak = scores.amax(1)
         votes.peak[rows] = peak
-        votes.total[rows] = (scores - peak[:, None]).exp_().sum(1)
+        below = scores - peak[:, None]
+        votes.total[rows] = torch.stack([(below * inverse).exp_().sum(1) for inverse in self.inverse_temperatures], 1)
         votes.counts[rows] = self.k
         votes.matched = matched
         return votes
@@ -129,50 +149,49 @@ class KNNLM:
     def _score_entries(self, step: Step, entries: Entries | None, targets: Tensor) -> _Votes:
         """One batched distance computation for the entries that the retriever proposes."""
         if entries is None or not len(entries):
-            return _no_votes(step)
+            return self._no_votes(step)
         rows = entries.rows
-        scores = self.similarity.of_entries(step.queries, rows, entries.ids) / self.temperature  # (n,)
-        votes = _no_votes(step)
+        scores = self.similarity.of_entries(step.queries, rows, entries.ids)  # (n,)
+        votes = self._no_votes(step)
         votes.counts = entries.counts(len(step))
         if kernels.AVAILABLE and self.device.type == "cpu":
             hits = torch.empty(len(scores), dtype=torch.bool)
-            arrays = (scores, entries.ids, self.values, targets, votes.peak, votes.total, hits)
+            inverse = self.inverse_temperatures
+            arrays = (scores, entries.ids, self.values, targets, inverse, votes.peak, votes.total, hits)
             kernels.run_by_rows(
                 kernels.votes, bounds_of(votes.counts).numpy(), *[array.numpy() for array in arrays]
             )
         else:
             votes.peak.scatter_reduce_(0, rows, scores, "amax")
-            votes.total.index_add_(0, rows, (scores - votes.peak[rows]).exp_())
+            votes.total = _sums_of_exp(scores - votes.peak[rows], rows, len(step), self.inverse_temperatures)
             hits = self.values[entries.ids] == targets[rows]
         hit = hits.nonzero().squeeze(1)
         votes.matched = Entries(rows[hit], entries.ids[hit], scores[hit])
         return votes
 
+    def _no_votes(self, step: Step) -> _Votes:
+        return _Votes(
+            torch.full((len(step),), -math.inf, device=self.device),
+            torch.zeros(len(step), len(self.inverse_temperatures), device=self.device),
+            torch.zeros(len(step), dtype=torch.int64, device=self.device),
+            no_entries(self.device),
+        )
+
 
 @dataclass
 class _Votes:
-    """Candidates of a step, reduced: peak (B,) largest score, total (B,) sum of exp(score - peak), counts (B,)
-    candidates, and the entries whose value is the target."""
+    """Candidates of a step, reduced: peak (B,) largest score, total (B, S) sum of exp((score - peak) / T) for each
+    temperature, counts (B,) candidates, and the entries whose value is the target."""
 
     peak: Tensor
     total: Tensor
     counts: Tensor
     matched: Entries
 
-    def total_at(self, peak: Tensor) -> Tensor:
+    def total_at(self, peak: Tensor, inverse_temperatures: Tensor) -> Tensor:
         """`total` relative to another, larger peak."""
-        return torch.where(self.counts > 0, self.total * (self.peak - peak).exp(), 0.0)
-
-
-def _no_votes(step: Step) -> _Votes:
-    device = step.queries.device
-    shape = (len(step),)
-    return _Votes(
-        torch.full(shape, -math.inf, device=device),
-        torch.zeros(shape, device=device),
-        torch.zeros(shape, dtype=torch.int64, device=device),
-        no_entries(device),
-    )
+        factor = ((self.peak - peak)[:, None] * inverse_temperatures).exp_()
+        return torch.where(self.counts[:, None] > 0, self.total * factor, 0.0)
 
 
 def _join(first: Entries, second: Entries) -> Entries:
@@ -184,24 +203,27 @@ def _join(first: Entries, second: Entries) -> Entries:
     return Entries(rows[order], ids[order], scores[order])
 
 
-def _log_sum_exp(entries: Entries, rows: int) -> Tensor:
-    """(rows,) float32: log of the sum of exp(score) per row; minus infinity for a row without entries."""
+def _sums_of_exp(below: Tensor, rows: Tensor, count: int, inverse_temperatures: Tensor) -> Tensor:
+    """(count, S): sums of exp(below / T) over the entries of each row; below and rows (n,)."""
+    zeros = below.new_zeros(count)
+    sums = [zeros.index_add(0, rows, (below * inverse).exp_()) for inverse in inverse_temperatures]
+    return torch.stack(sums, 1)
+
+
+def _log_sum_exp(entries: Entries, rows: int, inverse_temperatures: Tensor) -> Tensor:
+    """(rows, S): log of the sum of exp(score / T) per row; minus infinity for a row without entries."""
     assert entries.scores is not None
     peak = torch.full((rows,), -math.inf, device=entries.scores.device)
     peak.scatter_reduce_(0, entries.rows, entries.scores, "amax")
-    total = torch.zeros_like(peak).index_add_(0, entries.rows, (entries.scores - peak[entries.rows]).exp_())
-    return peak + total.log()
-
-
-def _unscaled(entries: Entries, temperature: float) -> Tensor | None:
-    return entries.scores if temperature == 1 or entries.scores is None else entries.scores * temperature
+    total = _sums_of_exp(entries.scores - peak[entries.rows], entries.rows, rows, inverse_temperatures)
+    return peak[:, None] * inverse_temperatures + total.log()
 
 
 class _Batch:
     """The tokens of several sequences as flat arrays, longest sequence first, so that those still running at any step
     are a prefix; and the arrays that results go into."""
 
-    def __init__(self, sequences: list[ScoredSequence], device: torch.device) -> None:
+    def __init__(self, sequences: list[ScoredSequence], device: torch.device, temperatures: int) -> None:
         self.sequences = sequences
         lengths = np.array([len(sequence) for sequence in sequences], np.int64)
         self.starts = np.cumsum(lengths) - lengths
@@ -217,7 +239,8 @@ class _Batch:
         self.positions = torch.from_numpy(positions).to(device)
         count = len(self.targets)
         self.log_probs = torch.zeros(count, device=device)
-        self.knn_log_probs = torch.zeros(count, device=device)
+        self.knn_log_probs = torch.zeros(count, temperatures, device=device)
+        self.lmbda = torch.zeros(count, device=device)
         self.searched = torch.zeros(count, dtype=torch.bool, device=device)
         self.candidates = torch.zeros(count, dtype=torch.int64, device=device)
         self.matched = torch.zeros(count, dtype=torch.int64, device=device)
@@ -239,42 +262,65 @@ class _Batch:
         return Step(self.sample_ids[tokens], self.positions[tokens], self.queries[tokens], self.lm_log_probs[tokens])
 
     def store(
-        self, tokens: Tensor, mixed: Tensor, knn: Tensor, searched: Tensor, candidates: Tensor, matched: Tensor
+        self,
+        tokens: Tensor,
+        mixed: Tensor,
+        knn: Tensor,
+        lmbda: Tensor,
+        searched: Tensor,
+        candidates: Tensor,
+        matched: Tensor,
     ) -> None:
         """Keeps the results of a step."""
-        self.log_probs[tokens], self.knn_log_probs[tokens] = mixed, knn
+        self.log_probs[tokens], self.knn_log_probs[tokens], self.lmbda[tokens] = mixed, knn, lmbda
         self.searched[tokens], self.candidates[tokens], self.matched[tokens] = searched, candidates, matched
 
     def results(self) -> list[RetrievalResult]:
         """One result per sequence; UserError when a log-probability is not a number."""
         if torch.isnan(self.log_probs).any():
             raise UserError("the retrieval produced a value that is not a number; check the datastore and index with k")
-        log_probs, knn = self.log_probs.cpu(), self.knn_log_probs.cpu()
+        log_probs, knn, lmbda = self.log_probs.cpu(), self.knn_log_probs.cpu(), self.lmbda.cpu()
         searched, candidates, matched = (t.cpu().numpy() for t in (self.searched, self.candidates, self.matched))
         results = []
         for sequence, start, length in zip(self.sequences, self.starts, self.lengths, strict=True):
             span = slice(start, start + length)
             results.append(
                 RetrievalResult(
-                    sequence.sample_id, log_probs[span], knn[span], searched[span], candidates[span], matched[span]
+                    sequence.sample_id,
+                    log_probs[span],
+                    knn[span, 0],
+                    searched[span],
+                    candidates[span],
+                    matched[span],
+                    lmbda[span],
+                    knn[span],
                 )
             )
         return results
 
 
-def build_knnlm(args: argparse.Namespace, dimension: int, device: torch.device | str = "cpu") -> KNNLM:
-    """Opens the datastore, index, clusters and strategy that eval_lm's flags name, for queries of width `dimension`."""
-    if args.dstore_filename is None:
-        raise BadFlag("--dstore-filename", "nothing", "the prefix of the datastore to use with --knnlm")
-    if args.indexfile is None:
-        raise BadFlag("--indexfile", "nothing", "the index of the datastore to use with --knnlm")
-    if not 0 <= args.lmbda <= 1:
-        raise BadFlag("--lmbda", args.lmbda, "a number from 0 to 1")
-    if args.k < 1:
-        raise BadFlag("--k", args.k, "at least 1")
-    if args.probe < 1:
-        raise BadFlag("--probe", args.probe, "at least 1")
-    _warn_of_surprises(args)
+@dataclass
+class Stores:
+    """What is opened once for any number of KNNLMs: datastore, index, distances, and clusters by path."""
+
+    datastore: Datastore
+    index: FaissIndex
+    similarity: Similarity
+    device: torch.device | str = "cpu"
+    _clusters: dict[str, Clusters] = field(default_factory=dict)
+
+    def clusters(self, path: str) -> Clusters:
+        """The clusters of a members file, read at first use."""
+        if path not in self._clusters:
+            self._clusters[path] = load_clusters(path, self.datastore.size)
+            clusters = self._clusters[path]
+            logger.info("clusters %s: %d of %d entries", path, clusters.count, len(clusters.members))
+        return self._clusters[path]
+
+
+def open_stores(args: argparse.Namespace, dimension: int, device: torch.device | str = "cpu") -> Stores:
+    """Opens the datastore and index that eval_lm's flags name, for queries of width `dimension`."""
+    _require_stores(args)
     function = args.knn_sim_func
     from_index = function == "do_not_recomp_l2" or (function is None and args.faiss_metric_type == "ip")
     datastore = Datastore.open(
@@ -293,15 +339,57 @@ def build_knnlm(args: argparse.Namespace, dimension: int, device: torch.device |
     check_dimension(index.dimension, dimension, args.indexfile)
     logger.info("index %s: %s", args.indexfile, index.describe())
     similarity = build_similarity(function, args.faiss_metric_type, datastore, index)
-    name = args.strategy or ("knnlm" if args.no_pointer else "retomaton")
-    clusters = None
-    if args.members is not None and name != "knnlm":
-        clusters = load_clusters(args.members, datastore.size)
-        logger.info("clusters %s: %d of %d entries", args.members, clusters.count, len(clusters.members))
-    resources = Resources(datastore.size, args.k, args.lmbda, clusters, device)
+    return Stores(datastore, index, similarity, device)
+
+
+def _require_stores(args: argparse.Namespace) -> None:
+    if args.dstore_filename is None:
+        raise BadFlag("--dstore-filename", "nothing", "the prefix of the datastore to use with --knnlm")
+    if args.indexfile is None:
+        raise BadFlag("--indexfile", "nothing", "the index of the datastore to use with --knnlm")
+    if args.probe < 1:
+        raise BadFlag("--probe", args.probe, "at least 1")
+
+
+def strategy_name(args: argparse.Namespace) -> str:
+    """The strategy that the flags choose."""
+    return args.strategy or ("knnlm" if args.no_pointer else "retomaton")
+
+
+def build_knnlm(
+    args: argparse.Namespace,
+    dimension: int,
+    device: torch.device | str = "cpu",
+    stores: Stores | None = None,
+    more_temperatures: Sequence[float] = (),
+    searches: SearchCache | None = None,
+) -> KNNLM:
+    """The KNNLM that eval_lm's flags describe, for queries of width `dimension`; `stores` if they are open already."""
+    if stores is None:
+        _require_stores(args)
+    if not 0 <= args.lmbda <= 1:
+        raise BadFlag("--lmbda", args.lmbda, "a number from 0 to 1")
+    if args.k < 1:
+        raise BadFlag("--k", args.k, "at least 1")
+    _warn_of_surprises(args)
+    stores = stores or open_stores(args, dimension, device)
+    name = strategy_name(args)
+    clusters = stores.clusters(args.members) if args.members is not None and name != "knnlm" else None
+    resources = Resources(stores.datastore.size, args.k, args.lmbda, clusters, stores.device)
     retriever = RETRIEVER_REGISTRY[name](args, resources)
     logger.info("strategy %s, k %d, lambda %g, temperature %g", name, args.k, args.lmbda, args.knn_temp)
-    return KNNLM(datastore, index, retriever, similarity, args.k, args.lmbda, args.knn_temp, device)
+    return KNNLM(
+        stores.datastore,
+        stores.index,
+        retriever,
+        stores.similarity,
+        args.k,
+        args.lmbda,
+        args.knn_temp,
+        stores.device,
+        more_temperatures,
+        searches,
+    )
 
 
 def _warn_of_surprises(args: argparse.Namespace) -> None:

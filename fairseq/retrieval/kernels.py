@@ -124,12 +124,13 @@ def votes(
     ids: np.ndarray,
     values: np.ndarray,
     targets: np.ndarray,
+    inverse_temperatures: np.ndarray,
     peak: np.ndarray,
     total: np.ndarray,
     hits: np.ndarray,
 ) -> None:
-    """Per row b: peak[b] = max score, total[b] = sum of exp(score - peak[b]); hits[i] = whether entry i has the value
-    targets[b]. Rows without entries keep what peak and total hold."""
+    """Per row b: peak[b] = max score, total[b, t] = sum of exp((score - peak[b]) / temperature t); hits[i] = whether
+    entry i has the value targets[b]. Rows without entries keep what peak and total hold."""
     for row in range(first_row, last_row):
         first, last = bounds[row], bounds[row + 1]
         if first == last:
@@ -138,10 +139,13 @@ def votes(
         for position in range(first, last):
             largest = max(largest, scores[position])
             hits[position] = values[ids[position]] == targets[row]
-        mass = np.float32(0)
-        for position in range(first, last):
-            mass += math.exp(scores[position] - largest)
-        peak[row], total[row] = largest, mass
+        peak[row] = largest
+        for t in range(len(inverse_temperatures)):
+            inverse = inverse_temperatures[t]
+            mass = np.float32(0)
+            for position in range(first, last):
+                mass += math.exp((scores[position] - largest) * inverse)
+            total[row, t] = mass
 
 
 @_compile
