@@ -107,7 +107,8 @@ def padded_fixture(store: Any, tmp_path: Path) -> Path:
 
 
 def build(store: Any, prefix: Path, index: Path, *flags: Any) -> str:
-    command = ["--dstore_mmap", prefix, "--faiss_index", index, "--ncentroids", 8, "--code_size", 8, "--dimension", WIDTH]
+    command = ["--dstore_mmap", prefix, "--faiss_index", index, "--ncentroids", 8, "--code_size", 8]
+    command += ["--dimension", WIDTH]
     done = store.world.run("build_dstore", [*command, "--no-progress-bar", *flags])
     assert done.status == 0, done.stderr
     return done.stderr
@@ -142,8 +143,8 @@ def test_an_index_of_the_filled_rows_serves_the_padded_files(store: Any, padded:
 @pytest.mark.parametrize("description", ["IVF8,PQ8np", "IVF8,Flat", "Flat", "IDMap,Flat"])
 def test_entries_that_the_index_lacks_have_no_weight(store: Any, tmp_path: Path, description: str) -> None:
     """k-means assigns the zero rows to clusters too, so that pointers may lead there."""
-    index = write(from_factory(description, store, ids=np.arange(store.size) if "IDMap" in description else None),
-                  tmp_path / "some.index")  # fmt: skip
+    ids = np.arange(store.size) if "IDMap" in description else None
+    index = write(from_factory(description, store, ids), tmp_path / "some.index")
     ours = FaissIndex(str(index), store.size + TAIL, 8)
     queries = torch.from_numpy(store.keys[:3].copy())
     ids = torch.tensor([5, store.size, store.size + TAIL - 1])
@@ -175,8 +176,16 @@ def test_pointers_into_the_zero_rows(store: Any, padded: Path, tmp_path: Path, d
 INDEX_DISTANCES = ("--knn-sim-func", "do_not_recomp_l2", "--no-load-keys")
 
 
-@pytest.mark.parametrize("description", ["Flat", "IDMap,Flat", "IDMap2,Flat", "IVF8,Flat", "IDMap,IVF8,Flat", "PCAR16,Flat",
-                                         "OPQ4_16,IVF8,Flat", "PCAR16,IVF8,Flat", "HNSW16,Flat"])  # fmt: skip
+EXACT = (
+    "Flat IDMap,Flat IDMap2,Flat IVF8,Flat IDMap,IVF8,Flat PCAR16,Flat OPQ4_16,IVF8,Flat PCAR16,IVF8,Flat HNSW16,Flat"
+).split()
+LOSSY = (
+    "PCA8,IVF8,PQ4np PCAR8,IVF8,PQ4np OPQ4_8,IVF8,PQ4np PCA8,IVF8,Flat PCA8,Flat PCA8,SQ8 IDMap,PCA8,IVF8,PQ4np "
+    "IVF8,PQ4x4 IVF8,PQ8np,RFlat"
+).split()
+
+
+@pytest.mark.parametrize("description", EXACT)
 def test_exact_indexes(store: Any, exact: Any, tmp_path: Path, description: str) -> None:
     """Whatever keeps whole vectors gives the distances that recomputing gives; rotations change none."""
     order = np.random.default_rng(3).permutation(store.size) if "IDMap" in description else None
@@ -198,8 +207,7 @@ def test_explicit_ids(store: Any, tmp_path: Path, wrapped: str) -> None:
     assert store.loss(prefix, index, *INDEX_DISTANCES) == pytest.approx(wanted, abs=1e-3)
 
 
-@pytest.mark.parametrize("description", ["PCA8,IVF8,PQ4np", "PCAR8,IVF8,PQ4np", "OPQ4_8,IVF8,PQ4np", "PCA8,IVF8,Flat", "PCA8,Flat",
-                                         "PCA8,SQ8", "IDMap,PCA8,IVF8,PQ4np", "IVF8,PQ4x4", "IVF8,PQ8np,RFlat"])  # fmt: skip
+@pytest.mark.parametrize("description", LOSSY)
 def test_searched_and_given_entries_agree(store: Any, tmp_path: Path, description: str) -> None:
     """An entry's distance is the same whether a search found it or a pointer names it: after the same transforms."""
     ids = np.random.default_rng(5).permutation(store.size) if "IDMap" in description else None

@@ -156,8 +156,9 @@ def test_anything_else_is_one_sentence(store: Any, tmp_path: Path, content: Any,
     index = faiss.IndexFlatL2(16)
     index.add(store.keys)
     faiss.write_index(index, str(tmp_path / "flat.index"))
-    command = [store.world.data, "--path", store.checkpoint, "--cpu", "--gen-subset", "valid", "--knnlm", "--members", path]
-    command += ["--dstore-filename", store.write(tmp_path / "dstore"), "--indexfile", tmp_path / "flat.index"]
+    command = [store.world.data, "--path", store.checkpoint, "--cpu", "--gen-subset", "valid", "--knnlm"]
+    command += ["--members", path, "--dstore-filename", store.write(tmp_path / "dstore")]
+    command += ["--indexfile", tmp_path / "flat.index"]
     error = store.world.run("eval_lm", command).error
     assert f"m.pkl: found {found}" in error
 
