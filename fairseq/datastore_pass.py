@@ -62,7 +62,7 @@ def save_datastore(scoring: LMScoring, args: argparse.Namespace) -> dict[str, An
             available,
             "the rest stays zero, as in the original" if rows > available else "the remaining ones are left out",
         )
-    identity = _identity(scoring, args)
+    identity = scoring_identity(scoring, args)
     writer = DatastoreWriter(args.dstore_mmap, rows, scoring.key_dimension, args.dstore_fp16, identity)
     row_bytes = scoring.key_dimension * writer.key_dtype.itemsize + 8
     logger.info(
@@ -118,8 +118,8 @@ def _append(writer: DatastoreWriter, sequence: ScoredSequence, count: int, skip:
     writer.append(sequence.queries[skip:].to(torch.float32).numpy(), sequence.targets[skip:].numpy())
 
 
-def _identity(scoring: LMScoring, args: argparse.Namespace) -> dict[str, Any]:
-    """What makes a datastore this datastore: model, data, and everything that changes a key."""
+def scoring_identity(scoring: LMScoring, args: argparse.Namespace) -> dict[str, Any]:
+    """What makes a datastore, or saved scores, these: model, data, and everything that changes a key."""
     folder = utils.split_paths(args.data)[0]
     return {
         "models": [file_fingerprint(path) for path in utils.split_paths(args.path)],

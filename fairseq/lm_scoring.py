@@ -39,7 +39,7 @@ class LMScoring:
             raise BadFlag("--path", "nothing", "the file of a trained model")
         if args.context_window > 0 and args.num_shards > 1:
             raise BadFlag("--num-shards", args.num_shards, "1 with --context-window, whose context crosses shards")
-        wants_keys = args.knnlm or args.save_knnlm_dstore
+        wants_keys = args.knnlm or args.save_knnlm_dstore or args.save_scores is not None
         if wants_keys and args.knn_keytype is None:
             args.knn_keytype = KEY_TYPES[0]
         overrides = literal_dict("--model-overrides", args.model_overrides)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from fairseq import criterions, optim, tasks, utils  # noqa: F401  (importing fills the registries)
 from fairseq.data.indexed_dataset import get_available_dataset_impl
 from fairseq.errors import BadFlag, UserError
-from fairseq.flag_types import float_list, int_list, natural_int, positive_float, positive_int
+from fairseq.flag_types import float_list, int_list, natural_int, positive_float, positive_int, unit_float
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.optim import lr_scheduler  # noqa: F401
 from fairseq.registry import REGISTRIES
@@ -372,6 +372,22 @@ def add_knn_eval_args(parser: argparse.ArgumentParser) -> Any:
         default=65536,
         metavar="N",
         help="tokens whose sequences advance together; changes memory and speed, never results",
+    )
+    add("--save-scores", metavar="DIR", help="keep queries, targets and LM log-probabilities here, for fairseq-sweep")
+    add("--save-searches", action="store_true", help="with --save-scores and --knnlm: keep every token's neighbours too")
+    add(
+        "--target-foss",
+        type=unit_float,
+        metavar="F",
+        help="share of searches to save: the strategy's own threshold, or --min-knns, is chosen for it",
+    )
+    add("--target-foss-subset", metavar="SPLIT", help="split on which to choose (the beginning of the evaluated one)")
+    add(
+        "--target-foss-tokens",
+        type=positive_int,
+        default=16384,
+        metavar="N",
+        help="about how many tokens to choose on",
     )
     return group
 

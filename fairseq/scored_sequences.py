@@ -3,6 +3,7 @@ these; retrieval needs nothing else of it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,3 +23,17 @@ class ScoredSequence:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+
+def lockstep_groups(sequences: Iterable[ScoredSequence], tokens: int) -> Iterator[list[ScoredSequence]]:
+    """Consecutive sequences in groups of at most `tokens` tokens (or one longer sequence): what advances together."""
+    group: list[ScoredSequence] = []
+    waiting = 0
+    for sequence in sequences:
+        if group and waiting + len(sequence) > tokens:
+            yield group
+            group, waiting = [], 0
+        group.append(sequence)
+        waiting += len(sequence)
+    if group:
+        yield group

@@ -81,6 +81,13 @@ class WordAccounting:
         goes_on[-1] = False
         return np.flatnonzero(~goes_on)
 
+    def counted(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(T,): whether a counted word ends at each of a sample's tokens."""
+        ends = np.zeros(len(tokens), bool)
+        if len(tokens):
+            ends[self.word_ends(tokens)] = True
+        return ends
+
     def _report(
         self,
         sample_id: int,

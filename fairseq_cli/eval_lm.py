@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import sys
@@ -13,13 +14,16 @@ from typing import Any
 from tqdm import tqdm
 
 from fairseq import options
-from fairseq.datastore_pass import save_datastore
-from fairseq.errors import UserError
+from fairseq.datastore_pass import save_datastore, scoring_identity
+from fairseq.errors import BadFlag, UserError
 from fairseq.knnlm import KNNLM, RetrievalResult, build_knnlm
 from fairseq.lm_scoring import LMScoring
 from fairseq.provenance import write_results
 from fairseq.retrieval.savings import SavedSearches
-from fairseq.scored_sequences import ScoredSequence
+from fairseq.retrieval.score_cache import ScoreCache, ScoreWriter
+from fairseq.retrieval.search_cache import saved_searches, search_identity
+from fairseq.scored_sequences import ScoredSequence, lockstep_groups
+from fairseq.target_foss import Choice, choose_min_knns, first_tokens, needs_choice
 from fairseq.word_accounting import WordAccounting
 from fairseq_cli.entry import DATE_FORMAT, LOG_FORMAT, cli_entry
 
@@ -55,17 +59,25 @@ class Evaluation:
         self.lm_time, self.retrieval_time = Stopwatch(), Stopwatch()
         self.saved = SavedSearches()
         self.tokens = 0
+        self.writer = None if args.save_scores is None else ScoreWriter(args.save_scores)
+        self.choice: Choice | None = None
 
     def run(self) -> dict[str, Any]:
         """Scores everything, logs fairseq's final lines and returns the figures."""
+        sequences = self._sequences()
+        if self.args.save_searches:
+            sequences = self._with_saved_searches(sequences)
         if self.knnlm is None:
-            for sequence in self._sequences():
+            for sequence in sequences:
                 self.accounting.add(sequence.sample_id, sequence.targets.numpy(), sequence.lm_log_probs.numpy())
         else:
+            sequences = self._with_target_foss(self.knnlm, sequences)
             targets: dict[int, Any] = {}
-            for result in self._retrieved(self.knnlm, targets):
+            for result in self._retrieved(self.knnlm, sequences, targets):
                 self.accounting.add(result.sample_id, targets.pop(result.sample_id), result.log_probs.numpy())
                 self.saved.add(result.searched)
+        if not self.args.save_searches:
+            self._finish_scores()
         return self._report()
 
     def _sequences(self) -> Iterator[ScoredSequence]:
@@ -77,24 +89,55 @@ class Evaluation:
                     sequences = self.scoring.score(sample)
                 self.tokens += sample["ntokens"]
                 progress.update()
-                yield from sequences
+                for sequence in sequences:
+                    if self.writer is not None:
+                        self.writer.add(sequence, self.accounting.counted(sequence.targets.numpy()))
+                    yield sequence
 
-    def _retrieved(self, knnlm: KNNLM, targets: dict[int, Any]) -> Iterator[RetrievalResult]:
-        """Retrieval's part, timed; fills `targets` with each sample's tokens."""
-        group: list[ScoredSequence] = []
-        waiting = 0
-        for sequence in self._sequences():
-            targets[sequence.sample_id] = sequence.targets.numpy()
-            if group and waiting + len(sequence) > self.args.lockstep_tokens:
-                yield from self._timed(knnlm, group)
-                group, waiting = [], 0
-            group.append(sequence)
-            waiting += len(sequence)
-        yield from self._timed(knnlm, group)
+    def _finish_scores(self) -> None:
+        if self.writer is not None:
+            identity = scoring_identity(self.scoring, self.args)
+            self.writer.finish({**identity, "remove_bpe": self.args.remove_bpe, "command": sys.argv})
+            logger.info("saved the scored sequences in %s", self.args.save_scores)
 
-    def _timed(self, knnlm: KNNLM, group: list[ScoredSequence]) -> list[RetrievalResult]:
+    def _with_saved_searches(self, sequences: Iterator[ScoredSequence]) -> Iterator[ScoredSequence]:
+        """`--save-searches`: all of the LM's part first, then all searches in one go, then retrieval from the files."""
+        assert self.knnlm is not None
+        for _ in sequences:
+            pass
+        self._finish_scores()
+        scores, knnlm = ScoreCache.open(self.args.save_scores), self.knnlm
+        identity = search_identity(self.args.indexfile, knnlm.index, self.args.probe)
         with self.retrieval_time:
-            return knnlm.score(group) if group else []
+            knnlm.searches = saved_searches(
+                scores, knnlm.index, knnlm.k, identity, knnlm.device, not self.args.no_progress_bar
+            )
+        return scores.sequences()
+
+    def _with_target_foss(self, knnlm: KNNLM, sequences: Iterator[ScoredSequence]) -> Iterator[ScoredSequence]:
+        """`--target-foss`: chooses `--min-knns` on the first tokens of this split or of another."""
+        if not needs_choice(knnlm, self.args):
+            return sequences
+        subset = self.args.target_foss_subset
+        elsewhere = subset not in (None, self.args.gen_subset)
+        source = self._of_split(subset) if elsewhere else sequences
+        first = first_tokens(source, self.args.target_foss_tokens)
+        self.choice = choose_min_knns(knnlm, self.args, first, None if elsewhere else knnlm.searches)
+        return sequences if elsewhere else itertools.chain(first, sequences)
+
+    def _of_split(self, split: str) -> Iterator[ScoredSequence]:
+        scoring = LMScoring(argparse.Namespace(**{**vars(self.args), "gen_subset": split}))
+        return itertools.chain.from_iterable(map(scoring.score, scoring.batches()))
+
+    def _retrieved(
+        self, knnlm: KNNLM, sequences: Iterator[ScoredSequence], targets: dict[int, Any]
+    ) -> Iterator[RetrievalResult]:
+        """Retrieval's part, timed; fills `targets` with each sample's tokens."""
+        for group in lockstep_groups(sequences, self.args.lockstep_tokens):
+            targets.update((sequence.sample_id, sequence.targets.numpy()) for sequence in group)
+            with self.retrieval_time:
+                results = knnlm.score(group)
+            yield from results
 
     def _report(self) -> dict[str, Any]:
         totals = self.accounting.totals
@@ -128,6 +171,13 @@ class Evaluation:
                 "searches_saved_percent": true,
                 "searches": self.saved.searches,
             }
+        if self.choice is not None:
+            results["target_foss"] = {
+                "min_knns": self.choice.min_knns,
+                "saved_percent_when_chosen": 100 * self.choice.share,
+                "tokens": self.choice.tokens,
+                "split": self.args.target_foss_subset or self.args.gen_subset,
+            }
         self.accounting.log_stats()
         return results
 
@@ -136,6 +186,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates or saves, as `args` say; returns the figures that `--results-json` receives."""
     if args.knnlm and args.save_knnlm_dstore:
         raise UserError("--knnlm and --save-knnlm-dstore: found both, expected one; save in a run of its own")
+    if args.save_searches and not (args.knnlm and args.save_scores):
+        raise BadFlag("--save-searches", "it alone", "--knnlm and --save-scores DIR beside it")
     if args.results_path is not None:
         _log_to_folder(args.results_path)
     logger.info("%s", args)

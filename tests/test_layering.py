@@ -42,7 +42,12 @@ ALLOWED: dict[str, set[str]] = {
     "criterions": FLOOR | {"modules", "utils"},
     "optim": FLOOR | {"modules", "utils"},
     "tasks": FLOOR | {"data", "models", "criterions", "utils"},
-    "retrieval": {"errors", "flag_types", "atomic_io", "safe_pickle", "registry", "scored_sequences", "provenance"},
+    "retrieval": {
+        "errors", "flag_types", "atomic_io", "safe_pickle", "registry", "scored_sequences", "provenance", "fingerprint",
+    },
+    "target_foss": {"knnlm", "retrieval", "scored_sequences", "errors"},
+    "sweep": {"knnlm", "retrieval", "scored_sequences", "errors", "atomic_io", "fingerprint"},
+    "sweep_figures": {"errors", "atomic_io"},
     "knnlm": {"retrieval", "scored_sequences", "errors"},
     "sequence_scorer": FLOOR | LM_WING | {"utils"},
     "trainer": FLOOR | LM_WING | LM_TOP | {"utils", "progress_bar"},

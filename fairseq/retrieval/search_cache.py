@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from fairseq.atomic_io import read_json, require_free_space, write_json
 from fairseq.errors import BadFile, BadFlag
+from fairseq.fingerprint import quick_fingerprint
 from fairseq.retrieval.array_stream import ArrayStream, open_array
 from fairseq.retrieval.clusters import index_dtype
 from fairseq.retrieval.index import Index
@@ -58,7 +59,7 @@ class SearchCache:
         return int(self.ids.shape[1])
 
     def look_up(self, sample_ids: Tensor, positions: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """As `Index.search`: distances and ids (B, k), of the tokens at `positions` (B,) of the samples `sample_ids`."""
+        """As `Index.search`: distances and ids (B, k) of the tokens `positions` (B,) of samples `sample_ids`."""
         if k > self.k:
             raise BadFlag("--k", k, f"at most the {self.k} neighbours that were saved", "save the searches again")
         first = self._first_row[sample_ids.cpu().numpy()]
@@ -82,6 +83,11 @@ class SearchCache:
             distances[start : start + step], ids[start : start + step] = found.cpu().numpy(), nearest.cpu().numpy()
         sample_ids = np.array([sequence.sample_id for sequence in sequences], np.int64)
         return cls(ids, distances, sample_ids, np.array([len(sequence) for sequence in sequences], np.int64))
+
+
+def search_identity(path: str, index: Index, probe: int) -> dict[str, Any]:
+    """The `identity` of searches of the index file `path`, of whose lists `probe` are visited."""
+    return {"index": quick_fingerprint(path), "probe": probe, "entries": index.size}
 
 
 def saved_searches(

@@ -58,9 +58,16 @@ class Proposal:
 
 
 class Retriever:
-    """Base of all strategies. `sequential` is False when a token's retrieval does not depend on earlier tokens'."""
+    """Base of all strategies. What a strategy says about itself:
+
+    sequential: False when a token's retrieval does not depend on earlier tokens' (nor on --min-knns and --members);
+    only_mixes: True when --lmbda changes the mixture alone, neither who votes nor who is searched, so that a sweep may
+    try another lambda without another walk over the tokens;
+    meets_target: True when the strategy reads --target-foss itself; for others --min-knns is chosen."""
 
     sequential = True
+    only_mixes = False
+    meets_target = False
 
     def __init__(self, args: argparse.Namespace, resources: Resources) -> None:
         self.args, self.resources = args, resources

@@ -12,6 +12,7 @@ class KNNLMRetriever(Retriever):
     """Searches always and follows no pointers; what `--no-pointer` selects."""
 
     sequential = False
+    only_mixes = True
 
     def propose(self, step: Step) -> Proposal:
         """Every token is searched."""

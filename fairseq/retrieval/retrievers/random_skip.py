@@ -14,9 +14,11 @@ from fairseq.retrieval.retrievers import Proposal, Retriever, Step, register_ret
 
 @register_retriever("random_skip")
 class RandomSkipRetriever(Retriever):
-    """Skips the search of a token with probability `--skip-probability`."""
+    """Skips the search of a token with probability `--skip-probability` (or `--target-foss`, which means the same)."""
 
     sequential = False
+    only_mixes = True
+    meets_target = True
 
     @staticmethod
     def add_args(parser: Any) -> None:
@@ -27,7 +29,9 @@ class RandomSkipRetriever(Retriever):
 
     def propose(self, step: Step) -> Proposal:
         """Draws by sample and position, so that the choice does not depend on batching."""
-        skip = uniform(step.sample_ids, step.positions, self.args.seed) < self.args.skip_probability
+        target = getattr(self.args, "target_foss", None)
+        probability = self.args.skip_probability if target is None else target
+        skip = uniform(step.sample_ids, step.positions, self.args.seed) < probability
         lmbda = torch.where(skip, 0.0, self.resources.lmbda)
         return Proposal(search=~skip, lmbda=lmbda)
 

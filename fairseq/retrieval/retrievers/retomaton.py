@@ -14,6 +14,8 @@ class RetomatonRetriever(Retriever):
     """Searches when fewer than `--min-knns` entries were kept from the last token; the count is of entries (duplicates
     included) before clusters are expanded, not of states as in the paper."""
 
+    only_mixes = True
+
     def __init__(self, args: argparse.Namespace, resources: Resources) -> None:
         super().__init__(args, resources)
         max_knns = args.max_knns if args.max_knns is not None else resources.k
