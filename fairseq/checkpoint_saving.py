@@ -1,6 +1,6 @@
-"""Writing checkpoints and restoring a training run from them: contents, names and conditions of fairseq 0.9 (spec 8.1,
-8.4, 8.5), so that 0.9 to 0.12 read the files strictly. Files are whole or absent; further names of the same state are
-hard links, or copies where the file system has none."""
+"""Writing checkpoints and restoring a training run from them: contents, names and conditions of fairseq 0.9, so that
+0.9 to 0.12 read the files strictly. Files are whole or absent; further names of the same state are hard links, or
+copies where the file system has none."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def is_better(args: argparse.Namespace, value: float | None, best: float | None)
 def checkpoint_names(
     args: argparse.Namespace, epoch_itr: Any, updates: int, val_loss: float | None, better: bool
 ) -> list[str]:
-    """File names for the present state (spec 8.4), in fairseq's order."""
+    """File names for the present state, in fairseq's order."""
     epoch, end_of_epoch = epoch_itr.epoch, epoch_itr.end_of_epoch()
     names = []
     if end_of_epoch and not args.no_epoch_checkpoints and epoch % args.save_interval == 0:

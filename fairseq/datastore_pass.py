@@ -1,5 +1,5 @@
 """Saving a datastore: one pass of the language model over a text, every token with its full left context becoming an
-entry (spec retrieval, section 1.3). Killed and started again with the same command it goes on where it was.
+entry. Killed and started again with the same command it goes on where it was.
 
 Which tokens: with a context window C, those of samples that see exactly C tokens of context, so the text's first C
 tokens are left out and entries are contiguous text, as in the original; without one, all of them. The original also

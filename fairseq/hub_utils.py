@@ -1,5 +1,5 @@
-"""`Model.from_pretrained(folder)` and the object it returns: text in, log-probabilities or continued text out (spec
-11.4). Folders are local; nothing is downloaded or unpacked."""
+"""`Model.from_pretrained(folder)` and the object it returns: text in, log-probabilities or continued text out.
+Folders are local; nothing is downloaded or unpacked."""
 
 from __future__ import annotations
 

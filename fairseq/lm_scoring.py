@@ -1,5 +1,4 @@
-"""The language model's half of an evaluation: from checkpoint and data to scored sequences (spec sections 4.4,
-10.2)."""
+"""The language model's half of an evaluation: from checkpoint and data to scored sequences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress of a loop over batches, in fairseq's four forms (`--log-format`): tqdm, simple, json, none (spec 9.5).
+"""Progress of a loop over batches, in fairseq's four forms (`--log-format`): tqdm, simple, json, none.
 
     epoch 001:    100 / 3000 loss=9.1, ppl=549.75, ...       simple, within an epoch: `log`
     epoch 001 | loss 8.5 | ppl 362.04 | ...                  simple, after it: `print`

@@ -1,5 +1,5 @@
 """Scores a batch: the log-probability of each target token, and the activation that retrieval uses as its key. Several
-models are averaged in probability (spec section 10.3)."""
+models are averaged in probability."""
 
 from __future__ import annotations
 

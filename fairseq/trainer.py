@@ -1,6 +1,6 @@
 """The trainer: one update over a group of micro-batches, one validation step, and the state that a checkpoint keeps.
 
-An update (spec 9.4, 9.6): seed = seed + number of updates; gradients of the summed loss of all micro-batches; divided
+An update: seed = seed + number of updates; gradients of the summed loss of all micro-batches; divided
 by their total sample size; clipped; optimiser step; next learning rate. Nothing here waits for a GPU: sizes, losses and
 norms stay tensors until a line is printed (loss scaling for --fp16 is the exception, it must know of overflows)."""
 

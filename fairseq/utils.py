@@ -1,5 +1,4 @@
-"""fairseq's public small helpers, kept under their names for code written against fairseq (spec: Python entry
-points)."""
+"""fairseq's public small helpers, kept under their names for code written against fairseq."""
 
 from __future__ import annotations
 
@@ -155,7 +154,7 @@ def eval_str_list(text: Any, type: Callable[[str], Any] = float) -> list[Any] | 
 def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scales gradients in place by max_norm / (norm + 1e-6) when their global L2 norm exceeds max_norm > 0.
 
-    Returns the norm before clipping (spec 9.4)."""
+    Returns the norm before clipping."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.tensor(0.0)

@@ -1,4 +1,4 @@
-"""Counting and perplexity (spec sections 10.4 and 10.5): pieces merged into words, totals in float64, and the optional
+"""Counting and perplexity: pieces merged into words, totals in float64, and the optional
 reports of words and their log-probabilities."""
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ logger = logging.getLogger("fairseq_cli.build_dstore")
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The original's flags (spec retrieval, section 8), and a few of ours."""
+    """The original's flags, and a few of ours."""
     parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--dstore_mmap", "--dstore-mmap", required=True, metavar="PREFIX", help="prefix of the datastore's files")

@@ -21,7 +21,7 @@ logger = logging.getLogger("fairseq_cli.kmeans")
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The original's flags (spec retrieval, section 8), and a few of ours."""
+    """The original's flags, and a few of ours."""
     parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--dstore", required=True, metavar="PREFIX", help="prefix of the datastore's files")

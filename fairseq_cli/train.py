@@ -1,5 +1,6 @@
 """`train.py`: trains a model on binarised data, validates, and saves checkpoints; interrupted and started again with
-the same command it goes on from `checkpoint_last.pt`. Log lines: spec 9.5; loop and stopping: spec 9.6."""
+the same command it goes on from `checkpoint_last.pt`. Log lines, loop and stopping
+rules are fairseq's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of both generations and containers, old files' upgrades, defaults and overrides (spec section 8)."""
+"""Checkpoints of both generations and containers, old files' upgrades, defaults and overrides."""
 
 import argparse
 import os

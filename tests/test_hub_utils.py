@@ -1,4 +1,4 @@
-"""`from_pretrained` on the golden bundle: text in, scores and continuations out (spec 11.4)."""
+"""`from_pretrained` on the golden bundle: text in, scores and continuations out."""
 
 import shutil
 

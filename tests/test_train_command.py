@@ -63,7 +63,7 @@ def test_it_learns_and_reports(train, tmp_path) -> None:
 
 
 def check_contents(path, best: float) -> None:
-    """The layout that fairseq 0.9 reads (spec 8.1)."""
+    """The layout that fairseq 0.9 reads."""
     state = torch.load(path, weights_only=False)
     assert set(state) == {"args", "model", "optimizer_history", "extra_state", "last_optimizer_state"}
     (entry,) = state["optimizer_history"]

@@ -1,4 +1,4 @@
-"""The loss of models with an adaptive softmax (Grave et al., 2017; spec 9.4): cross-entropy of the head over all
+"""The loss of models with an adaptive softmax (Grave et al., 2017): cross-entropy of the head over all
 targets plus that of each tail cluster over the targets that fall into it.
 
 Quirk reproduced: the padding id (1) is the ignore index of the tails as well, where targets are counted from the

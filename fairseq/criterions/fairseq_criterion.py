@@ -1,4 +1,4 @@
-"""The face every loss shows the trainer, and what the losses here have in common (spec 9.4 and 9.5)."""
+"""The face every loss shows the trainer, and what the losses here have in common."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bases of decoders: how features become logits and how logits become log-probabilities (spec 11.3)."""
+"""Bases of decoders: how features become logits and how logits become log-probabilities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bases of models: the interface that criteria, scorer and trainer use, and loading of state dicts (spec 6.8, 11.3).
+"""Bases of models: the interface that criteria, scorer and trainer use, and loading of state dicts.
 
 A model that was built on the meta device (no memory) takes its parameters from the state dict it loads; that is how
 evaluation keeps the peak memory near the size of the weights."""

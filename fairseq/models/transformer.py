@@ -1,4 +1,4 @@
-"""The transformer decoder (spec 6.3): embeddings and positions, layers under a causal mask, output layer.
+"""The transformer decoder: embeddings and positions, layers under a causal mask, output layer.
 
 Features can be read off at every level: `extra["inner_states"]` holds the embedding output and each layer's output, and
 with `args.knn_keytype` the kNN key of the papers is in `extra["last_ffn_input"]`, all T x B x D."""
@@ -171,7 +171,7 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         return min(self.max_target_positions, self.embed_positions.max_positions())
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
-        """Reads files of other versions (spec 6.8).
+        """Reads files of other versions.
 
         Files of decoder version 2 or older come from models without a final layer norm, so it is removed. The output
         matrix of newer files is renamed, or dropped where it repeats the shared embeddings."""

@@ -1,4 +1,4 @@
-"""The transformer language model and its named architectures (spec 6.1 and 6.2): flags, defaults, construction.
+"""The transformer language model and its named architectures: flags, defaults, construction.
 
 An architecture fills in what the user left out. `transformer_lm_wiki103` is the model of the kNN-LM and RetoMaton
 papers (Baevski & Auli 2019, with 8 heads as in fairseq's code)."""
@@ -29,7 +29,7 @@ class TransformerLanguageModel(FairseqLanguageModel):
 
     @staticmethod
     def add_args(parser: Any) -> None:
-        """Adds the model's flags. Those without a default here leave no trace in args unless typed (spec 6.1)."""
+        """Adds the model's flags. Those without a default here leave no trace in args unless typed."""
         add = parser.add_argument
         add("--activation-fn", choices=sorted(ACTIVATIONS), help="activation function")
         add("--dropout", type=float, metavar="D", help="dropout probability")

@@ -1,4 +1,4 @@
-"""Adaptive input embeddings (Baevski & Auli 2019, https://arxiv.org/abs/1809.10853; spec 6.5): frequent words get wide
+"""Adaptive input embeddings (Baevski & Auli 2019, https://arxiv.org/abs/1809.10853): frequent words get wide
 vectors, rare ones narrow vectors, and each band is projected to the model's width."""
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class AdaptiveInput(nn.Module):
             table = nn.Embedding(high - low, dim, padding_idx if band == 0 else None)
             projection = nn.Linear(dim, output_dim, bias=False)
             nn.init.normal_(table.weight, mean=0, std=dim**-0.5)
-            # Row `padding_idx` starts at zero in every band, although only band 0 holds the pad token (spec 6.3).
+            # Row `padding_idx` starts at zero in every band, although only band 0 holds the pad token.
             if padding_idx < high - low:
                 nn.init.zeros_(table.weight[padding_idx])
             nn.init.xavier_uniform_(projection.weight)

@@ -1,4 +1,4 @@
-"""Adaptive softmax (Grave et al. 2017, https://arxiv.org/abs/1609.04309; spec 6.6): a head over the frequent words and
+"""Adaptive softmax (Grave et al. 2017, https://arxiv.org/abs/1609.04309): a head over the frequent words and
 one entry per tail cluster, and a smaller softmax per tail. log p(w) = head[w], or head[cluster of w] + tail[w].
 
 With adaptive input embeddings the output matrices can be the input's own (tied). The state names are fairseq's."""

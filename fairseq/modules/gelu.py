@@ -1,4 +1,4 @@
-"""Activation functions of the feed-forward sublayer, chosen by `--activation-fn` (spec 6.3)."""
+"""Activation functions of the feed-forward sublayer, chosen by `--activation-fn`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Multi-head attention (Vaswani et al. 2017), time-major as in fairseq, on PyTorch's fused kernel (spec 6.3).
+"""Multi-head attention (Vaswani et al. 2017), time-major as in fairseq, on PyTorch's fused kernel.
 
 During generation, keys and values of earlier steps are kept in `incremental_state`, a dict that the caller owns."""
 

@@ -1,4 +1,4 @@
-"""Position embeddings of the decoder, fixed (sinusoids) or learned (spec 6.4).
+"""Position embeddings of the decoder, fixed (sinusoids) or learned.
 
 Position ids: the first token of a row has `padding_idx + 1`, each further token one more, pads have `padding_idx`,
 whose vector is zero. Both classes take ids that the caller computed already as `positions` (B or 1, T)."""

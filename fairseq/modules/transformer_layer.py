@@ -1,6 +1,6 @@
-"""One decoder layer: self-attention and feed-forward sublayers with residual sums (spec 6.3).
+"""One decoder layer: self-attention and feed-forward sublayers with residual sums.
 
-The input of `fc1` in the last layer is the kNN key of the papers (`last_ffn_input`, spec 7): the layer returns it."""
+The input of `fc1` in the last layer is the kNN key of the papers (`last_ffn_input`): the layer returns it."""
 
 from __future__ import annotations
 

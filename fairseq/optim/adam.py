@@ -1,4 +1,4 @@
-"""Adam with decoupled weight decay, in fairseq's form (spec 9.2): epsilon is added before the bias correction."""
+"""Adam with decoupled weight decay, in fairseq's form: epsilon is added before the bias correction."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Training a half-precision model: float32 master weights or float32 arithmetic, and a loss scale that follows the
-gradients (spec 9.7). bfloat16 needs no loss scale and otherwise works alike."""
+gradients. bfloat16 needs no loss scale and otherwise works alike."""
 
 from __future__ import annotations
 

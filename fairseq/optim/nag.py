@@ -1,4 +1,4 @@
-"""Nesterov's accelerated gradient as fairseq's recipes use it (spec 9.2): the velocity is kept in units of the last
+"""Nesterov's accelerated gradient as fairseq's recipes use it: the velocity is kept in units of the last
 learning rate, so a schedule may change the rate between updates without disturbing the momentum."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The automaton (Alon et al., 2022, section 3; quirks of the published code: spec retrieval 3.2 and 3.3), advanced for
-many sequences in lock-step.
+"""The automaton (Alon et al., 2022, section 3; with the quirks of the published code, see docs/footguns.md), advanced
+for many sequences in lock-step.
 
 A state of the traversal is the set of entries that were retrieved for the last token *and* whose value was the token
 that came. Their successors in the text, entry + 1, are the pointers: candidates for the next token that cost no search.

@@ -1,4 +1,4 @@
-"""Building an IVFPQ index of a datastore's keys (spec retrieval, section 2.1), resumably.
+"""Building an IVFPQ index of a datastore's keys, resumably.
 
 After training, keys are turned into codes chunk by chunk and the codes appended to a file, which is all that a later
 run needs to go on; the inverted lists are filled from it at the end. So a build writes the codes once and the index

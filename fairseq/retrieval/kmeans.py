@@ -1,4 +1,4 @@
-"""Clustering keys with k-means (spec retrieval, section 4.1): centroids from a sample, then the nearest centroid of
+"""Clustering keys with k-means: centroids from a sample, then the nearest centroid of
 every key.
 
 `lloyd` is FAISS's k-means, as published. `two-level` first makes about sqrt(K) coarse clusters and then clusters each

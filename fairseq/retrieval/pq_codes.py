@@ -1,7 +1,7 @@
 """Distances from queries to *given* entries of an IVFPQ index, computed from the index's own codes with look-up tables.
 
 Following pointers needs the distance to entries that no search returned. Rebuilding each vector costs D operations and
-a call an entry; the codes give the same number with M table look-ups (spec retrieval, section 10.2). With coarse
+a call an entry; the codes give the same number with M table look-ups. With coarse
 centroid c and decoded residual r of an entry:
 
     ||q - c - r||^2 = ||q - c||^2 + (||r||^2 + 2<c, r>) - 2<q, r>

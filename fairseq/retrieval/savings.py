@@ -1,4 +1,4 @@
-"""How many searches were saved: as the original prints it, and as it truly is (spec retrieval, section 3.4)."""
+"""How many searches were saved: as the original prints it, and as it truly is."""
 
 from __future__ import annotations
 

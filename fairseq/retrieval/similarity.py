@@ -1,4 +1,4 @@
-"""How near an entry is: the choices of `--knn-sim-func` (spec retrieval, section 1.4) as one `scores` function for
+"""How near an entry is: the choices of `--knn-sim-func` as one `scores` function for
 entries that a search returned and one for entries that pointers name. Scores are larger for nearer entries."""
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class FairseqTask:
         num_workers: int = 0,
         epoch: int = 0,
     ) -> iterators.EpochBatchIterator:
-        """Orders, filters and batches `dataset` (spec sections 4.5 and 4.6); the order is drawn under `seed`."""
+        """Orders, filters and batches `dataset`; the order is drawn under `seed`."""
         with data_utils.numpy_seed(seed):
             indices = dataset.ordered_indices()
         if max_positions is not None:

@@ -1,4 +1,4 @@
-"""The `language_modeling` task: text as token blocks, the next token as target (spec section 5). It also declares the
+"""The `language_modeling` task: text as token blocks, the next token as target. It also declares the
 flags that describe a datastore, because the RetoMaton fork made them flags of this task."""
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class LanguageModelingTask(FairseqTask):
         return model
 
     def load_dataset(self, split: str, epoch: int = 0, combine: bool = False, **kwargs: Any) -> None:
-        """Loads `split` from the data folder of this epoch and cuts it into samples (spec sections 4.1 to 4.3)."""
+        """Loads `split` from the data folder of this epoch and cuts it into samples."""
         folders = utils.split_paths(self.args.data)
         path = os.path.join(folders[epoch % len(folders)], split)
         dataset = data_utils.load_indexed_dataset(path, self.dictionary, self.args.dataset_impl, combine=combine)

@@ -1,4 +1,4 @@
-"""Every named architecture: shapes, defaults, state names and parameter counts, without memory (spec 6.2, 6.7)."""
+"""Every named architecture: shapes, defaults, state names and parameter counts, without memory."""
 
 import argparse
 

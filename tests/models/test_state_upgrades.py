@@ -1,4 +1,4 @@
-"""State dicts of other versions, pruning, and strict loading (spec 6.8)."""
+"""State dicts of other versions, pruning, and strict loading."""
 
 import argparse
 

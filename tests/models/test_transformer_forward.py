@@ -1,4 +1,4 @@
-"""The decoder's forward pass: scores, masks, keys, incremental decoding (spec 6.3 and 7)."""
+"""The decoder's forward pass: scores, masks, keys, incremental decoding."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Adaptive input and adaptive softmax (spec 6.5, 6.6, 13)."""
+"""Adaptive input and adaptive softmax."""
 
 import pytest
 import torch

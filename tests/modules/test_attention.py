@@ -1,4 +1,4 @@
-"""Attention, activations and the decoder layer against definitions written out (spec 6.3)."""
+"""Attention, activations and the decoder layer against definitions written out."""
 
 import argparse
 import math

@@ -1,4 +1,4 @@
-"""Sinusoidal and learned positions (spec 6.4 and 13)."""
+"""Sinusoidal and learned positions."""
 
 import math
 

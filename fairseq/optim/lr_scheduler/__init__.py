@@ -1,5 +1,5 @@
 """Learning-rate schedules by name (`--lr-scheduler`): `build_lr_scheduler(args, optimizer)`,
-`@register_lr_scheduler("name")`. Formulas: spec 9.3, n = completed updates."""
+`@register_lr_scheduler("name")`. In the formulas n is the number of completed updates."""
 
 from __future__ import annotations
 
