@@ -1,4 +1,4 @@
-"""Reading checkpoints of both generations (spec section 8): flat `args` (fairseq 0.9 and this package) and nested `cfg`
+"""Reading checkpoints of both generations: flat `args` (fairseq 0.9 and this package) and nested `cfg`
 (0.10 and later), in PyTorch's legacy and zip containers, without running anything that the file holds. Writing is in
 `fairseq.checkpoint_saving`, re-exported here under fairseq's names."""
 
@@ -11,6 +11,7 @@ import logging
 import mmap as mmap_module
 import os
 import re
+import struct
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ CONTENT = "a checkpoint written by this package or fairseq"
 def load_checkpoint_to_cpu(
     path: str | os.PathLike[str], arg_overrides: dict[str, Any] | None = None, mmap: bool = False
 ) -> dict[str, Any]:
-    """The checkpoint's dict with tensors on the CPU, upgraded to today's form (spec 8.2); `args` is a flat Namespace.
+    """The checkpoint's dict with tensors on the CPU, upgraded to today's form; `args` is a flat Namespace.
 
     `arg_overrides` are set on `args` before absent options are filled in. `mmap` is for callers that copy what they
     need and let go: see `read_torch_file`."""
@@ -56,14 +57,13 @@ def read_torch_file(path: str | os.PathLike[str], mmap: bool = False) -> Any:
     path = os.fspath(path)
     with safe_pickle.pickle_errors(path, CONTENT):
         is_zip = _is_zip(path)
-        if is_zip:
-            _refuse_programs(path)
+        record_sizes = _zip_records(path) if is_zip else None
         return torch.load(
             path,
             map_location="cpu",
             mmap=mmap and is_zip,
             weights_only=False,  # torch's own list cannot be extended by module aliases and stubs; ours is as strict
-            pickle_module=safe_pickle.pickle_module_for(path),
+            pickle_module=safe_pickle.pickle_module_for(path, record_sizes),
         )
 
 
@@ -78,15 +78,20 @@ def _is_zip(path: str) -> bool:
     return False
 
 
-def _refuse_programs(path: str) -> None:
-    """TorchScript archives are programs, and torch.load would hand them to their interpreter."""
+def _zip_records(path: str) -> dict[str, int]:
+    """Bytes of each tensor in a zip container, by its key. Containers that are more than tensors and plain data are
+    refused: TorchScript archives are programs, compressed or overlapping records can be larger than memory."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile as error:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
         raise BadFile(path, "a damaged zip container", CONTENT, "copy the file again") from error
-    if any(name.endswith("/constants.pkl") for name in names):
+    if any(record.filename.endswith("/constants.pkl") for record in records):
         raise safe_pickle.RefusedGlobal(path, "a TorchScript program")
+    total = sum(record.file_size for record in records)
+    if total > os.path.getsize(path) or any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise BadFile(path, f"compressed or overlapping parts of {total} bytes", CONTENT, "use what torch.save wrote")
+    return {record.filename.split("/data/")[-1]: record.file_size for record in records if "/data/" in record.filename}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,7 +151,7 @@ def _component_name(component: Any) -> str | None:
 
 
 def upgrade_state(state: dict[str, Any], arg_overrides: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Brings a checkpoint's dict to today's form in place (spec 8.2), with `arg_overrides` applied to its args."""
+    """Brings a checkpoint's dict to today's form in place, with `arg_overrides` applied to its args."""
     args = state.get("args")
     if args is None:
         args = flatten_cfg(state["cfg"])

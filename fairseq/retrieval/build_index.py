@@ -20,7 +20,7 @@ from fairseq.atomic_io import make_parent, publish, read_json, require_free_spac
 from fairseq.errors import BadFile, BadFlag, UserError
 from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.faiss_import import require_faiss
-from fairseq.retrieval.index import read_faiss_index
+from fairseq.retrieval.index_file import read_faiss_index
 from fairseq.retrieval.sidecar import sidecar_path, write_sidecar
 
 logger = logging.getLogger(__name__)

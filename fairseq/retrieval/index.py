@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -16,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fairseq.errors import BadFile, BadFlag, MissingFile
+from fairseq.errors import BadFile, BadFlag
 from fairseq.retrieval.faiss_import import require_faiss
+from fairseq.retrieval.index_file import read_faiss_index
 from fairseq.retrieval.pq_codes import PQCodes
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,9 @@ class FaissIndex:
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """See `Index.search`; runs on the CPU, in as many threads as FAISS is given."""
         distances, ids = self.faiss_index.search(queries.cpu().numpy(), k)
+        if ids.size and not (ids.min() >= -1 and ids.max() < self.size):
+            found, expected = f"entries {ids.min()} to {ids.max()}", f"ids below the datastore's {self.size}"
+            raise BadFile(self.path, found, expected, "check which index belongs to it")
         return torch.from_numpy(distances).to(self.device), torch.from_numpy(ids).to(self.device)
 
     def distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
@@ -173,19 +176,6 @@ def pairwise(queries: Tensor, rows: Tensor, vectors: Tensor, inner_product: bool
     if inner_product:
         return (asked * vectors).sum(1)
     return (asked - vectors).square_().sum(1)
-
-
-def read_faiss_index(path: str) -> Any:
-    """Reads an index; lists kept on disk are looked for beside it. BadFile when FAISS cannot read it."""
-    faiss = require_faiss()
-    if not os.path.isfile(path):
-        raise MissingFile(path, "check --indexfile, or build it with build_dstore.py")
-    try:
-        return faiss.read_index(path, faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0] if str(error) else "unknown reason"
-        found = f"a file that FAISS cannot read ({reason[-160:]})"
-        raise BadFile(path, found, "a FAISS index", "build it again") from error
 
 
 def key_distances(keys: np.ndarray, queries: Tensor, rows: Tensor, ids: Tensor, inner_product: bool) -> Tensor:

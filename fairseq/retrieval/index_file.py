@@ -1,0 +1,141 @@
+"""Reading a FAISS index file that somebody else wrote. FAISS trusts the sizes inside a file: it would reserve memory
+for whatever is announced, and search lists that point outside. Here it may reserve no more at once than the file is
+long (or 64 MB), and what it read is checked for parts that do not fit together before anything is searched."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from fairseq.errors import BadFile, MissingFile
+from fairseq.retrieval.faiss_import import require_faiss
+
+LEAST_LIMIT = 64 << 20
+REMEDY = "build it again"
+
+
+def read_faiss_index(path: str) -> Any:
+    """Reads an index; lists kept on disk are looked for beside it. BadFile when FAISS cannot read it, or should not."""
+    faiss = require_faiss()
+    if not os.path.isfile(path):
+        raise MissingFile(path, "check --indexfile, or build it with build_dstore.py")
+    flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
+    try:
+        with deserialisation_limits(max(os.path.getsize(path), LEAST_LIMIT)):
+            index = faiss.read_index(path, flags)
+        _check_consistency(index, path)
+        _precompute(index)
+        return index
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "unknown reason"
+        found = f"a file that FAISS cannot read ({reason[-160:]})"
+        raise BadFile(path, found, "a FAISS index", REMEDY) from error
+
+
+@contextlib.contextmanager
+def deserialisation_limits(limit: int) -> Iterator[None]:
+    """Bounds each vector (in bytes) and each loop (in turns) that FAISS reads from a file. FAISS 1.15 and later."""
+    faiss = require_faiss()
+    kinds = ("vector_byte", "loop")
+    if not hasattr(faiss, "set_deserialization_vector_byte_limit"):
+        yield
+        return
+    before = [getattr(faiss, f"get_deserialization_{kind}_limit")() for kind in kinds]
+    try:
+        for kind in kinds:
+            getattr(faiss, f"set_deserialization_{kind}_limit")(limit)
+        yield
+    finally:
+        for kind, value in zip(kinds, before, strict=True):
+            getattr(faiss, f"set_deserialization_{kind}_limit")(value)
+
+
+def _parts(index: Any) -> Iterator[Any]:
+    """The index and what is wrapped in it, outermost first."""
+    faiss = require_faiss()
+    for _ in range(16):
+        yield index
+        if not isinstance(index, faiss.IndexPreTransform | faiss.IndexIDMap):
+            return
+        index = faiss.downcast_index(index.index)
+    raise RuntimeError("too many indexes inside each other")
+
+
+def _check_consistency(index: Any, path: str) -> None:
+    """BadFile when parts of an index that FAISS has read do not fit together."""
+    faiss = require_faiss()
+    for part in _parts(index):
+        if part.d < 1 or part.ntotal < 0:
+            raise BadFile(path, f"{part.ntotal} vectors of dimension {part.d}", "an index", REMEDY)
+        if isinstance(part, faiss.IndexPreTransform):
+            _check_transforms(part, path)
+        if isinstance(part, faiss.IndexIDMap) and part.id_map.size() != part.ntotal:
+            raise BadFile(path, f"{part.id_map.size()} ids of {part.ntotal} vectors", "as many", REMEDY)
+        if isinstance(part, faiss.IndexIVF):
+            _check_lists(part, path)
+        if isinstance(part, faiss.IndexIVFPQ):
+            _check_quantiser(part, path)
+
+
+def _check_transforms(index: Any, path: str) -> None:
+    faiss = require_faiss()
+    width = index.d
+    for number in range(index.chain.size()):
+        transform = faiss.downcast_VectorTransform(index.chain.at(number))
+        if transform.d_in != width or transform.d_out < 1:
+            raise BadFile(path, f"a transform of {transform.d_in} numbers", f"one of {width}", REMEDY)
+        width = transform.d_out
+        if isinstance(transform, faiss.LinearTransform):
+            have = (transform.A.size(), transform.b.size())
+            wanted = (transform.d_in * transform.d_out, transform.d_out if transform.have_bias else have[1])
+            if have != wanted:
+                raise BadFile(path, f"a transform with {have} numbers", f"{wanted}", REMEDY)
+    if index.index.d != width:
+        raise BadFile(path, f"vectors of {index.index.d} numbers behind a transform to {width}", "as many", REMEDY)
+
+
+def _check_lists(ivf: Any, path: str) -> None:
+    faiss = require_faiss()
+    quantizer, lists = ivf.quantizer, ivf.invlists
+    found = (quantizer.ntotal, quantizer.d)
+    if found != (ivf.nlist, ivf.d):
+        raise BadFile(path, f"{found[0]} centroids of dimension {found[1]}", f"{ivf.nlist} of {ivf.d}", REMEDY)
+    if lists is None or (lists.nlist, lists.code_size) != (ivf.nlist, ivf.code_size):
+        raise BadFile(path, "inverted lists of another index", f"{ivf.nlist} lists", REMEDY)
+    lists = faiss.downcast_InvertedLists(lists)
+    if isinstance(lists, faiss.OnDiskInvertedLists):
+        _check_lists_on_disk(lists, path)
+    held = sum(lists.list_size(number) for number in range(ivf.nlist))
+    if held != ivf.ntotal:
+        raise BadFile(path, f"lists with {held} entries", f"{ivf.ntotal} as its head says", REMEDY)
+
+
+def _check_lists_on_disk(lists: Any, path: str) -> None:
+    """Lists that reach beyond their file would end the process when they are searched."""
+    data = os.path.join(os.path.dirname(path), os.path.basename(lists.filename))
+    size = os.path.getsize(data) if os.path.exists(data) else 0
+    if lists.totsize > size:
+        raise BadFile(data, f"{size} bytes", f"{lists.totsize} as {path} says", "copy both files again")
+    entry = lists.code_size + 8
+    for number in range(lists.nlist):
+        one = lists.lists.at(number)
+        if one.size and (one.size > one.capacity or one.offset + one.capacity * entry > lists.totsize):
+            raise BadFile(path, f"list {number} outside {data}", "lists inside", "copy both files again")
+
+
+def _check_quantiser(ivfpq: Any, path: str) -> None:
+    pq = ivfpq.pq
+    found = (pq.d, pq.M * pq.dsub, pq.centroids.size(), pq.code_size)
+    expected = (ivfpq.d, ivfpq.d, ivfpq.d * pq.ksub, ivfpq.code_size)
+    if found != expected or not 1 <= pq.nbits <= 24 or pq.ksub != 1 << pq.nbits:
+        raise BadFile(path, f"a quantiser with sizes {found}", f"{expected}", REMEDY)
+
+
+def _precompute(index: Any) -> None:
+    """The tables that FAISS makes by itself when it reads an IVFPQ; here after the checks, as they can be large."""
+    faiss = require_faiss()
+    for part in _parts(index):
+        if isinstance(part, faiss.IndexIVFPQ) and part.by_residual:
+            part.precompute_table()
