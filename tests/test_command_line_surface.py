@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from fairseq import options
-from fairseq_cli import build_dstore, kmeans
+from fairseq_cli import build_dstore, kmeans, sweep
 
 RECIPE = (
     "data --task language_modeling --arch transformer_lm_wiki103 --criterion adaptive_loss --optimizer nag "
@@ -69,6 +69,11 @@ KMEANS = """
 --algorithm --batch-size --dim --dstore --dstore-size --help --iterations --no-progress-bar --num-clusters
 --results-json --sample --save --seed -h
 """
+SWEEP = """
+--dstore-filename --dstore-fp16 --dstore-size --faiss-metric-type --figure --help --indexfile --k --knn-sim-func
+--knn-temp --knnlm-gpu --lmbda --lockstep-tokens --max-knns --members --min-knns --move-dstore-to-mem --no-load-keys
+--no-progress-bar --output --paper --probe --scores --seed --strategy --title --user-dir -h
+"""
 
 
 def training_parser() -> argparse.ArgumentParser:
@@ -93,8 +98,9 @@ def evaluation_parser() -> argparse.ArgumentParser:
         (evaluation_parser, EVERYWHERE + TRAIN_AND_EVAL + EVAL_LM),
         (build_dstore.get_parser, BUILD_DSTORE),
         (kmeans.get_parser, KMEANS),
+        (sweep.get_parser, SWEEP),
     ],
-    ids=["preprocess", "train", "eval_lm", "build_dstore", "kmeans"],
+    ids=["preprocess", "train", "eval_lm", "build_dstore", "kmeans", "sweep"],
 )
 def test_flags(get_parser: Callable[[], argparse.ArgumentParser], frozen: str) -> None:
     flags = {flag for action in get_parser()._actions for flag in action.option_strings}

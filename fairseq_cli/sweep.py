@@ -1,0 +1,243 @@
+"""`fairseq-sweep`: from the scores that `eval_lm.py --save-scores` kept, the perplexity and the searches saved of every
+combination of the strategies, clusters and values named, in one table, and figures of it. Parses, calls, reports.
+
+A strategy may come with its own flags, in quotes; of several values each is a point:
+--strategy knnlm retomaton "random_skip --skip-probability 0.25 0.5 0.75"."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from fairseq import options, utils
+from fairseq.atomic_io import atomic_write, read_json
+from fairseq.errors import BadFile, BadFlag
+from fairseq.fingerprint import quick_fingerprint
+from fairseq.flag_types import natural_int, positive_float, positive_int, unit_float
+from fairseq.knnlm import open_stores
+from fairseq.options import Parser
+from fairseq.provenance import write_results
+from fairseq.retrieval.datastore import values_path
+from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
+from fairseq.retrieval.score_cache import ScoreCache
+from fairseq.retrieval.search_cache import saved_searches, search_identity
+from fairseq.sweep import Sweep, Walk
+from fairseq.sweep_figures import PAPER, draw_figures
+from fairseq_cli.entry import cli_entry
+
+logger = logging.getLogger("fairseq_cli.sweep")
+
+COLUMNS = ("strategy", "members", "min_knns", "k", "lmbda", "knn_temp", "perplexity", "loss_base2")
+SHARES = ("searches_saved_percent", "lookups_saved_percent_printed", "mean_candidates", "walk_cpu_seconds")
+NO_MEMBERS = "none"
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """eval_lm's retrieval flags, several of which take several values here."""
+    parser = Parser(
+        prog="fairseq-sweep", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument_group("Files").add_argument
+    add("--scores", required=True, metavar="DIR", help="what eval_lm.py --save-scores wrote")
+    add("--output", required=True, metavar="PREFIX", help="writes PREFIX.json, PREFIX.csv, PREFIX.md and PREFIX.walks/")
+    add("--dstore-filename", required=True, metavar="PREFIX", help="prefix of the datastore's files")
+    add("--indexfile", required=True, metavar="FILE", help="its index")
+    add = parser.add_argument_group("What to combine").add_argument
+    add("--strategy", nargs="+", default=["retomaton"], metavar="'NAME FLAGS'", help="strategies, with their flags")
+    add("--members", nargs="+", default=[NO_MEMBERS], metavar="FILE", help=f"clusters; {NO_MEMBERS}: without")
+    add("--min-knns", nargs="+", type=natural_int, default=[1], metavar="N", help="search below N kept entries")
+    add("--k", nargs="+", type=positive_int, default=[1024], metavar="N", help="neighbours of a search")
+    add("--lmbda", nargs="+", type=unit_float, default=[0.25], metavar="L", help="weights of retrieval")
+    add("--knn-temp", nargs="+", type=positive_float, default=[1.0], metavar="T", help="temperatures of retrieval")
+    add = parser.add_argument_group("As for eval_lm.py").add_argument
+    add("--max-knns", type=positive_int, metavar="N", help="most pointers to follow (--k)")
+    add("--probe", default=8, type=positive_int, help="lists of the index that a search visits")
+    add("--knn-sim-func", help="do_not_recomp_l2 (the index's distance), dot; default: exact L2 from the keys")
+    add("--faiss-metric-type", default="l2", help="metric of the index: l2 or ip")
+    add("--dstore-size", type=positive_int, help="entries of the datastore")
+    add("--dstore-fp16", action="store_true", help="the keys are float16")
+    add("--no-load-keys", action="store_true", help="do not open the keys")
+    add("--move-dstore-to-mem", action="store_true", help="copy the values (and keys, if opened) into memory")
+    add("--knnlm-gpu", action="store_true", help="search and follow pointers on the GPU")
+    add("--lockstep-tokens", type=positive_int, default=65536, metavar="N", help="tokens that advance together")
+    add("--seed", type=int, default=1, help="seed of random strategies")
+    add("--user-dir", help="folder of a Python package with strategies; its code is executed")
+    add("--no-progress-bar", action="store_true", help="no progress bar")
+    add = parser.add_argument_group("Figures").add_argument
+    add("--figure", metavar="PREFIX", help="draw PREFIX-methods, -clusters and -lmbda-temp, as .png and .svg")
+    add("--paper", choices=PAPER, help="add the paper's points for this data to the figures, faintly")
+    add("--title", default="", help="heads the figures")
+    return parser
+
+
+def walks_of(args: argparse.Namespace) -> Iterator[Walk]:
+    """Every combination that needs a walk of its own. What a strategy does not use does not multiply its walks."""
+    for text in args.strategy:
+        for name, own, typed in expand_strategy(text):
+            strategy = RETRIEVER_REGISTRY[name]
+            if strategy.sequential and not strategy.meets_target and typed.get("target_foss") is not None:
+                raise BadFlag("--strategy", text, "a strategy that reads --target-foss", "list values of --min-knns")
+            members = args.members if strategy.sequential else [NO_MEMBERS]
+            min_knns = [typed["min_knns"]] if "min_knns" in typed else args.min_knns if strategy.sequential else [None]
+            for path, least, k in itertools.product(members, min_knns, args.k):
+                values = {
+                    **eval_lm_defaults(),
+                    **vars(args),
+                    **own,
+                    **typed,
+                    "strategy": name,
+                    "members": None if path == NO_MEMBERS else path,
+                    "min_knns": 1 if least is None else least,
+                    "k": k,
+                }
+                settings = {name: values[name] for name in ("strategy", "members", "k", "max_knns")}
+                settings |= {"min_knns": least, "seed": args.seed, "series": text}
+                settings |= {name: values[name] for name in own | typed}
+                yield Walk(settings, argparse.Namespace(**values))
+
+
+def eval_lm_defaults() -> dict[str, Any]:
+    """The values of eval_lm's retrieval flags that a sweep does not set."""
+    parser = Parser(add_help=False)
+    options.add_knn_eval_args(parser)
+    return {action.dest: action.default for action in parser._actions}
+
+
+def expand_strategy(text: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """(name, defaults of its own flags, values that were typed) for each combination of the values in
+    "NAME --flag VALUE VALUE ..."."""
+    name, *words = shlex.split(text) or [""]
+    if name not in RETRIEVER_REGISTRY:
+        raise BadFlag("--strategy", repr(name), f"one of {', '.join(sorted(RETRIEVER_REGISTRY))}")
+    own = Parser(add_help=False)
+    RETRIEVER_REGISTRY[name].add_args(own)
+    defaults = {action.dest: action.default for action in own._actions}
+    parser = Parser(prog=f"--strategy '{name} ...'", add_help=False, allow_abbrev=False)
+    options.add_knn_eval_args(parser)
+    RETRIEVER_REGISTRY[name].add_args(parser)
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    flags: list[list[str]] = []
+    for word in words:
+        if word.startswith("--"):
+            flags.append([word])
+        elif flags:
+            flags[-1].append(word)
+        else:
+            raise BadFlag("--strategy", repr(text), "a name, then flags and their values")
+    choices = [[[flag, value] for value in values] or [[flag]] for flag, *values in flags]
+    for combination in itertools.product(*choices):
+        yield name, defaults, vars(parser.parse_args(list(itertools.chain.from_iterable(combination))))
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Sweeps, writing the results after every walk; returns what PREFIX.json holds."""
+    utils.import_user_module(args)
+    walks = list(walks_of(args))
+    scores = ScoreCache.open(args.scores)
+    device = torch.device("cuda" if args.knnlm_gpu and torch.cuda.is_available() else "cpu")
+    stores = open_stores(argparse.Namespace(**{**vars(args), "k": max(args.k)}), scores.dimension, device)
+    asked = search_identity(args.indexfile, stores.index, args.probe)
+    identity = {
+        "scores": {name: value for name, value in scores.info.items() if name != "command"},
+        "searches": asked,
+        "values": quick_fingerprint(values_path(args.dstore_filename)),
+        "similarity": [args.knn_sim_func, args.faiss_metric_type],
+    }
+    identity = json.loads(json.dumps(identity))
+    kept = _kept_points(args.output + ".json", identity)
+    searches = saved_searches(scores, stores.index, max(args.k), asked, device, not args.no_progress_bar)
+    sweep = Sweep(scores, searches, stores, args.output + ".walks", identity)
+    results: dict[str, Any] = {"identity": identity, "lm": sweep.figures(sweep.lm_log_probs), "points": []}
+    began = time.perf_counter()
+    for number, walk in enumerate(walks, 1):
+        points = list(sweep.points(walk, args.lmbda, args.knn_temp))
+        results["points"] += points
+        logger.info("walk %d of %d: %s", number, len(walks), _summary(points[0]))
+        current = {_key(point) for point in results["points"]}
+        other = [point for point in kept if _key(point) not in current]
+        write_results(args.output + ".json", {**results, "earlier_points": other}, args)
+    logger.info("%d points in %.1f s", len(results["points"]), time.perf_counter() - began)
+    write_tables(args.output, results)
+    if args.figure:
+        draw_figures(results, args.figure, args.paper, args.title)
+    return results
+
+
+def _kept_points(path: str, identity: dict[str, Any]) -> list[dict[str, Any]]:
+    """Points of earlier runs with the same output; BadFile when they are of other scores."""
+    if not os.path.exists(path):
+        return []
+    earlier = read_json(path, 1 << 30)
+    if not isinstance(earlier, dict) or earlier.get("identity") != identity:
+        found = "results of other scores, another index, datastore or --knn-sim-func"
+        raise BadFile(path, found, "those of the files named", "choose another --output, or delete this one")
+    return [*earlier.get("points", []), *earlier.get("earlier_points", [])]
+
+
+def _key(point: dict[str, Any]) -> str:
+    figures = {"perplexity", "loss_base2", "count", "tokens", "searches", *SHARES}
+    return json.dumps({name: value for name, value in point.items() if name not in figures}, sort_keys=True)
+
+
+def _summary(point: dict[str, Any]) -> str:
+    named = ", ".join(f"{name} {point[name]}" for name in COLUMNS[:6] if point[name] is not None)
+    return f"{named}: perplexity {point['perplexity']:.4f}, {point['searches_saved_percent']:.2f}% of searches saved"
+
+
+def write_tables(prefix: str, results: dict[str, Any]) -> None:
+    """PREFIX.csv with all columns and PREFIX.md for reading."""
+    points = results["points"]
+    extra = sorted({name for point in points for name in point} - {*COLUMNS, *SHARES, "series"})
+    with atomic_write(prefix + ".csv", "w") as stream:
+        writer = csv.DictWriter(stream, [*COLUMNS, *SHARES, *extra], extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(points)
+    lines = [
+        f"LM alone: perplexity {results['lm']['perplexity']:.2f} over {results['lm']['count']} words or tokens.",
+        "",
+        "| method | clusters | min-knns | k | lambda | T | perplexity | saved | saved, as printed | candidates |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for point in points:
+        printed = point["lookups_saved_percent_printed"]
+        cells = [
+            method_name(point),
+            "-" if point["members"] is None else os.path.basename(point["members"].rstrip("/")),
+            "-" if point["min_knns"] is None else str(point["min_knns"]),
+            *(f"{point[name]:g}" for name in ("k", "lmbda", "knn_temp")),
+            f"{point['perplexity']:.2f}",
+            f"{point['searches_saved_percent']:.1f} %",
+            "-" if printed is None else f"{printed:.1f} %",
+            f"{point['mean_candidates']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    with atomic_write(prefix + ".md", "w") as stream:
+        stream.write("\n".join(lines) + "\n")
+
+
+def method_name(point: dict[str, Any]) -> str:
+    """A strategy with the values that tell its points apart."""
+    known = {*COLUMNS, *SHARES, "series", "seed", "max_knns", "count", "tokens", "searches"}
+    own = [f"{name} {point[name]}" for name in point if name not in known and not isinstance(point[name], str)]
+    return " ".join([point["strategy"], *own])
+
+
+def cli_main() -> None:
+    """Console entry point."""
+    cli_entry(lambda: main(get_parser().parse_args()), sys.stderr)
+
+
+if __name__ == "__main__":
+    cli_main()
