@@ -46,7 +46,8 @@ def load_checkpoint_to_cpu(
         or not (isinstance(state.get("args"), argparse.Namespace) or isinstance(state.get("cfg"), dict))
     ):
         raise BadFile(path, "no model with its options", CONTENT)
-    return upgrade_state(state, arg_overrides)
+    with safe_pickle.pickle_errors(path, CONTENT):
+        return upgrade_state(state, arg_overrides)
 
 
 def read_torch_file(path: str | os.PathLike[str], mmap: bool = False) -> Any:
@@ -284,6 +285,8 @@ def _forget_pages(tensor: torch.Tensor) -> None:
 
 def _build_and_load(filename: str, args: argparse.Namespace, task: Any, parameters: dict[str, Any]) -> Any:
     """A model with the file's parameters; built without memory of its own where its class allows that."""
+    own = getattr(ARCH_MODEL_REGISTRY.get(getattr(args, "arch", None)), "__module__", "").startswith("fairseq.")
+    _check_parameters(filename, args, parameters, own)
     try:
         try:
             with torch.device("meta"):
@@ -292,12 +295,33 @@ def _build_and_load(filename: str, args: argparse.Namespace, task: Any, paramete
             if not _has_meta_tensors(model):
                 return model
         except (NotImplementedError, RuntimeError) as error:  # a user's model may compute when it is built
+            if own:  # ours do not: in memory, sizes that fail here would fail too, or fill it first
+                raise
             logger.debug("%s: building the model on the meta device failed (%s)", filename, error)
         model = task.build_model(args)
         model.load_state_dict(parameters, strict=True, args=args)
         return model
     except ArchitectureMismatch as error:
         raise ArchitectureMismatch(f"{filename}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        logger.debug("%s: the model cannot be built", filename, exc_info=True)
+        detail = (str(error).splitlines() or [""])[0][:160]
+        found = f"options that make no model ({type(error).__name__}: {detail})"
+        remedy = "check the file, --model-overrides and --user-dir"
+        raise BadFile(filename, found, "those of a trained model", remedy) from error
+
+
+def _check_parameters(filename: str, args: argparse.Namespace, parameters: dict[str, Any], own: bool) -> None:
+    """BadFile when parameters are no tensors, or too few for the layers that the options announce."""
+    for name, value in parameters.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise BadFile(filename, f"{type(value).__name__} as the parameter {str(name)[:80]!r}", "a tensor")
+    layers = getattr(args, "decoder_layers", 0)
+    if own and isinstance(layers, int) and layers > len(parameters):
+        found = f"{layers} decoder layers but {len(parameters)} parameters"
+        raise BadFile(filename, found, "parameters of every layer")
 
 
 def _has_meta_tensors(model: torch.nn.Module) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import math
 import os
 import struct
 from collections.abc import Sequence
@@ -78,8 +79,11 @@ class IndexedDataset(FairseqDataset):
         return np.frombuffer(self.data_file.read((end - start) * self.dtype.itemsize), dtype=self.dtype)
 
     def _item(self, i: int, stored: np.ndarray) -> torch.Tensor:
-        shape = self.shapes[self.dim_offsets[i] : self.dim_offsets[i + 1]]
-        item = stored.astype(np.int64).reshape(tuple(shape.tolist()))
+        shape = self.shapes[self.dim_offsets[i] : self.dim_offsets[i + 1]].tolist()
+        if math.prod(shape) != stored.size or min(shape, default=0) < 0:
+            found, expected = f"an item of shape {shape}", f"one of {stored.size} elements"
+            raise BadFile(index_file_path(self.path), found, expected, "preprocess the text again")
+        item = stored.astype(np.int64).reshape(shape)
         return torch.from_numpy(item - 1 if self.fix_lua_indexing else item)
 
     def _checked(self, i: int) -> int:

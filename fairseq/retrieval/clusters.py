@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tokenize
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,8 +133,9 @@ def _load_arrays(folder: str, size: int) -> Clusters:
         path = os.path.join(folder, name + ".npy")
         try:
             arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise BadFile(path, f"a file that cannot be opened ({error})", "a numpy array", "cluster again") from error
+        except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError, MemoryError, OverflowError) as error:
+            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            raise BadFile(path, f"a file that cannot be opened ({reason})", "a numpy array", "cluster again") from error
     lengths = tuple(arrays[name].shape for name in ARRAYS)
     listed = (int(arrays["indptr"][-1]),) if lengths[0] == (info["clusters"] + 1,) else None
     if listed != lengths[1] or lengths[2] != (size,):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fairseq.errors import BadFile, BadFlag
 from fairseq.retrieval.faiss_import import require_faiss
-from fairseq.retrieval.index_file import read_faiss_index
+from fairseq.retrieval.index_file import faiss_errors, read_faiss_index
 from fairseq.retrieval.pq_codes import PQCodes
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ class FaissIndex:
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """See `Index.search`; runs on the CPU, in as many threads as FAISS is given."""
-        distances, ids = self.faiss_index.search(queries.cpu().numpy(), k)
+        with faiss_errors(self.path, "search"):
+            distances, ids = self.faiss_index.search(queries.cpu().numpy(), k)
         if ids.size and not (ids.min() >= -1 and ids.max() < self.size):
             found, expected = f"entries {ids.min()} to {ids.max()}", f"ids below the datastore's {self.size}"
             raise BadFile(self.path, found, expected, "check which index belongs to it")
@@ -128,11 +129,14 @@ class FaissIndex:
         faiss = require_faiss()
         if isinstance(self.core, faiss.IndexIVF) and self.core.direct_map.no():
             gaps = self._id_map is None and self.count < self.size  # an array needs ids without gaps
-            self.core.set_direct_map_type(faiss.DirectMap.Hashtable if gaps else faiss.DirectMap.Array)
+            with faiss_errors(self.path, "follow"):
+                self.core.set_direct_map_type(faiss.DirectMap.Hashtable if gaps else faiss.DirectMap.Array)
         result = queries.new_empty(len(ids))
         wanted = torch.arange(len(ids), device=ids.device) if absent is None else (~absent).nonzero().squeeze(1)
         for some in wanted.split(max(1, RECONSTRUCT_CHUNK // queries.shape[1])):
-            entries = torch.from_numpy(self.core.reconstruct_batch(ids[some].cpu().numpy())).to(self.device)
+            with faiss_errors(self.path, "follow"):
+                vectors = self.core.reconstruct_batch(ids[some].cpu().numpy())
+            entries = torch.from_numpy(vectors).to(self.device)
             result[some] = pairwise(queries, rows[some], entries, self.inner_product)
         return result
 

@@ -22,16 +22,22 @@ def read_faiss_index(path: str) -> Any:
     if not os.path.isfile(path):
         raise MissingFile(path, "check --indexfile, or build it with build_dstore.py")
     flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
-    try:
+    with faiss_errors(path, "read"):
         with deserialisation_limits(max(os.path.getsize(path), LEAST_LIMIT)):
             index = faiss.read_index(path, flags)
         _check_consistency(index, path)
         _precompute(index)
         return index
+
+
+@contextlib.contextmanager
+def faiss_errors(path: str, action: str) -> Iterator[None]:
+    """Turns what FAISS raises about the index in `path` into a BadFile."""
+    try:
+        yield
     except (RuntimeError, MemoryError, OverflowError) as error:
         reason = str(error).splitlines()[0] if str(error) else "unknown reason"
-        found = f"a file that FAISS cannot read ({reason[-160:]})"
-        raise BadFile(path, found, "a FAISS index", REMEDY) from error
+        raise BadFile(path, f"a file that FAISS cannot {action} ({reason[-160:]})", "a FAISS index", REMEDY) from error
 
 
 @contextlib.contextmanager
