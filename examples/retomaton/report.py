@@ -41,6 +41,9 @@ CURVES = (
 )
 BY_PREFIX = {curve.prefix: curve for curve in CURVES}
 
+# Where a curve's name stands in the figure: at which point (None: the middle one), how far from it, on which side.
+LABELS = {"skip": (None, (-8, 8), "right"), "retomaton": (-1, (9, -2), "left"), "clusters": (-1, (6, -13), "left")}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -161,8 +164,8 @@ def draw_curves(axes: Any, rows: list[Row]) -> None:
         _, lm = points(rows, "lm")
         if curve.prefix == "skip" and lm:
             axes.plot([xs[-1], 100], [ys[-1], lm[0]], color=curve.colour, linewidth=2)
-        middle = len(xs) // 2
-        at, offset, side = (middle, (-8, 8), "right") if curve.prefix == "skip" else (-1, (9, -4), "left")
+        at, offset, side = LABELS[curve.prefix]
+        at = len(xs) // 2 if at is None else at
         axes.annotate(curve.label, (xs[at], ys[at]), offset, textcoords="offset points", color=curve.colour, ha=side)
 
 
