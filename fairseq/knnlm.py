@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -95,7 +95,7 @@ class KNNLM:
         """Advances all `sequences` together and returns a result for each."""
         if not sequences:
             return []
-        batch = _Batch(sequences, self.device, len(self.inverse_temperatures))
+        batch = _Batch(sequences, self.device, len(self.inverse_temperatures), self.retriever.needs)
         self.retriever.start()
         for tokens in batch.steps(self.retriever.sequential, max(1, CHUNK_CANDIDATES // self.k)):
             self._advance(batch, tokens)
@@ -223,7 +223,9 @@ class _Batch:
     """The tokens of several sequences as flat arrays, longest sequence first, so that those still running at any step
     are a prefix; and the arrays that results go into."""
 
-    def __init__(self, sequences: list[ScoredSequence], device: torch.device, temperatures: int) -> None:
+    def __init__(
+        self, sequences: list[ScoredSequence], device: torch.device, temperatures: int, needs: Collection[str] = ()
+    ) -> None:
         self.sequences = sequences
         lengths = np.array([len(sequence) for sequence in sequences], np.int64)
         self.starts = np.cumsum(lengths) - lengths
@@ -233,6 +235,7 @@ class _Batch:
         self.queries = torch.cat([sequence.queries for sequence in sequences]).to(device, torch.float32)
         self.targets = torch.cat([sequence.targets for sequence in sequences]).to(device)
         self.lm_log_probs = torch.cat([sequence.lm_log_probs for sequence in sequences]).to(device, torch.float32)
+        self.features = {name: _feature(sequences, name).to(device) for name in sorted(needs)}
         ids = torch.tensor([sequence.sample_id for sequence in sequences])
         self.sample_ids = ids.repeat_interleave(torch.from_numpy(lengths)).to(device)
         positions = np.arange(lengths.sum()) - np.repeat(self.starts, lengths)
@@ -259,7 +262,10 @@ class _Batch:
 
     def step(self, tokens: Tensor) -> Step:
         """What a retriever may see of these tokens."""
-        return Step(self.sample_ids[tokens], self.positions[tokens], self.queries[tokens], self.lm_log_probs[tokens])
+        features = {name: values[tokens] for name, values in self.features.items()}
+        return Step(
+            self.sample_ids[tokens], self.positions[tokens], self.queries[tokens], self.lm_log_probs[tokens], features
+        )
 
     def store(
         self,
@@ -297,6 +303,16 @@ class _Batch:
                 )
             )
         return results
+
+
+def _feature(sequences: list[ScoredSequence], name: str) -> Tensor:
+    """(tokens, ...): a feature of all sequences; UserError when they were scored without it."""
+    if not all(name in sequence.features for sequence in sequences):
+        raise UserError(
+            f"--strategy: found scores without {name}, which this strategy needs; "
+            "save them with eval_lm.py --save-scores DIR --save-features"
+        )
+    return torch.cat([sequence.features[name] for sequence in sequences])
 
 
 @dataclass

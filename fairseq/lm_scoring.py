@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -16,7 +16,7 @@ from fairseq import checkpoint_utils, tasks, utils
 from fairseq.data import LMContextWindowDataset
 from fairseq.errors import BadFlag, UserError
 from fairseq.flag_types import literal_dict
-from fairseq.scored_sequences import ScoredSequence
+from fairseq.scored_sequences import CONTEXT_TOKENS, ScoredSequence
 from fairseq.sequence_scorer import KEY_TYPES, SequenceScorer
 
 logger = logging.getLogger(__name__)
@@ -29,10 +29,11 @@ FROM_CHECKPOINT = ("self_target", "future_target", "past_target", "tokens_per_sa
 class LMScoring:
     """Models, task, data and batches of one evaluation; iterate `batches()` and hand each to `score`.
 
-    args: what eval_lm parses. Public: models, task, dataset, effective_args, device, samples (indices in order)."""
+    args: what eval_lm parses; features: those of `scored_sequences.FEATURES` that every sequence shall have. Public:
+    models, task, dataset, effective_args, device, samples (indices in order)."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
+    def __init__(self, args: argparse.Namespace, features: Collection[str] = ()) -> None:
+        self.args, self.features = args, frozenset(features)
         self.device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
         if args.path is None:
             raise BadFlag("--path", "nothing", "the file of a trained model")
@@ -75,7 +76,7 @@ class LMScoring:
             shard_id=args.shard_id,
             num_workers=args.num_workers if args.context_window == 0 and args.num_workers > 1 else 0,
         )
-        self.scorer = SequenceScorer(self.task.target_dictionary, args.softmax_batch, args=args)
+        self.scorer = SequenceScorer(self.task.target_dictionary, args.softmax_batch, args, self.features)
 
     def _effective_args(self, stored: argparse.Namespace) -> argparse.Namespace:
         """The checkpoint's settings overwritten by every command-line value, defaults included, but for a few."""
@@ -129,12 +130,18 @@ class LMScoring:
         ids = sample["id"].tolist()
         drop = 1 if getattr(self.effective_args, "add_bos_token", False) else 0
         sequences = []
-        for sample_id, hypotheses in zip(ids, self.scorer.generate(self.models, sample), strict=True):
+        for row, (sample_id, hypotheses) in enumerate(zip(ids, self.scorer.generate(self.models, sample), strict=True)):
             best = hypotheses[0]
             targets, scores = best["tokens"][drop:], best["positional_scores"][drop:].float()
             keys = best["queries"]
             queries = scores.new_zeros(len(scores), 0) if keys is None else keys[drop:]
-            sequences.append(ScoredSequence(sample_id, queries.cpu(), targets.cpu(), scores.cpu()))
+            features: dict[str, torch.Tensor] = {
+                name: best[name][drop:].cpu() for name in ("lm_max", "lm_entropy") if name in self.features
+            }
+            if "context" in self.features:
+                source = sample["net_input"]["src_tokens"][row, : best["start_idx"] + len(best["tokens"])]
+                features["context"] = contexts(source, self.task.source_dictionary.eos())[-len(scores) :].cpu()
+            sequences.append(ScoredSequence(sample_id, queries.cpu(), targets.cpu(), scores.cpu(), features))
         self._check(sequences)
         return sequences
 
@@ -146,3 +153,10 @@ class LMScoring:
                     f"sample {sequence.sample_id}: the language model gave a log-probability that is not a number; "
                     "check the checkpoint, or evaluate without --fp16"
                 )
+
+
+def contexts(source: torch.Tensor, eos: int) -> torch.Tensor:
+    """(T, 4) int64: for the target at each position of `source` (T,), the tokens before it, nearest first; `eos` where
+    the text has not begun. The source is the target moved by one, so the nearest one stands at the same position."""
+    padded = torch.cat([source.new_full((CONTEXT_TOKENS - 1,), eos), source])
+    return padded.unfold(0, CONTEXT_TOKENS, 1).flip(1).long()

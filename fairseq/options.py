@@ -165,7 +165,7 @@ def _derive(args: argparse.Namespace) -> None:
 
 
 def add_preprocess_args(parser: argparse.ArgumentParser) -> Any:
-    """Flags of `preprocess.py` (spec section 2.4)."""
+    """Flags of `preprocess.py`."""
     group = parser.add_argument_group("Preprocessing")
     add = group.add_argument
     add("-s", "--source-lang", metavar="SRC", help="source language; leave out for language modelling")
@@ -192,7 +192,7 @@ def add_preprocess_args(parser: argparse.ArgumentParser) -> Any:
 
 
 def add_dataset_args(parser: argparse.ArgumentParser, train: bool = False, gen: bool = False) -> Any:
-    """Batching and data loading (spec sections 4.5, 9.1 and 10.1)."""
+    """Batching and data loading."""
     group = parser.add_argument_group("Dataset and data loading")
     add = group.add_argument
     add("--num-workers", default=1, type=natural_int, metavar="N", help="processes that load data")
@@ -229,7 +229,7 @@ def add_dataset_args(parser: argparse.ArgumentParser, train: bool = False, gen: 
 
 
 def add_distributed_training_args(parser: argparse.ArgumentParser) -> Any:
-    """Distributed training (spec section 9.1)."""
+    """Distributed training."""
     group = parser.add_argument_group("Distributed training")
     add = group.add_argument
     add("--distributed-world-size", type=positive_int, default=1, help="number of processes")
@@ -268,7 +268,7 @@ def add_model_args(parser: argparse.ArgumentParser) -> Any:
 
 
 def add_optimization_args(parser: argparse.ArgumentParser) -> Any:
-    """Optimisation (spec section 9.1)."""
+    """Optimisation."""
     group = parser.add_argument_group("Optimization")
     add = group.add_argument
     add("--max-epoch", "--me", default=0, type=natural_int, metavar="N", help="stop after N epochs (0: no limit)")
@@ -285,7 +285,7 @@ def add_optimization_args(parser: argparse.ArgumentParser) -> Any:
 
 
 def add_checkpoint_args(parser: argparse.ArgumentParser) -> Any:
-    """Saving and restoring (spec sections 8.4 and 8.5)."""
+    """Saving and restoring."""
     group = parser.add_argument_group("Checkpointing")
     add = group.add_argument
     add("--save-dir", metavar="DIR", default="checkpoints", help="folder for checkpoints")
@@ -312,7 +312,7 @@ def add_checkpoint_args(parser: argparse.ArgumentParser) -> Any:
 
 
 def add_common_eval_args(group: Any) -> None:
-    """Flags of every evaluating program (spec section 10.1)."""
+    """Flags of every evaluating program."""
     add = group.add_argument
     add("--path", metavar="FILE", help="checkpoints, separated by colons")
     add(
@@ -329,7 +329,7 @@ def add_common_eval_args(group: Any) -> None:
 
 
 def add_eval_lm_args(parser: argparse.ArgumentParser) -> Any:
-    """Flags of `eval_lm.py` (spec section 10.1)."""
+    """Flags of `eval_lm.py`."""
     group = parser.add_argument_group("LM evaluation")
     add_common_eval_args(group)
     add = group.add_argument
@@ -348,7 +348,7 @@ def add_eval_lm_args(parser: argparse.ArgumentParser) -> Any:
 
 
 def add_knn_eval_args(parser: argparse.ArgumentParser) -> Any:
-    """Saving and using a datastore (spec retrieval, section 8); the task's flags name the datastore itself."""
+    """Saving and using a datastore; the task's flags name the datastore itself."""
     group = parser.add_argument_group("Retrieval")
     add = group.add_argument
     add("--knnlm", action="store_true", help="mix the LM with a distribution formed from a datastore")
@@ -375,6 +375,7 @@ def add_knn_eval_args(parser: argparse.ArgumentParser) -> Any:
     )
     add("--save-scores", metavar="DIR", help="keep queries, targets and LM log-probabilities here, for fairseq-sweep")
     add("--save-searches", action="store_true", help="with --save-scores and --knnlm: keep every token's neighbours too")
+    add("--save-features", action="store_true", help="with --save-scores: keep what fairseq-adaptret learns from too")
     add(
         "--target-foss",
         type=unit_float,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,14 +14,24 @@ from torch import Tensor
 from fairseq.errors import BadFlag
 
 KEY_TYPES = ("last_ffn_input",)
+CHUNK_ELEMENTS = 1 << 24  # log-probabilities of whole distributions alive at once: 64 MiB in float32
 
 
 class SequenceScorer:
     """`generate(models, sample)` scores the targets of a batch.
 
-    softmax_batch is accepted for compatibility; only the targets' log-probabilities are computed, in bounded memory."""
+    softmax_batch is accepted for compatibility; only the targets' log-probabilities are computed, in bounded memory.
+    features: "lm_max" and "lm_entropy", when asked for, are computed from the whole distributions, chunk by chunk."""
 
-    def __init__(self, tgt_dict: Any, softmax_batch: int | None = None, args: argparse.Namespace | None = None) -> None:
+    def __init__(
+        self,
+        tgt_dict: Any,
+        softmax_batch: int | None = None,
+        args: argparse.Namespace | None = None,
+        features: Collection[str] = (),
+    ) -> None:
+        self.vocabulary = len(tgt_dict)
+        self.wants_distributions = bool({"lm_max", "lm_entropy"} & set(features))
         self.pad = tgt_dict.pad()
         self.eos = tgt_dict.eos()
         self.softmax_batch = softmax_batch
@@ -34,8 +45,13 @@ class SequenceScorer:
 
         Keys: tokens (t,) the targets without padding; positional_scores (t,) float32 log-probabilities in nats; score,
         their mean; queries and dstore_keys (t, D) activations when a key type is set, else None; start_idx, the number
-        of context tokens before; attention and alignment are None."""
-        scores, activations = self.score_targets(models, sample)
+        of context tokens before; attention and alignment are None; lm_max and lm_entropy (t,) if asked for."""
+        outputs: Iterable[Any] = self._outputs(models, sample)  # one at a time, unless all are needed twice
+        spread = None
+        if self.wants_distributions:
+            outputs = list(outputs)
+            spread = self._distributions(models, outputs)
+        scores, activations = self._score_targets(models, outputs, sample)
         target = sample["target"]
         starts = sample.get("start_indices") or [0] * len(target)
         lengths = target.ne(self.pad).sum(1).tolist()
@@ -58,20 +74,53 @@ class SequenceScorer:
                     }
                 ]
             )
+            if spread is not None:
+                hypotheses[-1][0] |= {"lm_max": spread[0][row, span], "lm_entropy": spread[1][row, span]}
         return hypotheses
 
     def score_targets(self, models: list[Any], sample: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """((B, T) float32 log-probabilities of the targets, (T, B, D) key activations of the first model or None)."""
-        total: Tensor | None = None
-        activations = None
+        return self._score_targets(models, self._outputs(models, sample), sample)
+
+    @staticmethod
+    def _outputs(models: list[Any], sample: dict[str, Any]) -> Iterator[Any]:
         for model in models:
             if model.training:
                 model.eval()
             features_only = {"features_only": True} if getattr(model, "supports_features_only", False) else {}
-            output = model(**sample["net_input"], **features_only)
+            yield model(**sample["net_input"], **features_only)
+
+    def _score_targets(
+        self, models: list[Any], outputs: Iterable[Any], sample: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        total: Tensor | None = None
+        activations = None
+        for model, output in zip(models, outputs, strict=True):
             scores = model.get_target_log_probs(output, sample["target"], self.pad)
             if self.key_type is not None and activations is None:
                 activations = output[1][self.key_type]
             total = scores if total is None else torch.logaddexp(total, scores)
         assert total is not None
         return (total if len(models) == 1 else total - math.log(len(models))), activations
+
+    def _distributions(self, models: list[Any], outputs: list[Any]) -> tuple[Tensor, Tensor]:
+        """Largest probability and entropy (nats) of the models' whole distribution, each (B, T) float32."""
+        shape = outputs[0][0].shape[:2]
+        flat = [output[0].reshape(1, -1, output[0].shape[-1]) for output in outputs]
+        largest = flat[0].new_empty(shape.numel(), dtype=torch.float32)
+        entropy = torch.empty_like(largest)
+        step = max(1, CHUNK_ELEMENTS // self.vocabulary)
+        for start in range(0, len(largest), step):
+            total: Tensor | None = None
+            for model, (_, extra), features in zip(models, outputs, flat, strict=True):
+                rows = features[:, start : start + step]
+                if extra.get("features_only") and getattr(model, "adaptive_softmax", None) is None:
+                    rows = model.output_layer(rows)
+                log_probs = model.get_normalized_probs((rows, extra), log_probs=True, sample=None)[0].float()
+                total = log_probs if total is None else torch.logaddexp(total, log_probs)
+            assert total is not None
+            total = total - math.log(len(models))
+            probabilities = total.exp()
+            largest[start : start + step] = probabilities.amax(1)
+            entropy[start : start + step] = -(probabilities * total.clamp(min=-1e4)).sum(1)  # 0 times infinity is 0
+        return largest.view(shape), entropy.view(shape)

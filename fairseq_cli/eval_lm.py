@@ -16,13 +16,14 @@ from tqdm import tqdm
 from fairseq import options
 from fairseq.datastore_pass import save_datastore, scoring_identity
 from fairseq.errors import BadFlag, UserError
-from fairseq.knnlm import KNNLM, RetrievalResult, build_knnlm
+from fairseq.knnlm import KNNLM, RetrievalResult, build_knnlm, strategy_name
 from fairseq.lm_scoring import LMScoring
 from fairseq.provenance import write_results
+from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.retrieval.savings import SavedSearches
 from fairseq.retrieval.score_cache import ScoreCache, ScoreWriter
 from fairseq.retrieval.search_cache import saved_searches, search_identity
-from fairseq.scored_sequences import ScoredSequence, lockstep_groups
+from fairseq.scored_sequences import FEATURES, ScoredSequence, lockstep_groups
 from fairseq.target_foss import Choice, choose_min_knns, first_tokens, needs_choice
 from fairseq.word_accounting import WordAccounting
 from fairseq_cli.entry import DATE_FORMAT, LOG_FORMAT, cli_entry
@@ -48,7 +49,7 @@ class Evaluation:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.scoring = LMScoring(args)
+        self.scoring = LMScoring(args, self._features())
         self.knnlm: KNNLM | None = None
         if args.knnlm:
             device = self.scoring.device if args.knnlm_gpu else "cpu"
@@ -61,6 +62,11 @@ class Evaluation:
         self.tokens = 0
         self.writer = None if args.save_scores is None else ScoreWriter(args.save_scores)
         self.choice: Choice | None = None
+
+    def _features(self) -> frozenset[str]:
+        """What the strategy, or `--save-features`, wants to know of the LM besides the usual."""
+        needs = RETRIEVER_REGISTRY[strategy_name(self.args)].needs if self.args.knnlm else frozenset()
+        return needs | (frozenset(FEATURES) if self.args.save_features else frozenset())
 
     def run(self) -> dict[str, Any]:
         """Scores everything, logs fairseq's final lines and returns the figures."""
@@ -126,7 +132,7 @@ class Evaluation:
         return sequences if elsewhere else itertools.chain(first, sequences)
 
     def _of_split(self, split: str) -> Iterator[ScoredSequence]:
-        scoring = LMScoring(argparse.Namespace(**{**vars(self.args), "gen_subset": split}))
+        scoring = LMScoring(argparse.Namespace(**{**vars(self.args), "gen_subset": split}), self.scoring.features)
         return itertools.chain.from_iterable(map(scoring.score, scoring.batches()))
 
     def _retrieved(
@@ -186,6 +192,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates or saves, as `args` say; returns the figures that `--results-json` receives."""
     if args.knnlm and args.save_knnlm_dstore:
         raise UserError("--knnlm and --save-knnlm-dstore: found both, expected one; save in a run of its own")
+    if args.save_features and not args.save_scores:
+        raise BadFlag("--save-features", "it alone", "--save-scores DIR beside it")
     if args.save_searches and not (args.knnlm and args.save_scores):
         raise BadFlag("--save-searches", "it alone", "--knnlm and --save-scores DIR beside it")
     if args.results_path is not None:

@@ -3,15 +3,16 @@ settings can be tried without the model (`eval_lm.py --save-scores`, then `fairs
 
 A folder of plain `.npy` arrays, opened by memory map, with one row a token in the order of evaluation:
 `targets` (N,) int32, `lm_log_probs` (N,) float32 nats, `queries` (N, D) float32 (float16 when the model ran in half
-precision), `word_ends` (N,) bool, whether a counted word ends here (`--remove-bpe`); and one row a sample: `lengths`
-and `sample_ids` (S,) int64. `scores.json` is written last and says which model and data they came from. Folders named
+precision), `word_ends` (N,) bool, whether a counted word ends here (`--remove-bpe`); with `--save-features` also
+`lm_max` and `lm_entropy` (N,) float32 and `context` (N, 4) int32; and one row a sample: `lengths` and `sample_ids` (S,)
+int64. `scores.json` is written last and says which model and data they came from. Folders named
 `searches-*` hold what an index answered (see `search_cache`)."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from fairseq.scored_sequences import ScoredSequence
 
 KIND = "scores"
 DTYPES = {"targets": ("<i4",), "lm_log_probs": ("<f4",), "queries": ("<f4", "<f2"), "word_ends": ("|b1",)}
+FEATURE_DTYPES = {"lm_max": ("<f4",), "lm_entropy": ("<f4",), "context": ("<i4",)}
 PER_SAMPLE = ("sample_ids", "lengths")
 
 
@@ -47,6 +49,9 @@ class ScoreWriter:
         for name, dtype in dtypes.items():
             shape = tuple(sequence.queries.shape[1:]) if name == "queries" else ()
             self._streams[name] = ArrayStream(_path(self.folder, name), dtype, shape)
+        for name, feature in sequence.features.items():
+            shape = tuple(feature.shape[1:])
+            self._streams[name] = ArrayStream(_path(self.folder, name), FEATURE_DTYPES[name][0], shape)
         for name in PER_SAMPLE:
             self._streams[name] = ArrayStream(_path(self.folder, name), "<i8")
 
@@ -61,6 +66,7 @@ class ScoreWriter:
             "word_ends": word_ends,
             "sample_ids": np.array([sequence.sample_id]),
             "lengths": np.array([len(sequence)]),
+            **{name: feature.numpy() for name, feature in sequence.features.items()},
         }
         for name, rows in arrays.items():
             self._streams[name].append(rows)
@@ -73,6 +79,7 @@ class ScoreWriter:
             "tokens": self._streams["targets"].rows,
             "samples": self._streams["lengths"].rows,
             "dimension": self._streams["queries"].row_shape[0],
+            "features": [name for name in FEATURE_DTYPES if name in self._streams],
         }
         for stream in self._streams.values():
             stream.finish()
@@ -90,7 +97,7 @@ def _path(folder: str, name: str) -> str:
 @dataclass
 class ScoreCache:
     """An open folder of scores; the arrays are read-only maps (see the module's text). `starts` (S,) is where each
-    sample begins, `info` the description's fields."""
+    sample begins, `info` the description's fields, `features` those of `scored_sequences.FEATURES` that were kept."""
 
     folder: str
     info: dict[str, Any]
@@ -100,6 +107,7 @@ class ScoreCache:
     word_ends: NDArray[np.bool_]
     sample_ids: NDArray[np.int64]
     lengths: NDArray[np.int64]
+    features: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: str) -> ScoreCache:
@@ -112,7 +120,12 @@ class ScoreCache:
         shapes["queries"] = (tokens, info["dimension"])
         dtypes = DTYPES | dict.fromkeys(PER_SAMPLE, ("<i8",))
         arrays = {name: open_array(_path(folder, name), dtypes[name], shape) for name, shape in shapes.items()}
-        cache = cls(folder, info, **arrays)
+        kept = [name for name in FEATURE_DTYPES if name in info.get("features", [])]
+        features = {
+            name: open_array(_path(folder, name), FEATURE_DTYPES[name], (tokens, 4) if name == "context" else (tokens,))
+            for name in kept
+        }
+        cache = cls(folder, info, **arrays, features=features)
         if cache.lengths.min(initial=0) < 0 or int(cache.lengths.sum()) != tokens:
             found = f"samples of {int(cache.lengths.sum())} tokens together"
             raise BadFile(_path(folder, "lengths"), found, f"{tokens}", "save the scores again")
@@ -148,4 +161,10 @@ class ScoreCache:
                 torch.from_numpy(np.array(self.queries[span])),
                 torch.from_numpy(self.targets[span].astype(np.int64)),
                 torch.from_numpy(np.array(self.lm_log_probs[span])),
+                {name: torch.from_numpy(_widened(array[span])) for name, array in self.features.items()},
             )
+
+
+def _widened(array: NDArray[Any]) -> NDArray[Any]:
+    """A copy in memory, token ids as int64."""
+    return array.astype(np.int64 if array.dtype.kind == "i" else array.dtype)

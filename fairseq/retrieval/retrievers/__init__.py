@@ -7,8 +7,8 @@ available as `--strategy name`; `add_args` declares its own flags. See docs/exte
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,12 +36,13 @@ class Step:
     """One token of each of B sequences, or (for strategies that are not sequential) any B tokens.
 
     sample_ids, positions: (B,) int64, which token of which sample; queries: (B, D) float32; lm_log_probs: (B,) float32,
-    the LM's log-probability of the target in nats."""
+    the LM's log-probability of the target in nats; features: what the strategy `needs`, rows as above."""
 
     sample_ids: Tensor
     positions: Tensor
     queries: Tensor
     lm_log_probs: Tensor
+    features: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -63,8 +64,10 @@ class Retriever:
     sequential: False when a token's retrieval does not depend on earlier tokens' (nor on --min-knns and --members);
     only_mixes: True when --lmbda changes the mixture alone, neither who votes nor who is searched, so that a sweep may
     try another lambda without another walk over the tokens;
-    meets_target: True when the strategy reads --target-foss itself; for others --min-knns is chosen."""
+    meets_target: True when the strategy reads --target-foss itself; for others --min-knns is chosen;
+    needs: which of `scored_sequences.FEATURES` it reads in `step.features`; they cost the LM a full softmax a token."""
 
+    needs: frozenset[str] = frozenset()
     sequential = True
     only_mixes = False
     meets_target = False
@@ -102,4 +105,4 @@ def register_retriever(name: str) -> Callable[[type], type]:
     return decorate
 
 
-from fairseq.retrieval.retrievers import knnlm, random_skip, retomaton  # noqa: E402, F401  (fills the registry)
+from fairseq.retrieval.retrievers import adaptret, knnlm, random_skip, retomaton  # noqa: E402, F401  (fill the registry)

@@ -1,0 +1,116 @@
+"""AdaptRet (He et al., 2021): a learned weight decides, before the search, whether a token is worth one. And RetoMaton
+with AdaptRet, which the RetoMaton paper leaves as future work: the learned weight mixes what pointers bring for free,
+and a search happens where pointers have run out *and* the gate finds retrieval worth it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq.errors import BadFlag
+from fairseq.flag_types import unit_float
+from fairseq.retrieval.adaptret import SMALLEST_WEIGHT, AdaptRet
+from fairseq.retrieval.ngrams import NgramTable
+from fairseq.retrieval.retrievers import Proposal, Resources, Retriever, Step, register_retriever
+from fairseq.retrieval.retrievers.retomaton import RetomatonRetriever
+
+
+class Gate:
+    """A checkpoint's network and n-gram counts, applied to steps."""
+
+    def __init__(self, args: argparse.Namespace, device: torch.device | str) -> None:
+        if args.adaptret_checkpoint is None:
+            raise BadFlag("--adaptret-checkpoint", "nothing", "a file that fairseq-adaptret wrote")
+        self.model, self.device = AdaptRet.load(args.adaptret_checkpoint), device
+        self.model.network.to(device)
+        self.ngrams = None
+        if {"freq", "fert"} & set(self.model.recipe.features):
+            self.ngrams = NgramTable.open(args.adaptret_ngrams or self.model.info["ngrams"])
+
+    def log_weights(self, step: Step) -> Tensor:
+        """(B, 2): log-weights of LM and retrieval."""
+        if step.queries.shape[1] != self.model.dimension:
+            found = f"a network for queries of width {self.model.dimension}"
+            raise BadFlag("--adaptret-checkpoint", found, f"one for the model's width {step.queries.shape[1]}")
+        features = {"ctxt": step.queries}
+        features["lm_max"] = step.features["lm_max"][:, None]
+        features["lm_ent"] = step.features["lm_entropy"][:, None]
+        if self.ngrams is not None:
+            counts = self.ngrams.look_up(step.features["context"].cpu().numpy())
+            features |= {name: torch.from_numpy(c).to(self.device) for name, c in zip(("freq", "fert"), counts)}
+        return self.model.weights(features)
+
+
+def weight_of(log_weights: Tensor) -> Tensor:
+    """(B,): retrieval's weight, never quite 0, where a token has been searched."""
+    return (1 - log_weights[:, 0].exp()).clamp(SMALLEST_WEIGHT, 1)
+
+
+def add_gate_args(parser: Any) -> None:
+    """The flags of strategies with a learned gate."""
+    parser.add_argument("--adaptret-checkpoint", metavar="FILE", help="what fairseq-adaptret trained")
+    parser.add_argument("--adaptret-ngrams", metavar="DIR", help="its n-gram counts (default: where they were made)")
+
+
+@register_retriever("adaptret")
+class AdaptRetRetriever(Retriever):
+    """Searches the tokens whose learned LM weight is below the threshold for `--target-foss` (default 0.5). Those mix
+    with the learned weights; the others are the LM alone."""
+
+    sequential = False
+    meets_target = True
+    needs = frozenset({"lm_max", "lm_entropy", "context"})
+
+    def __init__(self, args: argparse.Namespace, resources: Resources) -> None:
+        super().__init__(args, resources)
+        self.gate = Gate(args, resources.device)
+        target = getattr(args, "target_foss", None)
+        self.threshold = self.gate.model.threshold(0.5 if target is None else target)
+
+    @staticmethod
+    def add_args(parser: Any) -> None:
+        """`--adaptret-checkpoint`, `--adaptret-ngrams`."""
+        add_gate_args(parser)
+
+    def propose(self, step: Step) -> Proposal:
+        """Decides from the features alone."""
+        log_weights = self.gate.log_weights(step)
+        search = log_weights[:, 0] < self.threshold
+        return Proposal(search=search, lmbda=torch.where(search, weight_of(log_weights), 0.0))
+
+
+@register_retriever("retomaton_adaptret")
+class RetomatonAdaptRetRetriever(RetomatonRetriever):
+    """RetoMaton whose lambda is the learned weight. `--min-knns` (and so `--target-foss`) works as ever; with
+    `--gate-foss G` a search is also left out where the gate alone would save it at a share of G."""
+
+    only_mixes = False
+    needs = AdaptRetRetriever.needs
+
+    def __init__(self, args: argparse.Namespace, resources: Resources) -> None:
+        super().__init__(args, resources)
+        self.gate = Gate(args, resources.device)
+        self.threshold = self.gate.model.threshold(args.gate_foss)
+
+    @staticmethod
+    def add_args(parser: Any) -> None:
+        """The gate's flags and `--gate-foss`."""
+        add_gate_args(parser)
+        parser.add_argument(
+            "--gate-foss",
+            type=unit_float,
+            default=0.0,
+            metavar="G",
+            help="never search the share G of tokens for which the gate expects least",
+        )
+
+    def propose(self, step: Step) -> Proposal:
+        """As RetoMaton; a token without any candidate is the LM alone."""
+        proposal = super().propose(step)
+        log_weights = self.gate.log_weights(step)
+        search = proposal.search & (log_weights[:, 0] < self.threshold)
+        has_votes = search if proposal.entries is None else search | (proposal.entries.counts(len(step)) > 0)
+        return Proposal(search, proposal.entries, torch.where(has_votes, weight_of(log_weights), 0.0))

@@ -1,0 +1,173 @@
+"""`fairseq-adaptret`: trains the network of AdaptRet, which decides which tokens are worth a search, from the scores of
+a held-out split that `eval_lm.py --save-scores DIR --save-features` kept. Parses, calls, reports.
+
+Afterwards: eval_lm.py --strategy adaptret --adaptret-checkpoint FILE --target-foss 0.5."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fairseq import options
+from fairseq.data import Dictionary, data_utils
+from fairseq.errors import BadFile, BadFlag
+from fairseq.fingerprint import split_fingerprints
+from fairseq.flag_types import positive_float, positive_int, unit_float
+from fairseq.knnlm import build_knnlm, open_stores
+from fairseq.options import Parser
+from fairseq.provenance import write_results
+from fairseq.retrieval.adaptret import FEATURES, AdaptRetRecipe, TrainingData, train
+from fairseq.retrieval.ngrams import NgramTable, count_ngrams
+from fairseq.retrieval.score_cache import ScoreCache
+from fairseq.retrieval.search_cache import saved_searches, search_identity
+from fairseq.scored_sequences import lockstep_groups
+from fairseq_cli.entry import cli_entry
+
+logger = logging.getLogger("fairseq_cli.adaptret")
+
+ARTICLES = 60  # consecutive pieces of a running text, one in ten of which is held out: as many as the paper's articles
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """eval_lm's names for what is searched, and the recipe of the network; the defaults are the paper's."""
+    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    recipe = AdaptRetRecipe()
+    add = parser.add_argument_group("Files").add_argument
+    add("--scores", required=True, metavar="DIR", help="scores of a held-out split with features")
+    add("--save", required=True, metavar="FILE", help="checkpoint to write")
+    add("--dstore-filename", required=True, metavar="PREFIX", help="prefix of the datastore's files")
+    add("--indexfile", required=True, metavar="FILE", help="its index")
+    add("--data", metavar="DIR", help="binarised data whose training text is counted for freq and fert")
+    add("--ngram-split", default="train", metavar="SPLIT", help="split to count")
+    add("--ngrams", metavar="DIR", help="folder for the counts (FILE.ngrams)")
+    add("--ngram-memory", type=positive_float, default=2.0, metavar="GB", help="memory for counting")
+    add("--results-json", metavar="FILE", help="write figures, times and versions here")
+    add("--no-progress-bar", action="store_true", help="no progress bar")
+    add = parser.add_argument_group("As for eval_lm.py").add_argument
+    add("--k", type=positive_int, default=1024, help="neighbours of a search")
+    add("--probe", type=positive_int, default=8, help="lists of the index that a search visits")
+    add("--knn-sim-func", help="do_not_recomp_l2 (the index's distance), dot; default: exact L2 from the keys")
+    add("--faiss-metric-type", default="l2", help="metric of the index: l2 or ip")
+    add("--knn-temp", type=positive_float, default=1.0, metavar="T", help="temperature of retrieval")
+    add("--dstore-size", type=positive_int, help="entries of the datastore")
+    add("--dstore-fp16", action="store_true", help="the keys are float16")
+    add("--no-load-keys", action="store_true", help="do not open the keys")
+    add("--move-dstore-to-mem", action="store_true", help="copy the values (and keys, if opened) into memory")
+    add("--knnlm-gpu", action="store_true", help="search on the GPU")
+    add = parser.add_argument_group("Network and training").add_argument
+    add("--features", nargs="+", choices=FEATURES, default=list(FEATURES), help="what the network sees")
+    add("--epochs", type=positive_int, default=recipe.epochs, help="passes over the tokens")
+    add("--batch-size", type=positive_int, default=recipe.batch, help="tokens of an update")
+    add("--lr", type=positive_float, default=recipe.lr, help="learning rate of Adam")
+    add("--l1", type=float, default=recipe.l1, help="penalty on retrieval's weight")
+    add("--hidden", type=positive_int, default=recipe.hidden, help="width of the hidden layers")
+    add("--layers", type=positive_int, default=recipe.layers, help="hidden layers")
+    add("--dropout", type=unit_float, default=recipe.dropout, help="dropout")
+    add("--held-out", type=unit_float, default=recipe.held_out, help="share of the text on which epochs are compared")
+    add("--seed", type=int, default=recipe.seed, help="seed of split, weights, order and dropout")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Searches (or reads what is saved), counts n-grams, trains."""
+    started = time.perf_counter()
+    scores = ScoreCache.open(args.scores)
+    ngrams = _ngrams(args, scores) if {"freq", "fert"} & set(args.features) else None
+    features = _features(scores, ngrams)
+    data = TrainingData(features, np.asarray(scores.lm_log_probs), _knn_log_probs(args, scores), _groups(scores))
+    recipe = AdaptRetRecipe(
+        tuple(name for name in FEATURES if name in args.features),
+        args.hidden,
+        args.layers,
+        args.dropout,
+        args.l1,
+        args.lr,
+        args.batch_size,
+        args.epochs,
+        args.seed,
+        args.held_out,
+    )
+    info = {"ngrams": os.path.abspath(_ngram_folder(args)), "k": args.k, "knn_temp": args.knn_temp}
+    model = train(data, recipe, args.save, info, not args.no_progress_bar)
+    curve = model.info["held_out_perplexity"]
+    seconds = time.perf_counter() - started
+    logger.info("wrote %s: epoch %d, in %.1f s", args.save, model.info["epoch"], seconds)
+    if args.results_json:
+        figures = {"held_out_perplexity": {str(cutoff): value for cutoff, value in curve.items()}}
+        write_results(args.results_json, {**figures, "epoch": model.info["epoch"], "seconds": seconds}, args)
+
+
+def _features(scores: ScoreCache, ngrams: NgramTable | None) -> dict[str, NDArray[np.float32]]:
+    missing = {"lm_max", "lm_entropy", "context"} - set(scores.features)
+    if missing:
+        raise BadFile(scores.folder, f"no {', '.join(sorted(missing))}", "scores saved with --save-features")
+    features = {
+        "ctxt": np.asarray(scores.queries, np.float32),
+        "lm_max": np.asarray(scores.features["lm_max"])[:, None],
+        "lm_ent": np.asarray(scores.features["lm_entropy"])[:, None],
+    }
+    if ngrams is not None:
+        features["freq"], features["fert"] = ngrams.look_up(np.asarray(scores.features["context"]))
+    return features
+
+
+def _ngram_folder(args: argparse.Namespace) -> str:
+    return str(args.ngrams or args.save + ".ngrams")
+
+
+def _ngrams(args: argparse.Namespace, scores: ScoreCache) -> NgramTable:
+    """Counts of the training text; those that are there already, when they are of the same text."""
+    if args.data is None:
+        raise BadFlag("--data", "nothing", "the folder of the training text, or --features without freq and fert")
+    dictionary = Dictionary.load(os.path.join(args.data, "dict.txt"))
+    path = os.path.join(args.data, args.ngram_split)
+    dataset = data_utils.load_indexed_dataset(path, dictionary, "mmap")
+    if dataset is None:
+        raise BadFile(path + ".idx", "no such split", "the text that the datastore was made of", "check --ngram-split")
+    return count_ngrams(
+        dataset.tokens,
+        _ngram_folder(args),
+        dictionary.eos(),
+        scores.info.get("sample_break_mode") == "eos",
+        int(args.ngram_memory * (1 << 30)),
+        {"data": split_fingerprints(args.data, args.ngram_split)},
+        not args.no_progress_bar,
+    )
+
+
+def _knn_log_probs(args: argparse.Namespace, scores: ScoreCache) -> NDArray[np.float32]:
+    """(N,): log p_kNN of every token, from searches that are saved beside the scores for the next time."""
+    defaults = Parser(add_help=False)
+    options.add_knn_eval_args(defaults)
+    values = {**vars(defaults.parse_args([])), **vars(args), "strategy": "knnlm", "lmbda": 0.25}
+    device = torch.device("cuda" if args.knnlm_gpu and torch.cuda.is_available() else "cpu")
+    stores = open_stores(argparse.Namespace(**values), scores.dimension, device)
+    identity = search_identity(args.indexfile, stores.index, args.probe)
+    searches = saved_searches(scores, stores.index, args.k, identity, device, not args.no_progress_bar)
+    knnlm = build_knnlm(argparse.Namespace(**values), scores.dimension, device, stores, searches=searches)
+    results = (r for group in lockstep_groups(scores.sequences(), 65536) for r in knnlm.score(group))
+    return np.concatenate([result.knn_log_probs.numpy() for result in results])
+
+
+def _groups(scores: ScoreCache) -> NDArray[np.int64]:
+    """(N,): sentences, where samples are sentences; else ARTICLES consecutive pieces of the text."""
+    samples = np.arange(len(scores.lengths))
+    if scores.info.get("sample_break_mode") != "eos":
+        samples = scores.starts * min(ARTICLES, len(samples)) // max(1, len(scores))
+    return np.repeat(samples, scores.lengths)
+
+
+def cli_main() -> None:
+    """Console entry point."""
+    cli_entry(lambda: main(get_parser().parse_args()), sys.stderr)
+
+
+if __name__ == "__main__":
+    cli_main()
