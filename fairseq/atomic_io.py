@@ -74,7 +74,9 @@ def read_json(path: str | os.PathLike[str], limit: int = 16 << 20) -> Any:
             return json.load(stream)
     except FileNotFoundError as error:
         raise MissingFile(path) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # the former includes numbers of more digits than Python reads
+        if isinstance(error, UserError):
+            raise
         raise BadFile(path, f"text that is not JSON ({error})", "a JSON file", "delete it and make it again") from error
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import collections
 import math
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,43 @@ def is_key(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(isinstance(item, PLAIN) or _is_global(item) for item in value)
     return isinstance(value, PLAIN) or _is_global(value) or isinstance(value, np.generic | torch.dtype)
+
+
+def is_state(target: Any, state: Any) -> bool:
+    """Whether `state` may become the state of `target`. NumPy believes what it is told there: a dtype's flags decide
+    whether numbers are followed as pointers, and some dtypes are shared by the whole process."""
+    if isinstance(target, np.ndarray):
+        return _array_state(state)
+    if isinstance(target, np.dtype):
+        return _dtype_state(target, state)
+    inert = type | types.FunctionType | types.BuiltinFunctionType | types.ModuleType
+    if isinstance(target, inert) or hasattr(target, "__setstate__") or not hasattr(target, "__dict__"):
+        return False
+    return state is None or (isinstance(state, dict) and all(isinstance(name, str | bytes) for name in state))
+
+
+def _array_state(state: Any) -> bool:
+    if not isinstance(state, tuple) or len(state) not in (4, 5):
+        return False
+    shape, dtype, _, data = state[-4:]
+    if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(data, bytes | bytearray | str):
+        return False
+    return isinstance(shape, tuple) and _shape(shape) and math.prod(shape) * dtype.itemsize == len(data)
+
+
+def _dtype_state(target: Any, state: Any) -> bool:
+    """Only the byte order is news, and only for a dtype that nobody shares."""
+    if not isinstance(state, tuple) or len(state) != 8 or state[2:5] != (None, None, None) or target.hasobject:
+        return False
+    version, order, *_, size, alignment, flags = state
+    shared = target is np.dtype(target.str)
+    return (
+        version in (3, 4)
+        and order in (("<", "|", "=") if shared else ("<", ">", "|", "="))
+        and size in (-1, target.itemsize)
+        and alignment in (-1, target.alignment)
+        and flags in (0, target.flags)
+    )
 
 
 def _is_global(value: Any) -> bool:

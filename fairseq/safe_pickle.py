@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from fairseq.errors import BadFile, MissingFile, UserError
-from fairseq.pickle_calls import call_checks, is_key
+from fairseq.pickle_calls import call_checks, is_key, is_state
 
 
 class RefusedGlobal(UserError):
@@ -178,13 +178,10 @@ class SafeUnpickler(pickle._Unpickler):
         super()._instantiate(klass, args)  # type: ignore[misc]
 
     def load_build(self) -> None:
-        """Restores an object's state, unless the "object" is a class or function, or has its content elsewhere."""
-        target = self.stack[-2]
-        if isinstance(target, type | types.FunctionType | types.BuiltinFunctionType | types.ModuleType | torch.Tensor):
-            raise self.refuse(target, "with changed attributes")
-        state = self.stack[-1]
-        if not hasattr(target, "__setstate__") and not isinstance(state, dict | None):
-            raise self.refuse(target, "with changed attributes")
+        """Restores an object's state: an array's or dtype's own, or the attributes of a plain instance."""
+        target, state = self.stack[-2], self.stack[-1]
+        if not is_state(target, state):
+            raise self.refuse(target, "with an unusual state")
         super().load_build()  # type: ignore[misc]
 
     def check_keys(self, keys: Any) -> None:

@@ -15,6 +15,7 @@ from fairseq.data import data_utils
 from fairseq.errors import BadFile, MissingFile
 from fairseq.tokenizer import tokenize_line
 
+LONGEST_LINE = 1 << 20  # characters; whatever has longer ones is no dictionary
 OVERWRITE_FLAG = "#fairseq:overwrite"
 
 
@@ -164,7 +165,10 @@ class Dictionary:
             self._add_lines(f, getattr(f, "name", "dictionary"))
 
     def _add_lines(self, lines: IO[str], name: str) -> None:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), ""), start=1):
+            if len(line) == LONGEST_LINE:
+                found = f"more than {LONGEST_LINE} characters in line {number}"
+                raise BadFile(name, found, "one `symbol count` a line", "give the dict.txt that preprocess wrote")
             symbol, space, count = line.rstrip().rpartition(" ")
             if count == OVERWRITE_FLAG:
                 symbol, space, count = symbol.rpartition(" ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch.utils.data
 
 from fairseq.data import data_utils
+from fairseq.errors import UserError
 
 
 class CountingIterator:
@@ -89,6 +91,26 @@ class ShardedIterator(CountingIterator):
         mine = itertools.islice(iterable, shard_id, len(iterable), num_shards)
         padded = itertools.islice(itertools.chain(mine, itertools.repeat(fill_value)), length)
         super().__init__(padded, start=0, total=length)
+
+
+class _Batches:
+    """A DataLoader's batches. A UserError of a worker process arrives wrapped in that worker's traceback: what is raised
+    here is its sentence again."""
+
+    def __init__(self, loader: torch.utils.data.DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.loader
+        except (UserError, RuntimeError) as error:  # the latter stands for exceptions that take more than a text
+            sentence = re.search(r"^fairseq\.errors\.\w+: (.*)$", str(error), re.MULTILINE)
+            if sentence is None:
+                raise
+            raise UserError(sentence[1]) from error
 
 
 class EpochBatchIterator:
@@ -192,7 +214,7 @@ class EpochBatchIterator:
             batch_sampler=batches[offset:],
             num_workers=self.num_workers,
         )
-        return CountingIterator(loader, start=offset)
+        return CountingIterator(_Batches(loader), start=offset)
 
     @staticmethod
     def _shuffle(batches: list[list[int]], seed: int) -> None:

@@ -106,6 +106,7 @@ class MMapIndexedDataset(FairseqDataset):
             lengths, pointers = self._sizes[i : i + len(offsets)], self._pointers[i : i + len(offsets)]
             if lengths.min() < 0 or pointers.min() < 0:
                 raise BadFile(index, "a negative length or offset", "none", "preprocess the text again")
+            pointers = np.minimum(pointers, size + 1)  # beyond the file is beyond; the sum below must not overflow
             end = max(end, int((pointers + lengths.astype(np.int64) * width).max()))
             self.contiguous = self.contiguous and np.array_equal(offsets, pointers)
             i += len(offsets)

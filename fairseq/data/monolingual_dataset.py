@@ -12,6 +12,7 @@ import torch
 from fairseq.data import data_utils
 from fairseq.data.dictionary import Dictionary
 from fairseq.data.fairseq_dataset import FairseqDataset
+from fairseq.errors import UserError
 
 TARGETS = ("self", "future", "past")
 
@@ -103,8 +104,17 @@ class MonolingualDataset(FairseqDataset):
         return torch.where(target >= len(self.tgt_vocab), self.tgt_vocab.unk(), target)
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """See `collate`."""
-        return collate(samples, self.vocab.pad(), self.vocab.eos())
+        """See `collate`. UserError for tokens that the dictionary does not have."""
+        batch = collate(samples, self.vocab.pad(), self.vocab.eos())
+        if batch:
+            tokens = batch["net_input"]["src_tokens"]
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < 0 or high >= len(self.vocab):
+                raise UserError(
+                    f"the data: found token ids from {low} to {high}, expected 0 to {len(self.vocab) - 1} as the "
+                    "dictionary has; use the dict.txt that the text was binarised with, or preprocess it again"
+                )
+        return batch
 
     def num_tokens(self, index: int) -> int:
         return int(self.sizes[index])

@@ -143,6 +143,8 @@ def _load_arrays(folder: str, size: int) -> Clusters:
             folder, f"arrays of lengths {lengths}", f"clusters of a datastore of {size} entries", "check --members"
         )
     _check_arrays(folder, arrays["indptr"], arrays["members"], size)
+    if arrays["cluster_of"].dtype.kind not in "iu":
+        raise BadFile(folder, f"cluster numbers of type {arrays['cluster_of'].dtype}", "integers", "cluster again")
     if size and (arrays["cluster_of"].min() < 0 or arrays["cluster_of"].max() >= info["clusters"]):
         raise BadFile(folder, "cluster numbers out of range", f"numbers below {info['clusters']}", "cluster again")
     return Clusters(**arrays)
