@@ -43,6 +43,9 @@ fi
 data=$run/data-bin
 model=$run/checkpoints/checkpoint_best.pt
 dstore=$run/dstore
+# At this size more than four threads only get in each other's way.
+cores=$(getconf _NPROCESSORS_ONLN)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores < 4 ? cores : 4))}
 SECONDS=0
 mkdir -p "$run/done" "$run/results" "$dstore"
 
