@@ -63,7 +63,9 @@ def point(results: dict[str, Any], **wanted: Any) -> dict[str, Any]:
     return found
 
 
-def test_points_are_what_eval_lm_finds(sweep: Any, run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_are_what_eval_lm_finds(
+    sweep: Any, run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(FaissIndex, "search", None)  # the searches are known
         results = sweep(

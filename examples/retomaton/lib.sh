@@ -52,12 +52,12 @@ begin() {
 
 # plan GIGABYTES TEXT: prints what is to come, and stops early where the disk is too small or only the plan is wanted.
 plan() {
-    local free
-    mkdir -p "$RUN"
-    free=$(($(df -Pk "$RUN" | awk 'END {print $4}') / 1000000))
+    local free folder=$RUN
+    while [[ ! -d $folder ]]; do folder=$(dirname "$folder"); done
+    free=$(($(df -Pk "$folder" | awk 'END {print $4}') / 1000000))
     printf '%s\n' "$2" "disk: about $1 GB in $RUN, which has $free GB free" \
-        "cores: $(nproc); memory: $(awk '/MemTotal/ {printf "%d GB", $2 / 1e6}' /proc/meminfo 2>/dev/null || echo unknown);" \
-        "GPU for searches: $([[ ${#GPU[@]} -gt 0 ]] && echo yes || echo no)"
+        "cores: $(nproc); memory: $(awk '/MemTotal/ {printf "%d GB", $2 / 1e6}' /proc/meminfo 2>/dev/null || echo unknown)" \
+        "GPU for searches: $( ((${#GPU[@]})) && echo yes || echo no)" 
     if ((PLAN_ONLY)); then exit 0; fi
     if (($1 > free)) && ! compgen -G "$RUN/done/save-*" >/dev/null; then fail "$RUN: $free GB free, about $1 GB needed; choose another --out"; fi
 }
