@@ -285,7 +285,7 @@ def _forget_pages(tensor: torch.Tensor) -> None:
 
 def _build_and_load(filename: str, args: argparse.Namespace, task: Any, parameters: dict[str, Any]) -> Any:
     """A model with the file's parameters; built without memory of its own where its class allows that."""
-    own = getattr(ARCH_MODEL_REGISTRY.get(getattr(args, "arch", None)), "__module__", "").startswith("fairseq.")
+    own = getattr(ARCH_MODEL_REGISTRY.get(str(getattr(args, "arch", ""))), "__module__", "").startswith("fairseq.")
     _check_parameters(filename, args, parameters, own)
     try:
         try:
