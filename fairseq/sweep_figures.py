@@ -65,14 +65,15 @@ def method_label(point: dict[str, Any]) -> str:
 
 def clustering_label(point: dict[str, Any]) -> str:
     """How the entries were clustered, as the paper calls it, from the name of the file: `..._k1000000_members.pkl` is
-    k-means 1M."""
+    k-means 1M, `..._merge15_members.pkl` is greedy merging of 15 neighbours."""
     if point["members"] is None:
         return "without clusters"
     name = os.path.basename(point["members"].rstrip("/"))
     for ending in (".pkl", "_members", "_clusters"):
         name = name.removesuffix(ending)
-    if "greedy" in name:
-        return "greedy"
+    merged = re.search(r"merge([0-9]+)", name)
+    if merged:
+        return f"greedy, K {merged[1]}"
     count = re.search(r"_k([0-9]+)$", name)
     return name if count is None else "k-means " + re.sub("000$", "K", re.sub("000000$", "M", count[1]))
 

@@ -136,8 +136,8 @@ small_model() {
 }
 
 # build_datastore NAME DATA MODEL CLUSTERS...: datastore, index and clusterings under $RUN/NAME. Reads LM (flags of
-# eval_lm for text and context), STORE (more of them when saving), INDEX (flags of build_dstore.py) and SAMPLE.
-# Sets MEMBERS.
+# eval_lm for text and context), STORE (more of them when saving), INDEX (flags of build_dstore.py), SAMPLE and, where
+# neighbours are to be merged greedily into clusters too, MERGE. Sets MEMBERS.
 build_datastore() {
     local name=$1 data=$2 model=$3 count folder=$RUN/$1
     shift 3
@@ -152,6 +152,11 @@ build_datastore() {
             --sample "$SAMPLE" --save "$folder/kmeans" --algorithm two-level
         MEMBERS+=("$folder/kmeans_s${SAMPLE}_k${count}_members.pkl")
     done
+    if [[ -n ${MERGE:-} && $# -gt 0 ]]; then
+        stage "greedy-$name" python -m fairseq_cli.greedy_merge --dstore "$folder/dstore16" \
+            --indexfile "$folder/knn.index" --merge "$MERGE" --output members --save "$folder/greedy"
+        MEMBERS+=("$folder/greedy_merge${MERGE}_members.pkl")
+    fi
 }
 
 # entries PREFIX: how many entries a datastore has; a value takes 8 bytes.

@@ -24,13 +24,13 @@ parse_options "$@"
 RUN=${OUT:-$ROOT/reproduce-wikitext103$([[ $SCALE == small ]] && echo -small || true)}
 DATA=$RUN/data-bin
 MODEL=$RUN/checkpoints/checkpoint_best.pt
-LMBDA=0.25 KNN_TEMP=1 K=1024
+LMBDA=0.25 KNN_TEMP=1 K=1024 MERGE=15
 
 if [[ $SCALE == small ]]; then
     [[ -n $TEXT ]] || fail "--scale small needs --text FOLDER"
     plan 3 "small scale: $MEGABYTES MB of $TEXT
  1 binarise, 1 min   2 train $UPDATES updates, 5 to 10 min   3 save and index the datastore, 2 min
- 4 three clusterings, 2 min   5 scores, searches, AdaptRet, 5 min   6 sweeps, tables, figures, 5 min; 4 GB of memory"
+ 4 four clusterings, 4 min   5 scores, searches, AdaptRet, 5 min   6 sweeps, tables, figures, 5 min; 4 GB of memory"
     begin "small $MEGABYTES $UPDATES $TEXT"
     train=$(text_of "$TEXT" train) valid=$(text_of "$TEXT" valid dev) test=$(text_of "$TEXT" test)
     stage text first_lines "$train" "$MEGABYTES" "$RUN/train.tokens"
@@ -80,7 +80,7 @@ if ((DOWNLOAD)); then
 fi
 plan 250 "full scale from the text:
  1 text and binarised text, an hour   2 train, 8 GPUs for days   3 save the datastore, 211 GB, hours on a GPU
- 4 index of 7.5 GB, hours   5 three clusterings, hours on many cores   6 scores and searches, an hour on a GPU
+ 4 index of 7.5 GB, hours   5 four clusterings, days on many cores   6 scores and searches, an hour on a GPU
  7 sweeps, tables, figures, an hour; 64 GB of memory"
 begin "full $TEXT"
 if [[ -z $TEXT ]]; then
