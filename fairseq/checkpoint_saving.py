@@ -23,6 +23,8 @@ from fairseq.flag_types import literal_dict
 logger = logging.getLogger(__name__)
 
 LAST = "checkpoint_last.pt"
+SAFE_POINT_SECONDS = 60.0
+SAFE_POINT_SHARE = 20  # safe points are at least this many times further apart than one takes to write
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -116,6 +118,28 @@ def save_checkpoint(args: argparse.Namespace, trainer: Any, epoch_itr: Any, val_
     )
     delete_old_checkpoints(args, mid_epoch=not epoch_itr.end_of_epoch())
     return paths
+
+
+class SafePoints:
+    """Rewrites `checkpoint_last.pt` inside an epoch about once a minute, so that a kill loses no more than that.
+    fairseq saves at the ends of epochs and every --save-interval-updates, which may be hours apart."""
+
+    def __init__(self) -> None:
+        self._last, self._seconds = time.monotonic(), 0.0
+
+    def save_if_due(self, args: argparse.Namespace, trainer: Any, epoch_itr: Any) -> None:
+        """Saves the state between two updates, when it is time; nothing with --no-save or --no-last-checkpoints."""
+        began = time.monotonic()
+        if args.no_save or args.no_last_checkpoints or not distributed_utils.is_master(args):
+            return
+        if began - self._last < max(SAFE_POINT_SECONDS, SAFE_POINT_SHARE * self._seconds):
+            return
+        extra_state: dict[str, Any] = {"train_iterator": epoch_itr.state_dict(), "val_loss": None}
+        if trainer.best_score is not None:
+            extra_state["best"] = trainer.best_score
+        trainer.save_checkpoint(os.path.join(args.save_dir, LAST), extra_state)
+        self._last = time.monotonic()
+        self._seconds = self._last - began
 
 
 def is_better(args: argparse.Namespace, value: float | None, best: float | None) -> bool:

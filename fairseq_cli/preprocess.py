@@ -182,8 +182,8 @@ class Preprocessor:
                         self.write_split(split, prefix, lang, dictionary)
                 if self.args.align_suffix:
                     self.write_alignments()
-            if not given:
-                self._save(dictionaries)
+        if not given:  # after the scratch files are gone: nothing is left to do once the dictionary is there
+            self._save(dictionaries)
 
     def _save(self, dictionaries: list[Dictionary]) -> None:
         for lang, dictionary in zip(self.langs, dictionaries):

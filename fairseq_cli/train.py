@@ -1,5 +1,5 @@
 """`train.py`: trains a model on binarised data, validates, and saves checkpoints; interrupted and started again with
-the same command it goes on from `checkpoint_last.pt`. Log lines, loop and stopping
+the same command it goes on from `checkpoint_last.pt`, which is at most about a minute old. Log lines, loop and stopping
 rules are fairseq's."""
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Progress:
     training_seconds: float = 0.0
     last_train: dict[str, Any] = dataclasses.field(default_factory=dict)
     last_valid: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    safe_points: checkpoint_saving.SafePoints = dataclasses.field(default_factory=checkpoint_saving.SafePoints)
 
 
 def main(args: argparse.Namespace, init_distributed: bool = False) -> None:
@@ -140,6 +141,7 @@ def train(args: argparse.Namespace, trainer: Trainer, task: Any, epoch_itr: Any,
                 break
             if validate_and_save(args, trainer, task, epoch_itr, progress, end=False):
                 return True
+            progress.safe_points.save_if_due(args, trainer, epoch_itr)
         progress.last_train = training_stats(trainer, metrics.get_smoothed_values("train"))
         bar.print(progress.last_train, tag="train", step=trainer.get_num_updates())
     stop_if_diverged(progress.last_train, trainer)

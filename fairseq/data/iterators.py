@@ -94,8 +94,8 @@ class ShardedIterator(CountingIterator):
 
 
 class _Batches:
-    """A DataLoader's batches. A UserError of a worker process arrives wrapped in that worker's traceback: what is raised
-    here is its sentence again."""
+    """A DataLoader's batches. A UserError of a worker process arrives wrapped in that worker's traceback: what is
+    raised here is its sentence again."""
 
     def __init__(self, loader: torch.utils.data.DataLoader[Any]) -> None:
         self.loader = loader

@@ -21,7 +21,7 @@ from fairseq.errors import BadFile, BadFlag, UserError
 from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.faiss_import import require_faiss
 from fairseq.retrieval.index_file import read_faiss_index
-from fairseq.retrieval.sidecar import sidecar_path, write_sidecar
+from fairseq.retrieval.sidecar import read_sidecar, sidecar_path, write_sidecar
 
 logger = logging.getLogger(__name__)
 
@@ -105,12 +105,12 @@ class IndexBuilder:
     # Training
 
     def _trained_index(self) -> Any:
-        if os.path.exists(self.trained_path):
+        if os.path.exists(self.trained_path) and self._trained_for_this():
             index = read_faiss_index(self.trained_path)
             self._check_trained(index)
             logger.info("using the trained index %s", self.trained_path)
             return index
-        for stale in (self.codes_path, self.progress_path):
+        for stale in (self.codes_path, self.progress_path, sidecar_path(self.trained_path)):
             if os.path.exists(stale):
                 os.unlink(stale)
         index = self._new_index()
@@ -122,7 +122,17 @@ class IndexBuilder:
             reason = str(error).splitlines()[0][-160:]
             raise UserError(f"{self.path}: FAISS could not train the index ({reason})") from error
         self._write(index, self.trained_path)
+        write_sidecar(self.trained_path, KIND, self.identity)
         return index
+
+    def _trained_for_this(self) -> bool:
+        """Whether an earlier run trained for the same datastore and recipe. A trained index that nothing describes is
+        used, as in the original."""
+        described = read_sidecar(self.trained_path, KIND, {})
+        if described is None or all(described.get(name) == value for name, value in self.identity.items()):
+            return True
+        logger.warning("%s was trained for another datastore or recipe; training again", self.trained_path)
+        return False
 
     def _new_index(self) -> Any:
         faiss = require_faiss()
@@ -164,6 +174,8 @@ class IndexBuilder:
         """Appends list number and code of every key to the codes file, from where an earlier run stopped."""
         width = index.sa_code_size()
         done = self._resume_point(width)
+        if not done and os.path.exists(self.progress_path):
+            os.unlink(self.progress_path)  # of another build, which must not take this one's codes for its own
         hidden = None if show_progress else True
         with (
             open(self.codes_path, "r+b" if done else "wb") as stream,

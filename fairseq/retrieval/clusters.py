@@ -61,9 +61,12 @@ class Clusters:
         try:
             indptr, members, data = (np.asarray(getattr(matrix, name)) for name in ("indptr", "indices", "data"))
             rows, columns = matrix.shape
-        except AttributeError as error:
-            found = f"a matrix without its parts ({error})"
+        except (AttributeError, TypeError, ValueError) as error:
+            found = f"a matrix without its parts ({str(error).splitlines()[0]})"
             raise BadFile(path, found, "a CSR layout", "cluster again with kmeans.py") from None
+        if not all(isinstance(number, int) for number in (rows, columns)):
+            found = f"a matrix of shape {(rows, columns)!r:.80}"
+            raise BadFile(path, found, "a CSR layout", "cluster again with kmeans.py")
         _check_arrays(path, indptr, members, size)
         if data.shape != members.shape or len(indptr) != rows + 1:
             found = f"{len(data)} values and {len(indptr)} row bounds"

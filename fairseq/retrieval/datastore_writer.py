@@ -51,12 +51,22 @@ class DatastoreWriter:
             safe = progress.get("written", 0) if isinstance(progress, dict) else 0
             known = isinstance(progress, dict) and progress.get("identity") == self.identity
             if known and isinstance(safe, int) and safe >= 0:
+                if progress.get("finishing"):
+                    self._take_back()
                 have = [os.path.getsize(path) if path.exists() else 0 for path in self._paths]
                 if all(size >= safe * row for size, row in zip(have, self._row_bytes, strict=True)):
                     self.written = min(safe, self.rows)
                     return
+            os.unlink(self._progress)  # or its run, started again, would take this one's rows for its own
         for path in self._paths:
             path.write_bytes(b"")
+
+    def _take_back(self) -> None:
+        """Undoes the renaming of an earlier run that was killed between the first file and the second."""
+        names = (keys_path(self.prefix), values_path(self.prefix))
+        for temporary, path, row_bytes in zip(self._paths, names, self._row_bytes, strict=True):
+            if not temporary.exists() and os.path.exists(path) and os.path.getsize(path) == self.rows * row_bytes:
+                os.replace(path, temporary)
 
     @property
     def room(self) -> int:
@@ -83,8 +93,11 @@ class DatastoreWriter:
         for stream in self._files:
             stream.flush()
             os.fsync(stream.fileno())
-        write_json(self._progress, {"identity": self.identity, "written": self.written})
+        self._note_progress()
         self._last_safe_point = time.monotonic()
+
+    def _note_progress(self, **more: bool) -> None:
+        write_json(self._progress, {"identity": self.identity, "written": self.written, **more})
 
     def close(self) -> None:
         """Leaves an unfinished datastore in a state from which the same command goes on."""
@@ -102,6 +115,7 @@ class DatastoreWriter:
             stream.truncate(self.rows * row_bytes)
             os.fsync(stream.fileno())
             stream.close()
+        self._note_progress(finishing=True)
         if os.path.exists(sidecar_path(self.prefix)):
             os.unlink(sidecar_path(self.prefix))  # never let an old description stand beside new files
         for temporary, path in zip(self._paths, (keys_path(self.prefix), values_path(self.prefix)), strict=True):

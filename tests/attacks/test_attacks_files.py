@@ -1,4 +1,4 @@
-"""Files that lie about themselves: sizes, offsets, types, names. One sentence each, and no memory for what is not there."""
+"""Files that lie about themselves: sizes, offsets, types, names. One sentence each, no memory for what is not there."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_a_description_names_no_files(datastore: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["keys", "vals"])
 @pytest.mark.parametrize("described", [True, False])
 @pytest.mark.parametrize("length", [0, 1, 79, 10**13])
-def test_truncated_and_oversized_arrays(name: str, described: bool, length: int, datastore: str, tmp_path: Path) -> None:
+def test_cut_and_oversized_arrays(name: str, described: bool, length: int, datastore: str, tmp_path: Path) -> None:
     path = tmp_path / f"d_{name}.npy"
     with open(path, "r+b") as stream:
         stream.truncate(length)
