@@ -29,12 +29,12 @@ from fairseq.errors import BadFlag, UserError
 from fairseq.retrieval import kernels
 from fairseq.retrieval.automaton import Entries, as_tensor, bounds_of, no_entries
 from fairseq.retrieval.clusters import Clusters, load_clusters
-from fairseq.retrieval.datastore import Datastore
+from fairseq.retrieval.datastore import Datastore, read_weights
 from fairseq.retrieval.device_search import DeviceIndex
 from fairseq.retrieval.index import FaissIndex, Index, check_dimension
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY, Proposal, Resources, Retriever, Step
 from fairseq.retrieval.search_cache import SearchCache
-from fairseq.retrieval.similarity import Similarity, build_similarity
+from fairseq.retrieval.similarity import Similarity, WeightedSimilarity, build_similarity
 from fairseq.scored_sequences import ScoredSequence
 
 logger = logging.getLogger(__name__)
@@ -157,16 +157,18 @@ class KNNLM:
         if kernels.AVAILABLE and self.device.type == "cpu":
             hits = torch.empty(len(scores), dtype=torch.bool)
             inverse = self.inverse_temperatures
-            arrays = (scores, entries.ids, self.values, targets, inverse, votes.peak, votes.total, hits)
+            weights = scores.new_zeros(0) if entries.weights is None else entries.weights
+            arrays = (scores, entries.ids, self.values, targets, inverse, weights, votes.peak, votes.total, hits)
             kernels.run_by_rows(
                 kernels.votes, bounds_of(votes.counts).numpy(), *[array.numpy() for array in arrays]
             )
         else:
             votes.peak.scatter_reduce_(0, rows, scores, "amax")
-            votes.total = _sums_of_exp(scores - votes.peak[rows], rows, len(step), self.inverse_temperatures)
+            below = scores - votes.peak[rows]
+            votes.total = _sums_of_exp(below, rows, len(step), self.inverse_temperatures, entries.weights)
             hits = self.values[entries.ids] == targets[rows]
         hit = hits.nonzero().squeeze(1)
-        votes.matched = Entries(rows[hit], entries.ids[hit], scores[hit])
+        votes.matched = Entries(rows, entries.ids, scores, entries.weights).select(hit)
         return votes
 
     def _no_votes(self, step: Step) -> _Votes:
@@ -200,13 +202,22 @@ def _join(first: Entries, second: Entries) -> Entries:
     rows = torch.cat([first.rows, second.rows])
     order = torch.argsort(rows, stable=True)
     ids, scores = torch.cat([first.ids, second.ids]), torch.cat([first.scores, second.scores])
-    return Entries(rows[order], ids[order], scores[order])
+    weights = None
+    if first.weights is not None or second.weights is not None:
+        parts = (first, second)
+        weights = torch.cat([scores.new_ones(len(part)) if part.weights is None else part.weights for part in parts])
+    return Entries(rows, ids, scores, weights).select(order)
 
 
-def _sums_of_exp(below: Tensor, rows: Tensor, count: int, inverse_temperatures: Tensor) -> Tensor:
-    """(count, S): sums of exp(below / T) over the entries of each row; below and rows (n,)."""
+def _sums_of_exp(
+    below: Tensor, rows: Tensor, count: int, inverse_temperatures: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """(count, S): sums of exp(below / T), times the weight if any, over the entries of each row; all (n,)."""
     zeros = below.new_zeros(count)
-    sums = [zeros.index_add(0, rows, (below * inverse).exp_()) for inverse in inverse_temperatures]
+    sums = []
+    for inverse in inverse_temperatures:
+        terms = (below * inverse).exp_()
+        sums.append(zeros.index_add(0, rows, terms if weights is None else terms * weights))
     return torch.stack(sums, 1)
 
 
@@ -215,7 +226,8 @@ def _log_sum_exp(entries: Entries, rows: int, inverse_temperatures: Tensor) -> T
     assert entries.scores is not None
     peak = torch.full((rows,), -math.inf, device=entries.scores.device)
     peak.scatter_reduce_(0, entries.rows, entries.scores, "amax")
-    total = _sums_of_exp(entries.scores - peak[entries.rows], entries.rows, rows, inverse_temperatures)
+    below = entries.scores - peak[entries.rows]
+    total = _sums_of_exp(below, entries.rows, rows, inverse_temperatures, entries.weights)
     return peak[:, None] * inverse_temperatures + total.log()
 
 
@@ -355,6 +367,8 @@ def open_stores(args: argparse.Namespace, dimension: int, device: torch.device |
     check_dimension(index.dimension, dimension, args.indexfile)
     logger.info("index %s: %s", args.indexfile, index.describe())
     similarity = build_similarity(function, args.faiss_metric_type, datastore, index)
+    if getattr(args, "dstore_weights", False):
+        similarity = WeightedSimilarity(similarity, torch.from_numpy(read_weights(datastore)).to(device))
     return Stores(datastore, index, similarity, device)
 
 
@@ -413,6 +427,8 @@ def _warn_of_surprises(args: argparse.Namespace) -> None:
     max_knns = args.k if args.max_knns is None else args.max_knns
     if args.lmbda == 0 and args.strategy is None:
         logger.warning("--lmbda 0: retrieval has no weight in the result; the paper's is 0.25")
+    if getattr(args, "dstore_weights", False) and RETRIEVER_REGISTRY[strategy_name(args)].sequential:
+        logger.warning("--dstore-weights: in a merged datastore a pointer leads to the next entry that was kept")
     if args.no_pointer:
         if args.members is not None:
             logger.warning("--members is not used with --no-pointer")

@@ -373,8 +373,9 @@ def add_knn_eval_args(parser: argparse.ArgumentParser) -> Any:
         metavar="N",
         help="tokens whose sequences advance together; changes memory and speed, never results",
     )
+    add("--dstore-weights", action="store_true", help="the datastore is merged: PREFIX_weights.npy counts its entries")
     add("--save-scores", metavar="DIR", help="keep queries, targets and LM log-probabilities here, for fairseq-sweep")
-    add("--save-searches", action="store_true", help="with --save-scores and --knnlm: keep every token's neighbours too")
+    add("--save-searches", action="store_true", help="with --save-scores and --knnlm: keep all neighbours too")
     add("--save-features", action="store_true", help="with --save-scores: keep what fairseq-adaptret learns from too")
     add(
         "--target-foss",

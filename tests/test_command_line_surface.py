@@ -54,10 +54,11 @@ TRAIN = """
 --validate-interval-updates --warmup-init-lr -a
 """
 EVAL_LM = """
---context-window --dstore-mmap --fa --force-anneal --gen-subset --knn-temp --knnlm --knnlm-gpu --lm-eval --local
---lockstep-tokens --ls --max-knns --members --min-knns --model-overrides --no-pointer --num-shards --output-word-probs
---output-word-stats --path --post-process --quiet --remove-bpe --results-path --save-features --save-knnlm-dstore
---save-scores --save-searches --shard-id --softmax-batch --strategy --target-foss --target-foss-subset --target-foss-tokens
+--context-window --dstore-mmap --dstore-weights --fa --force-anneal --gen-subset --knn-temp --knnlm --knnlm-gpu
+--lm-eval --local --lockstep-tokens --ls --max-knns --members --min-knns --model-overrides --no-pointer --num-shards
+--output-word-probs --output-word-stats --path --post-process --quiet --remove-bpe --results-path --save-features
+--save-knnlm-dstore --save-scores --save-searches --shard-id --softmax-batch --strategy --target-foss
+--target-foss-subset --target-foss-tokens
 """
 BUILD_DSTORE = """
 --actual-dstore-size --actual_dstore_size --code-size --code_size --dimension --dstore-fp16 --dstore-mmap

@@ -22,11 +22,12 @@ from fairseq.retrieval.clusters import Clusters
 @dataclass
 class Entries:
     """Entries of several sequences: rows (n,) int64 sequence numbers, ascending; ids (n,) int64 datastore entries;
-    scores (n,) float32 or None, larger is nearer."""
+    scores (n,) float32 or None, larger is nearer; weights (n,) float32, how often each one votes, or None for once."""
 
     rows: Tensor
     ids: Tensor
     scores: Tensor | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -37,7 +38,8 @@ class Entries:
 
     def select(self, chosen: Tensor) -> Entries:
         """The entries at `chosen`, a mask or positions."""
-        return Entries(self.rows[chosen], self.ids[chosen], None if self.scores is None else self.scores[chosen])
+        scores, weights = (None if values is None else values[chosen] for values in (self.scores, self.weights))
+        return Entries(self.rows[chosen], self.ids[chosen], scores, weights)
 
 
 def no_entries(device: torch.device | str = "cpu") -> Entries:

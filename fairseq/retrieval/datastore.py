@@ -36,6 +36,24 @@ def values_path(prefix: str) -> str:
     return prefix + "_vals.npy"
 
 
+def weights_path(prefix: str) -> str:
+    """File of the weights that a merged datastore has."""
+    return prefix + "_weights.npy"
+
+
+def read_weights(datastore: Datastore) -> NDArray[np.int64]:
+    """(N,): how many entries each one of a merged datastore stands for; BadFile unless all are at least 1."""
+    path = weights_path(datastore.prefix)
+    found = file_size(path, "merge with fairseq-greedy-merge, or drop --dstore-weights")
+    if found < datastore.size * 8:
+        expected = f"{datastore.size * 8} (int64) for {datastore.size} entries"
+        raise BadFile(path, f"{found} bytes", expected, "merge again")
+    weights = np.fromfile(path, "<i8", datastore.size)
+    if weights.min(initial=1) < 1:
+        raise BadFile(path, f"a weight of {weights.min()}", "weights of at least 1", "merge again")
+    return weights
+
+
 @dataclass
 class Datastore:
     """An open datastore. `keys` is (N, D) float16/float32 (None when not opened), `values` (N,) integers.

@@ -125,12 +125,14 @@ def votes(
     values: np.ndarray,
     targets: np.ndarray,
     inverse_temperatures: np.ndarray,
+    weights: np.ndarray,
     peak: np.ndarray,
     total: np.ndarray,
     hits: np.ndarray,
 ) -> None:
-    """Per row b: peak[b] = max score, total[b, t] = sum of exp((score - peak[b]) / temperature t); hits[i] = whether
-    entry i has the value targets[b]. Rows without entries keep what peak and total hold."""
+    """Per row b: peak[b] = max score, total[b, t] = sum of exp((score - peak[b]) / temperature t), each times its
+    weight (n,) unless there are none (0,); hits[i] = whether entry i has the value targets[b]. Rows without entries
+    keep what peak and total hold."""
     for row in range(first_row, last_row):
         first, last = bounds[row], bounds[row + 1]
         if first == last:
@@ -143,8 +145,12 @@ def votes(
         for t in range(len(inverse_temperatures)):
             inverse = inverse_temperatures[t]
             mass = np.float32(0)
-            for position in range(first, last):
-                mass += math.exp((scores[position] - largest) * inverse)
+            if len(weights) == 0:
+                for position in range(first, last):
+                    mass += math.exp((scores[position] - largest) * inverse)
+            else:
+                for position in range(first, last):
+                    mass += weights[position] * math.exp((scores[position] - largest) * inverse)
             total[row, t] = mass
 
 
@@ -179,3 +185,25 @@ def emit_members(
             position += count
             if position == last:
                 break
+
+
+@_compile
+def greedy_merge(
+    order: np.ndarray,
+    neighbours: np.ndarray,
+    values: np.ndarray,
+    width: int,
+    weights: np.ndarray,
+    absorber: np.ndarray,
+) -> None:
+    """Entries absorb, in the given order, those of their first `width` neighbours (N, k) that have their value and
+    weight 1; weights (N,) and absorber (N,) are changed in place."""
+    for entry in order:
+        if weights[entry] == 0:
+            continue
+        for column in range(width):
+            other = neighbours[entry, column]
+            if other >= 0 and other != entry and weights[other] == 1 and values[other] == values[entry]:
+                weights[other] = 0
+                absorber[other] = entry
+                weights[entry] += 1

@@ -59,6 +59,21 @@ class KeySimilarity:
         return distances if self.inner_product else -distances
 
 
+class WeightedSimilarity:
+    """Scores of a merged datastore's entries: the log of how many each stands for is added (before the temperature)."""
+
+    def __init__(self, similarity: Similarity, weights: Tensor) -> None:
+        self.similarity, self.log_weights = similarity, weights.to(torch.float32).log()
+
+    def of_search(self, queries: Tensor, distances: Tensor, ids: Tensor) -> Tensor:
+        """See `Similarity`."""
+        return self.similarity.of_search(queries, distances, ids) + self.log_weights[ids]
+
+    def of_entries(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """See `Similarity`."""
+        return self.similarity.of_entries(queries, rows, ids) + self.log_weights[ids]
+
+
 def build_similarity(function: str | None, metric: str, datastore: Datastore, index: Index) -> Similarity:
     """The similarity that `--knn-sim-func` and `--faiss-metric-type` ask for; BadFlag for anything unknown."""
     if metric not in ("l2", "ip"):

@@ -105,4 +105,10 @@ def register_retriever(name: str) -> Callable[[type], type]:
     return decorate
 
 
-from fairseq.retrieval.retrievers import adaptret, knnlm, random_skip, retomaton  # noqa: E402, F401  (fill the registry)
+from fairseq.retrieval.retrievers import (  # noqa: E402, F401  (they fill the registry)
+    adaptret,
+    chains,
+    knnlm,
+    random_skip,
+    retomaton,
+)

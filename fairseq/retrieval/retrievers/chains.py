@@ -1,0 +1,93 @@
+"""RetoMaton with chains: the same automaton, which remembers how long each pointer has been right.
+
+An entry reached by L pointers in a row continues a text that has agreed with ours for L words, and the longer that is,
+the surer is the next one. The published code says so by accident: it keeps copies, so that with a search at every token
+such an entry votes about L + 1 times. Here it votes (1 + L) ** `--chain-power` times, in every mode; copies are
+dropped, so that `--min-knns` counts different entries; lambda rises and falls with the longest chain at hand; and more
+members of the clusters are scored than the 1,024 that happen to come first."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq.flag_types import natural_float, positive_int
+from fairseq.retrieval.automaton import Automaton, Entries, no_entries, starts_of
+from fairseq.retrieval.retrievers import Proposal, Resources, Retriever, Step, register_retriever
+
+
+@register_retriever("retomaton_chains")
+class ChainsRetriever(Retriever):
+    """Searches when fewer than `--min-knns` different entries were kept from the last token."""
+
+    def __init__(self, args: argparse.Namespace, resources: Resources) -> None:
+        super().__init__(args, resources)
+        self.size = resources.size
+        self.automaton = Automaton(self.size, args.pool, resources.clusters, resources.device)
+
+    @staticmethod
+    def add_args(parser: Any) -> None:
+        """`--chain-power`, `--chain-trust`, `--pool`."""
+        add = parser.add_argument
+        add("--chain-power", type=natural_float, default=4.0, metavar="P", help="a chain of L votes (1 + L) ** P times")
+        add(
+            "--chain-trust",
+            type=natural_float,
+            default=0.8,
+            metavar="G",
+            help="the odds of lambda grow with ((1 + L) / 2) ** G for the longest chain L; 0: constant lambda",
+        )
+        add("--pool", type=positive_int, default=4096, metavar="N", help="most pointers and cluster members to score")
+
+    def start(self) -> None:
+        """No entry is known yet."""
+        self.pointers = no_entries(self.resources.device)  # by row and id, no entry twice
+        self.lengths = torch.zeros(0, dtype=torch.int64, device=self.resources.device)  # (n,) of the chains so far
+
+    def propose(self, step: Step) -> Proposal:
+        """The pointers with their votes, the members of their clusters, and lambda by the longest chain."""
+        count = len(step)
+        running = self.pointers.rows < count
+        self.pointers, self.lengths = self.pointers.select(running), self.lengths[running]
+        kept = self.pointers.counts(count)
+        self._cut(kept)
+        entries = self.automaton.expand(self.pointers, count)
+        # pointers stand first among each row's entries
+        offset = starts_of(entries.counts(count)) - starts_of(self.pointers.counts(count))
+        place = torch.arange(len(self.lengths), device=offset.device) + offset[self.pointers.rows]
+        entries.weights = torch.ones(len(entries), device=offset.device)
+        entries.weights[place] = (1 + self.lengths.float()) ** self.args.chain_power
+        return Proposal(kept < self.args.min_knns, entries, self._lmbda(count))
+
+    def _cut(self, kept: Tensor) -> None:
+        """Keeps the longest chains where a row has more than `--pool` of them."""
+        if not len(kept) or int(kept.max()) <= self.args.pool:
+            return
+        longest_first = torch.argsort(self.lengths, descending=True, stable=True)
+        order = longest_first[torch.argsort(self.pointers.rows[longest_first], stable=True)]
+        rank = torch.arange(len(order), device=order.device) - starts_of(kept)[self.pointers.rows[order]]
+        chosen = order[rank < self.args.pool].sort().values
+        self.pointers, self.lengths = self.pointers.select(chosen), self.lengths[chosen]
+
+    def _lmbda(self, count: int) -> Tensor:
+        """(B,): --lmbda itself where the longest chain is 1, which is a pointer that has just been set."""
+        longest = torch.zeros(count, dtype=torch.int64, device=self.lengths.device)
+        longest.scatter_reduce_(0, self.pointers.rows, self.lengths, "amax")
+        lmbda = min(max(self.resources.lmbda, 1e-12), 1 - 1e-12)
+        trust = self.args.chain_trust * (torch.log1p(longest.float()) - math.log(2))
+        return torch.sigmoid(math.log(lmbda) - math.log1p(-lmbda) + trust)
+
+    def observe(self, step: Step, matched: Entries) -> None:
+        """What was right becomes the next pointers, each once; a pointer's chain grows, others begin."""
+        has_successor = (matched.ids >= 0) & (matched.ids < self.size - 1)
+        keys = torch.unique((matched.rows * self.size + matched.ids)[has_successor])
+        known = self.pointers.rows * self.size + self.pointers.ids
+        lengths = torch.ones_like(keys)
+        if len(known):
+            place = torch.searchsorted(known, keys).clamp(max=len(known) - 1)
+            lengths += torch.where(known[place] == keys, self.lengths[place], 0)
+        self.pointers, self.lengths = Entries(keys // self.size, keys % self.size + 1), lengths

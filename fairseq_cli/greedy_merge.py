@@ -1,0 +1,88 @@
+"""`fairseq-greedy-merge`: merges neighbouring entries of a datastore that have the same value (He et al., 2021), into a
+smaller datastore with weights, into clusters for `--members`, or both. Parses, calls, reports.
+
+The neighbours of all entries are searched first and kept beside the output, so that other --merge values are quick."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+
+import numpy as np
+
+from fairseq.errors import BadFlag
+from fairseq.fingerprint import quick_fingerprint
+from fairseq.flag_types import positive_int
+from fairseq.options import Parser
+from fairseq.provenance import write_results
+from fairseq.retrieval.clusters import Clusters, save_clusters, save_members_pickle
+from fairseq.retrieval.datastore import Datastore
+from fairseq.retrieval.greedy_merge import dump_neighbours, merge, write_merged
+from fairseq.retrieval.index import FaissIndex
+from fairseq_cli.entry import cli_entry
+
+logger = logging.getLogger("fairseq_cli.greedy_merge")
+
+OUTPUTS = ("datastore", "members")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Flags; defaults are those of the paper's script."""
+    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--dstore", required=True, metavar="PREFIX", help="prefix of the datastore's files")
+    add("--dstore-size", type=positive_int, help="entries (default: known from the files)")
+    add("--dim", type=positive_int, help="width of the keys (default: from the sidecar, else 1024)")
+    add("--indexfile", required=True, metavar="FILE", help="index of the datastore")
+    add("--probe", type=positive_int, default=32, help="lists of the index that a search visits")
+    add("--k", type=positive_int, default=30, help="neighbours to keep of every entry")
+    add("--merge", type=positive_int, default=9, metavar="K", help="neighbours that an entry may absorb; below --k")
+    add("--output", nargs="+", choices=OUTPUTS, default=list(OUTPUTS), help="what to write")
+    add("--save", metavar="PREFIX", help="prefix of the files to write (default: dstore, beside the datastore)")
+    add("--seed", type=int, default=22, help="seed of the order in which entries absorb")
+    add("--no-progress-bar", action="store_true", help="no progress bar")
+    add("--results-json", metavar="FILE", help="write counts, times and versions here")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Writes `PREFIX_merge{K}_members.pkl` and `..._clusters`, and `PREFIX_merge{K}_size{n}_embed{D}_fp16_keys.npy` and
+    the like."""
+    started = time.perf_counter()
+    if args.merge >= args.k:
+        raise BadFlag("--merge", args.merge, f"less than --k {args.k}, since an entry is its own neighbour")
+    datastore = Datastore.open(args.dstore, args.dstore_size, args.dim, fallback_dimension=1024)
+    index = FaissIndex(args.indexfile, datastore.size, args.probe)
+    save = args.save or os.path.join(os.path.dirname(args.dstore), "dstore")
+    identity = {"index": quick_fingerprint(args.indexfile), "probe": args.probe, "datastore": datastore.info}
+    path = f"{save}_size{datastore.size}_k{args.k}_int32.npy"
+    neighbours = dump_neighbours(datastore, index, args.k, path, identity, not args.no_progress_bar)
+    result = merge(neighbours, datastore.values, args.merge, args.seed)
+    kept, largest = len(result.kept), int(result.weights.max(initial=0))
+    logger.info("%d of %d entries remain (%.1f%%)", kept, datastore.size, 100 * kept / max(1, datastore.size))
+    info = {"algorithm": "greedy", "merge": args.merge, "seed": args.seed}
+    if "members" in args.output:
+        clusters = Clusters.from_assignment(result.assignment())
+        save_clusters(f"{save}_merge{args.merge}_clusters", clusters, {**info, "datastore": datastore.info})
+        save_members_pickle(f"{save}_merge{args.merge}_members.pkl", clusters)
+        logger.info("wrote %s_merge%d_members.pkl and the folder of the same as _clusters", save, args.merge)
+    if "datastore" in args.output:
+        precision = "fp16" if datastore.require_keys("merging").dtype == np.float16 else "fp32"
+        prefix = f"{save}_merge{args.merge}_size{kept}_embed{datastore.dimension}_{precision}"
+        write_merged(datastore, result, prefix, info)
+        logger.info("wrote %s_keys.npy, _vals.npy and _weights.npy; use it with --dstore-weights", prefix)
+    if args.results_json:
+        figures = {"entries": datastore.size, "kept": kept, "largest_weight": largest}
+        write_results(args.results_json, {**figures, "seconds": time.perf_counter() - started}, args)
+
+
+def cli_main() -> None:
+    """Console entry point."""
+    cli_entry(lambda: main(get_parser().parse_args()), sys.stderr)
+
+
+if __name__ == "__main__":
+    cli_main()
