@@ -13,9 +13,10 @@ SHARES=(0.1 0.3 0.5 0.7 0.9)
 
 fail() { echo "$PROGRAM: error: $1" >&2; exit 2; }
 
-# parse_options "$@": sets SCALE, OUT, TEXT, LM_TEXT, MEGABYTES, UPDATES, DOWNLOAD, PLAN_ONLY; enters the repository.
+# parse_options "$@": sets SCALE, OUT, TEXT, LM_TEXT, MEGABYTES, EVALUATE (kilobytes), UPDATES, DOWNLOAD, PLAN_ONLY;
+# enters the repository.
 parse_options() {
-    SCALE=full OUT='' TEXT='' LM_TEXT='' MEGABYTES=8 UPDATES=3000 DOWNLOAD=0 PLAN_ONLY=0
+    SCALE=full OUT='' TEXT='' LM_TEXT='' MEGABYTES=8 EVALUATE=500 UPDATES=3000 DOWNLOAD=0 PLAN_ONLY=0
     while (($#)); do
         case $1 in
             --scale) [[ ${2:-} == full || ${2:-} == small ]] || fail "--scale: found ${2:-nothing}, expected full or small"
@@ -24,12 +25,14 @@ parse_options() {
                 if [[ $1 == --text ]]; then TEXT=$(realpath "$2"); else LM_TEXT=$(realpath "$2"); fi; shift ;;
             --out) [[ -n ${2:-} ]] || fail "--out: found nothing, expected a folder"
                 OUT=$(realpath -m "$2"); shift ;;
-            --megabytes | --updates) [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail "$1: found ${2:-nothing}, expected a number"
-                if [[ $1 == --updates ]]; then UPDATES=$2; else MEGABYTES=$2; fi; shift ;;
+            --megabytes | --evaluate | --updates)
+                [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail "$1: found ${2:-nothing}, expected a number"
+                case $1 in --updates) UPDATES=$2 ;; --evaluate) EVALUATE=$2 ;; *) MEGABYTES=$2 ;; esac
+                shift ;;
             --download) DOWNLOAD=1 ;;
             --plan) PLAN_ONLY=1 ;;
             -h | --help) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit ;;
-            *) fail "found $1, expected --scale, --text, --lm-text, --out, --megabytes, --updates, --download or --plan" ;;
+            *) fail "found $1, expected --scale, --text, --lm-text, --out, --megabytes, --evaluate, --updates, --download or --plan" ;;
         esac
         shift
     done
@@ -115,10 +118,10 @@ text_of() {
     echo "${found[0]}"
 }
 
-# first_lines FILE MEGABYTES OUT: about that much of the text's beginning, in whole lines.
+# first_lines FILE KILOBYTES OUT: about that much of the text's beginning, in whole lines.
 first_lines() {
-    head -c "$(($2 * 1000000))" "$1" | sed '$d' >"$3.tmp"
-    if (($(stat -c %s "$1") <= $2 * 1000000)); then cp "$1" "$3.tmp"; fi
+    head -c "$(($2 * 1000))" "$1" | sed '$d' >"$3.tmp"
+    if (($(stat -c %s "$1") <= $2 * 1000)); then cp "$1" "$3.tmp"; fi
     mv "$3.tmp" "$3"
 }
 

@@ -13,6 +13,7 @@
 # --lm-text FOLDER small scale: tokenised text of another domain for the language model, named *train* and *valid*
 # --out FOLDER     where everything goes (reproduce-law, or ...-small)
 # --megabytes N    small scale: how much of each training text to use (8)
+# --evaluate N     small scale: how many kilobytes of the validation and test text to use (500)
 # --updates N      small scale: how long to train (3000); fine-tuning takes a third of it
 # --plan           only say what would be done, and what it takes
 #
@@ -43,16 +44,19 @@ if [[ $SCALE == small ]]; then
     plan 4 "small scale: $MEGABYTES MB of $LM_TEXT for the language model and of $TEXT for datastore and fine-tuning
  1 BPE and binarise, 3 min   2 train $UPDATES updates, 5 to 10 min   3 datastore, index, clusters, 3 min
  4 scores, searches, AdaptRet, sweeps, 5 min   5 fine-tune, 3 min   6 steps 3 and 4 again; 4 GB of memory"
-    begin "small $MEGABYTES $UPDATES $TEXT $LM_TEXT"
+    begin "small $MEGABYTES $EVALUATE $UPDATES $TEXT $LM_TEXT"
     lm_train=$(text_of "$LM_TEXT" train) lm_valid=$(text_of "$LM_TEXT" valid dev)
     train=$(text_of "$TEXT" train) valid=$(text_of "$TEXT" valid dev) test=$(text_of "$TEXT" test)
-    stage text-lm first_lines "$lm_train" "$MEGABYTES" "$RUN/lm.train.txt"
-    stage text-law first_lines "$train" "$MEGABYTES" "$RUN/law.train.raw"
+    stage text-lm first_lines "$lm_train" $((MEGABYTES * 1000)) "$RUN/lm.train.txt"
+    stage text-lm-valid first_lines "$lm_valid" "$EVALUATE" "$RUN/lm.valid.txt"
+    stage text-law first_lines "$train" $((MEGABYTES * 1000)) "$RUN/law.train.raw"
+    stage text-law-valid first_lines "$valid" "$EVALUATE" "$RUN/law.valid.raw"
+    stage text-law-test first_lines "$test" "$EVALUATE" "$RUN/law.test.raw"
     stage codes subword-nmt learn-bpe -s 6000 --input "$RUN/lm.train.txt" --output "$RUN/bpecodes"
     stage bpe-lm-train subword-nmt apply-bpe -c "$RUN/bpecodes" --input "$RUN/lm.train.txt" --output "$RUN/lm.train.bpe"
-    stage bpe-lm-valid subword-nmt apply-bpe -c "$RUN/bpecodes" --input "$lm_valid" \
+    stage bpe-lm-valid subword-nmt apply-bpe -c "$RUN/bpecodes" --input "$RUN/lm.valid.txt" \
         --output "$RUN/lm.valid.bpe"
-    stage bpe-law "$PREPARE" --train "$RUN/law.train.raw" --valid "$valid" --test "$test" \
+    stage bpe-law "$PREPARE" --train "$RUN/law.train.raw" --valid "$RUN/law.valid.raw" --test "$RUN/law.test.raw" \
         --codes "$RUN/bpecodes" --dest "$RUN/law-text" --no-escape --workers 2
     [[ -e $RUN/done/preprocess-lm ]] || rm -rf "$RUN/data-bin-lm"
     stage preprocess-lm python preprocess.py --only-source --workers 2 --destdir "$RUN/data-bin-lm" \

@@ -13,6 +13,7 @@
 #                  scale they are fetched by examples/language_model/prepare-wikitext-103.sh where they are not given)
 # --out FOLDER     where everything goes (reproduce-wikitext103, or ...-small)
 # --megabytes N    small scale: how much of the training text to use (8)
+# --evaluate N     small scale: how many kilobytes of the validation and test text to use (500)
 # --updates N      small scale: how long to train (3000)
 # --plan           only say what would be done, and what it takes
 #
@@ -31,12 +32,14 @@ if [[ $SCALE == small ]]; then
     plan 3 "small scale: $MEGABYTES MB of $TEXT
  1 binarise, 1 min   2 train $UPDATES updates, 5 to 10 min   3 save and index the datastore, 2 min
  4 four clusterings, 4 min   5 scores, searches, AdaptRet, 5 min   6 sweeps, tables, figures, 5 min; 4 GB of memory"
-    begin "small $MEGABYTES $UPDATES $TEXT"
+    begin "small $MEGABYTES $EVALUATE $UPDATES $TEXT"
     train=$(text_of "$TEXT" train) valid=$(text_of "$TEXT" valid dev) test=$(text_of "$TEXT" test)
-    stage text first_lines "$train" "$MEGABYTES" "$RUN/train.tokens"
+    stage text first_lines "$train" $((MEGABYTES * 1000)) "$RUN/train.tokens"
+    stage text-valid first_lines "$valid" "$EVALUATE" "$RUN/valid.tokens"
+    stage text-test first_lines "$test" "$EVALUATE" "$RUN/test.tokens"
     [[ -e $RUN/done/preprocess ]] || rm -rf "$DATA"
     stage preprocess python preprocess.py --only-source --thresholdsrc 3 --workers 2 --destdir "$DATA" \
-        --trainpref "$RUN/train.tokens" --validpref "$valid" --testpref "$test"
+        --trainpref "$RUN/train.tokens" --validpref "$RUN/valid.tokens" --testpref "$RUN/test.tokens"
     small_model "$(wc -l <"$DATA/dict.txt")"
     stage train python train.py "$DATA" --save-dir "$RUN/checkpoints" "${ARCHITECTURE[@]}" "${OPTIMISATION[@]}" \
         --sample-break-mode none --max-lr 3e-3 --max-update "$UPDATES"

@@ -101,9 +101,9 @@ def test_texts_are_found_by_name(tmp_path: Path) -> None:
 
 def test_only_whole_lines_are_taken(tmp_path: Path) -> None:
     (tmp_path / "t").write_text("x" * 99 + "\n" + ("y" * 999_989 + "\n"))
-    assert in_library(tmp_path, f"first_lines {tmp_path}/t 1 {tmp_path}/one").returncode == 0
+    assert in_library(tmp_path, f"first_lines {tmp_path}/t 1000 {tmp_path}/one").returncode == 0
     assert (tmp_path / "one").read_text() == "x" * 99 + "\n"
-    assert in_library(tmp_path, f"first_lines {tmp_path}/t 2 {tmp_path}/two").returncode == 0
+    assert in_library(tmp_path, f"first_lines {tmp_path}/t 2000 {tmp_path}/two").returncode == 0
     assert (tmp_path / "two").read_text() == (tmp_path / "t").read_text()
 
 
