@@ -23,7 +23,7 @@ demo-short: $(STAMP)
 	VENV=$(VENV) examples/retomaton/demo.sh --short
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP)
 	$(VENV)/bin/python -m pytest -m slow

@@ -310,6 +310,7 @@ def test_nothing_else_is_left(made: Path) -> None:
         "dstore16.json",
         "knn16.index",
         "knn16.index.trained",
+        "knn16.index.trained.json",
         "knn16.index.json",
         "kmeans_s1000_k20_members.pkl",
         "kmeans_s1000_k20_clusters",
