@@ -156,10 +156,10 @@ def _logarithmic(axes: Any, least: float, most: float) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.set_yscale("log")
-    ticks = (1, 2, 5, 10, 12, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000)
+    ticks = [first * 10**power for power in range(8) for first in (1, 1.2, 1.5, 2, 3, 5, 7.5)]
     axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if least / 1.2 < tick < most * 1.2]))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"))
 
 
 def _frame(axes: Any, title: str, note: str) -> None:

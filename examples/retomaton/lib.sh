@@ -133,8 +133,9 @@ small_model() {
         --decoder-ffn-embed-dim 512 --decoder-embed-dim 128 --decoder-input-dim 128 --decoder-output-dim 128
         --adaptive-input-cutoff "$cutoff" --adaptive-softmax-cutoff "$cutoff" --adaptive-softmax-dropout 0
         --dropout 0.1 --attention-dropout 0 --activation-dropout 0 --criterion adaptive_loss --ddp-backend no_c10d)
-    OPTIMISATION=(--optimizer adam --lr-scheduler cosine --lr 1e-5 --warmup-updates $((UPDATES / 30 + 1)) --warmup-init-lr 1e-5
-        --clip-norm 1.0 --tokens-per-sample 256 --max-tokens 1024 --no-epoch-checkpoints --save-interval-updates 500
+    OPTIMISATION=(--optimizer adam --lr-scheduler cosine --lr 1e-5 --warmup-init-lr 1e-5
+        --warmup-updates $((UPDATES / 30 + 1)) --clip-norm 1.0 --tokens-per-sample 256 --max-tokens 1024
+        --no-epoch-checkpoints --save-interval-updates 500
         --keep-interval-updates 1 --skip-invalid-size-inputs-valid-test --log-format simple --log-interval 100)
 }
 
