@@ -10,7 +10,7 @@
 # afresh. It ends with table.md, results.json, ppl_vs_foss.png and ppl_vs_foss.svg in the folder.
 set -euo pipefail
 
-fail() { echo "demo.sh: error: $1" >&2; exit 2; }
+source "$(dirname "$0")/stages.sh"
 
 text=()
 size=full
@@ -33,60 +33,36 @@ if [[ -d $VENV ]]; then PATH=$(realpath "$VENV")/bin:$PATH; fi
 
 # The only differences between the two sizes: how much text, how long to train, how long the sweeps.
 if [[ $size == full ]]; then
-    run=${out:-demo-run} speeches=100 updates=3000 lists=256 sample=150000
+    RUN=${out:-demo-run} speeches=100 updates=3000 lists=256 sample=150000
     skips=(0.25 0.5 0.75) taus=(9999999 256 64 16 4 1)
 else
-    run=${out:-demo-run-short} speeches=20 updates=400 lists=64 sample=40000
+    RUN=${out:-demo-run-short} speeches=20 updates=400 lists=64 sample=40000
     skips=(0.5) taus=(9999999 64 1)
 fi
 ((${#text[@]})) || text=(--train "$speeches")
-data=$run/data-bin
-model=$run/checkpoints/checkpoint_best.pt
-dstore=$run/dstore
+data=$RUN/data-bin
+model=$RUN/checkpoints/checkpoint_best.pt
+dstore=$RUN/dstore
 # At this size more than four threads only get in each other's way.
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores < 4 ? cores : 4))}
 SECONDS=0
-mkdir -p "$run/done" "$run/results" "$dstore"
-
-settings="$size $updates $lists $sample ${text[*]}"
-if [[ -e $run/settings && $(<"$run/settings") != "$settings" ]]; then
-    fail "$run holds a run with other settings; delete it or choose another folder with --out"
-fi
-echo "$settings" >"$run/settings"
-
-# Shows a command as one can type it: words with special characters in quotes.
-show() {
-    local word line='$'
-    for word in "$@"; do
-        if [[ $word =~ ^[A-Za-z0-9_./:=,@+-]+$ ]]; then line+=" $word"; else line+=" \"$word\""; fi
-    done
-    printf '\n%s\n' "$line"
-}
-
-# stage NAME COMMAND...: runs the command unless it ran to its end before, and notes how long it took.
-stage() {
-    local name=$1 begin=$SECONDS
-    shift
-    if [[ -e $run/done/$name ]]; then return; fi
-    show "$@"
-    "$@"
-    echo "$((SECONDS - begin)) s" >"$run/done/$name"
-}
+begin "$size $updates $lists $sample ${text[*]}"
+mkdir -p "$RUN/results" "$dstore"
 
 # --- text, binarised text, language model ---------------------------------------------------------------------------
 
-stage text python examples/retomaton/prepare_sotu.py "$run/text" "${text[@]}"
+stage text python examples/retomaton/prepare_sotu.py "$RUN/text" "${text[@]}"
 
-[[ -e $run/done/preprocess ]] || rm -rf "$data"
+[[ -e $RUN/done/preprocess ]] || rm -rf "$data"
 stage preprocess python preprocess.py --only-source --thresholdsrc 2 --workers 2 --destdir "$data" \
-    --trainpref "$run/text/train.txt" --validpref "$run/text/valid.txt" --testpref "$run/text/test.txt"
+    --trainpref "$RUN/text/train.txt" --validpref "$RUN/text/valid.txt" --testpref "$RUN/text/test.txt"
 
 # The architecture of the WikiText-103 model with fewer and narrower layers. The most frequent eighth of the words gets
 # the full width, the next three eighths a quarter of it, the rest a sixteenth.
 words=$(wc -l <"$data/dict.txt")
 cutoff=$((words / 8)),$((words / 2))
-stage train python train.py "$data" --task language_modeling --save-dir "$run/checkpoints" \
+stage train python train.py "$data" --task language_modeling --save-dir "$RUN/checkpoints" \
     --arch transformer_lm_wiki103 --decoder-layers 2 --decoder-attention-heads 4 --decoder-ffn-embed-dim 512 \
     --decoder-embed-dim 128 --decoder-input-dim 128 --decoder-output-dim 128 \
     --adaptive-input-cutoff "$cutoff" --adaptive-softmax-cutoff "$cutoff" --adaptive-softmax-dropout 0 \
@@ -120,7 +96,7 @@ evaluate() {
     local name=$1
     shift
     stage "eval-$name" python eval_lm.py "$data" "${lm[@]}" --gen-subset test "$@" \
-        --results-json "$run/results/$name.json"
+        --results-json "$RUN/results/$name.json"
 }
 
 # The temperature makes up for keys eight times narrower than the paper's: at 1 the nearest entry gets nearly all weight.
@@ -140,7 +116,7 @@ done
 
 # --- table and picture ----------------------------------------------------------------------------------------------
 
-show python examples/retomaton/report.py "$run/results" --output "$run"
-python examples/retomaton/report.py "$run/results" --output "$run"
-printf '\nIn %s: table.md, results.json, ppl_vs_foss.png, ppl_vs_foss.svg. ' "$run"
+show python examples/retomaton/report.py "$RUN/results" --output "$RUN"
+python examples/retomaton/report.py "$RUN/results" --output "$RUN"
+printf '\nIn %s: table.md, results.json, ppl_vs_foss.png, ppl_vs_foss.svg. ' "$RUN"
 printf 'This run took %d min %d s.\n' $((SECONDS / 60)) $((SECONDS % 60))

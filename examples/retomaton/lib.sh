@@ -1,17 +1,14 @@
 # What reproduce_wikitext103.sh and reproduce_law.sh share: options, stages that are skipped when done, downloads that go
 # on where they were, and everything from a trained language model to tables and figures. Sourced, not run.
 #
-# The caller sets the arrays and names in capitals that a function's comment lists. No state but files: $RUN/done/NAME
-# says that a stage ran to its end, and holds how long it took.
+# The caller sets the arrays and names in capitals that a function's comment lists. No state but files (stages.sh).
 
 S3=https://retomaton.s3.us-east-2.amazonaws.com
 HERE=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 ROOT=$(realpath "$HERE/../..")
-PROGRAM=$(basename "$0")
+source "$HERE/stages.sh"
 TAUS=(9999999 1024 512 256 128 64 32 16 4 1)
 SHARES=(0.1 0.3 0.5 0.7 0.9)
-
-fail() { echo "$PROGRAM: error: $1" >&2; exit 2; }
 
 # parse_options "$@": sets SCALE, OUT, TEXT, LM_TEXT, MEGABYTES, EVALUATE (kilobytes), UPDATES, DOWNLOAD, PLAN_ONLY;
 # enters the repository.
@@ -44,15 +41,6 @@ parse_options() {
     if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then GPU=(--knnlm-gpu); fi
 }
 
-# begin SETTINGS: makes $RUN and refuses to mix two runs in it.
-begin() {
-    mkdir -p "$RUN/done"
-    if [[ -e $RUN/settings && $(<"$RUN/settings") != "$1" ]]; then
-        fail "$RUN holds a run with other settings ($(<"$RUN/settings")); delete it or choose another folder with --out"
-    fi
-    echo "$1" >"$RUN/settings"
-}
-
 # plan GIGABYTES TEXT: prints what is to come, and stops early where the disk is too small or only the plan is wanted.
 plan() {
     local free folder=$RUN
@@ -63,25 +51,6 @@ plan() {
         "GPU for searches: $( ((${#GPU[@]})) && echo yes || echo no)" 
     if ((PLAN_ONLY)); then exit 0; fi
     if (($1 > free)) && ! compgen -G "$RUN/done/save-*" >/dev/null; then fail "$RUN: $free GB free, about $1 GB needed; choose another --out"; fi
-}
-
-# show COMMAND...: the command as one can type it.
-show() {
-    local word line='$'
-    for word in "$@"; do
-        if [[ $word =~ ^[A-Za-z0-9_./:=,@+-]+$ ]]; then line+=" $word"; else line+=" \"$word\""; fi
-    done
-    printf '\n%s\n' "$line"
-}
-
-# stage NAME COMMAND...: runs the command unless it ran to its end before.
-stage() {
-    local name=$1 begin=$SECONDS
-    shift
-    if [[ -e $RUN/done/$name ]]; then return; fi
-    show "$@"
-    "$@"
-    echo "$((SECONDS - begin)) s" >"$RUN/done/$name"
 }
 
 # fetch URL FILE [BYTES]: downloads once, goes on with half a file, and checks the size (the server's, unless given).
