@@ -70,6 +70,21 @@ class FairseqDataset(torch.utils.data.Dataset):
         """Told at the start of every epoch; the default has no use for it."""
 
 
+class SizedDataset(FairseqDataset):
+    """Items whose length and cost are entries of the integer array `sizes` (n,)."""
+
+    sizes: Any
+
+    def num_tokens(self, index: int) -> int:
+        return int(self.sizes[index])
+
+    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
+        return self.sizes[indices].astype(np.int64)
+
+    def size(self, index: int) -> int:
+        return int(self.sizes[index])
+
+
 class BaseWrapperDataset(FairseqDataset):
     """A dataset seen through another one: everything is answered by the wrapped `dataset`."""
 

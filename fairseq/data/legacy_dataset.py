@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fairseq.atomic_io import atomic_write
-from fairseq.data.fairseq_dataset import FairseqDataset
+from fairseq.data.fairseq_dataset import SizedDataset
 from fairseq.data.mmap_dataset import code, data_file_path, dtypes, index_file_path
 from fairseq.errors import BadFile, MissingFile, UserError
 
@@ -26,7 +26,7 @@ MAGIC = b"TNTIDX\x00\x00"
 HEADER = struct.Struct("<8sQQQQQ")
 
 
-class IndexedDataset(FairseqDataset):
+class IndexedDataset(SizedDataset):
     """`lazy`: each item is read from the disk when asked for. `sizes`: (n,) int64 item lengths."""
 
     def __init__(self, path: str, fix_lua_indexing: bool = False) -> None:
@@ -100,15 +100,6 @@ class IndexedDataset(FairseqDataset):
     def sizes(self) -> np.ndarray:
         """Item lengths in elements: (n,) int64."""
         return self._sizes
-
-    def num_tokens(self, index: int) -> int:
-        return int(self._sizes[index])
-
-    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
-        return self._sizes[indices]
-
-    def size(self, index: int) -> int:
-        return int(self._sizes[index])
 
     @staticmethod
     def exists(path: str) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fairseq.atomic_io import atomic_write
-from fairseq.data.fairseq_dataset import FairseqDataset
+from fairseq.data.fairseq_dataset import SizedDataset
 from fairseq.errors import BadFile, MissingFile, UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -82,7 +82,7 @@ def read_index(path: str) -> tuple[np.dtype, np.ndarray, np.ndarray]:
     return dtype, table[: 4 * n].view("<i4"), table[4 * n :].view("<i8")
 
 
-class MMapIndexedDataset(FairseqDataset):
+class MMapIndexedDataset(SizedDataset):
     """Items of a binarised split, read through a memory map.
 
     `tokens`: the whole stream, flat, in the element type of the file. `sizes`: (n,) int32 item lengths.
@@ -151,15 +151,6 @@ class MMapIndexedDataset(FairseqDataset):
     def sizes(self) -> np.ndarray:
         """Item lengths in elements: (n,) int32."""
         return self._sizes
-
-    def num_tokens(self, index: int) -> int:
-        return int(self._sizes[index])
-
-    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
-        return self._sizes[indices].astype(np.int64)
-
-    def size(self, index: int) -> int:
-        return int(self._sizes[index])
 
     @staticmethod
     def exists(path: str) -> bool:

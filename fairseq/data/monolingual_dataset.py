@@ -11,7 +11,7 @@ import torch
 
 from fairseq.data import data_utils
 from fairseq.data.dictionary import Dictionary
-from fairseq.data.fairseq_dataset import FairseqDataset
+from fairseq.data.fairseq_dataset import SizedDataset
 from fairseq.errors import UserError
 
 TARGETS = ("self", "future", "past")
@@ -41,7 +41,7 @@ def collate(samples: list[dict[str, Any]], pad_idx: int, eos_idx: int) -> dict[s
     }
 
 
-class MonolingualDataset(FairseqDataset):
+class MonolingualDataset(SizedDataset):
     """Wraps a TokenBlockDataset with `include_targets`.
 
     `targets` lists what to predict: `future` (the next word, the default), `self`, `past`; one gives a tensor, several
@@ -115,15 +115,6 @@ class MonolingualDataset(FairseqDataset):
                     "dictionary has; use the dict.txt that the text was binarised with, or preprocess it again"
                 )
         return batch
-
-    def num_tokens(self, index: int) -> int:
-        return int(self.sizes[index])
-
-    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
-        return self.sizes[indices].astype(np.int64)
-
-    def size(self, index: int) -> int:
-        return int(self.sizes[index])
 
     def ordered_indices(self) -> np.ndarray:
         """By ascending length; among equals at random (numpy's generator) with `shuffle`, else by index."""

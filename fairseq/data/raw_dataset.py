@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from fairseq.data.dictionary import Dictionary
-from fairseq.data.fairseq_dataset import FairseqDataset
+from fairseq.data.fairseq_dataset import SizedDataset
 from fairseq.errors import MissingFile
 
 
-class IndexedRawTextDataset(FairseqDataset):
+class IndexedRawTextDataset(SizedDataset):
     """One item per text line. `tokens`: all ids, flat int32; `sizes`: (n,) int32 item lengths."""
 
     def __init__(self, path: str, dictionary: Dictionary, append_eos: bool = True, reverse_order: bool = False) -> None:
@@ -56,15 +56,6 @@ class IndexedRawTextDataset(FairseqDataset):
     def get_original_text(self, i: int) -> str:
         """The text of item `i`."""
         return self.lines[i]
-
-    def num_tokens(self, index: int) -> int:
-        return int(self.sizes[index])
-
-    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
-        return self.sizes[indices].astype(np.int64)
-
-    def size(self, index: int) -> int:
-        return int(self.sizes[index])
 
     @staticmethod
     def exists(path: str) -> bool:

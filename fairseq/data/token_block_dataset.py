@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairseq.data.fairseq_dataset import FairseqDataset
+from fairseq.data.fairseq_dataset import SizedDataset
 from fairseq.errors import BadFlag, UserError
 
 
@@ -65,7 +65,7 @@ def _greedy(stream: np.ndarray, block_size: int, separators: np.ndarray) -> tupl
     return first, ends[first]
 
 
-class TokenBlockDataset(FairseqDataset):
+class TokenBlockDataset(SizedDataset):
     """Blocks of a token stream. `sizes`: (blocks,) int64 lengths; `slice_indices`: (blocks, 2) bounds in the stream.
 
     With `include_targets` an item is (source, target, past target), else the block alone; all (length,) int64."""
@@ -138,15 +138,6 @@ class TokenBlockDataset(FairseqDataset):
         shifted = np.concatenate((history, block))
         source, past = torch.from_numpy(shifted[1:-1]), torch.from_numpy(shifted[: len(block)])
         return source, item, past
-
-    def num_tokens(self, index: int) -> int:
-        return int(self.sizes[index])
-
-    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
-        return self.sizes[indices]
-
-    def size(self, index: int) -> int:
-        return int(self.sizes[index])
 
     def attr(self, attr: str, index: int) -> Any:
         return self.dataset.attr(attr, int(self.block_to_dataset_index[index, 0]))
