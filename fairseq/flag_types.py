@@ -1,13 +1,22 @@
-"""What a flag's text may say: types for argparse, each of which refuses a wrong text with what it found and expected,
-and literal dictionaries. Nothing typed on a command line is ever evaluated."""
+"""What a flag's text may say: the parser of every command, types for argparse, each of which refuses a wrong text with
+what it found and expected, and literal dictionaries. Nothing typed on a command line is ever evaluated."""
 
 from __future__ import annotations
 
 import argparse
 import ast
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, NoReturn
 
-from fairseq.errors import BadFlag
+from fairseq.errors import BadFlag, UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, and with an error message of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def literal_dict(flag: str, text: str | dict[str, Any] | None) -> dict[str, Any]:
@@ -21,13 +30,6 @@ def literal_dict(flag: str, text: str | dict[str, Any] | None) -> dict[str, Any]
     if not isinstance(value, dict):
         raise BadFlag(flag, repr(text), "a dictionary such as \"{'knn_keytype': 'last_ffn_input'}\"")
     return value
-
-
-def eval_bool(text: str | bool | None, default: bool = False) -> bool:
-    """A truth value from "True", "1", "yes" and their opposites."""
-    if text is None:
-        return default
-    return text if isinstance(text, bool) else text.strip().lower() in ("1", "true", "yes", "t", "y")
 
 
 def int_list(text: str) -> list[int]:
@@ -49,56 +51,36 @@ def float_list(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number or a list such as 0.25,0.1") from None
 
 
+def _number(text: str, kind: Callable[[str], Any], fits: Callable[[Any], bool], expected: str) -> Any:
+    try:
+        number = kind(text)
+    except ValueError:
+        number = None
+    if number is None or not fits(number):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}")
+    return number
+
+
 def positive_int(text: str) -> int:
     """argparse type: an integer of at least 1."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected an integer of at least 1")
-    return number
+    return _number(text, int, lambda number: number >= 1, "an integer of at least 1")
 
 
 def natural_int(text: str) -> int:
     """argparse type: an integer of at least 0."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected an integer of at least 0")
-    return number
+    return _number(text, int, lambda number: number >= 0, "an integer of at least 0")
 
 
 def unit_float(text: str) -> float:
     """argparse type: a number from 0 to 1."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 0 to 1")
-    return number
+    return _number(text, float, lambda number: 0 <= number <= 1, "a number from 0 to 1")
 
 
 def positive_float(text: str) -> float:
     """argparse type: a number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0")
-    return number
+    return _number(text, float, lambda number: 0 < number < math.inf, "a number above 0")
 
 
 def natural_float(text: str) -> float:
     """argparse type: a number of at least 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of at least 0")
-    return number
+    return _number(text, float, lambda number: 0 <= number < math.inf, "a number of at least 0")

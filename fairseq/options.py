@@ -7,12 +7,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from fairseq import criterions, optim, tasks, utils  # noqa: F401  (importing fills the registries)
 from fairseq.data.indexed_dataset import get_available_dataset_impl
 from fairseq.errors import BadFlag, UserError
-from fairseq.flag_types import float_list, int_list, natural_int, positive_float, positive_int, unit_float
+from fairseq.flag_types import Parser, float_list, int_list, natural_int, positive_float, positive_int, unit_float
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.optim import lr_scheduler  # noqa: F401
 from fairseq.registry import REGISTRIES
@@ -20,13 +20,6 @@ from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
 MAX_INT = sys.maxsize
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, and with an error message of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

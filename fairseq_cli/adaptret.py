@@ -19,9 +19,8 @@ from fairseq import options
 from fairseq.data import Dictionary, data_utils
 from fairseq.errors import BadFile, BadFlag
 from fairseq.fingerprint import split_fingerprints
-from fairseq.flag_types import positive_float, positive_int, unit_float
+from fairseq.flag_types import Parser, positive_float, positive_int, unit_float
 from fairseq.knnlm import build_knnlm, open_stores
-from fairseq.options import Parser
 from fairseq.provenance import write_results
 from fairseq.retrieval.adaptret import FEATURES, AdaptRetRecipe, TrainingData, train
 from fairseq.retrieval.ngrams import NgramTable, count_ngrams

@@ -9,8 +9,7 @@ import time
 
 from fairseq.atomic_io import make_parent
 from fairseq.errors import BadFlag
-from fairseq.flag_types import natural_int, positive_int
-from fairseq.options import Parser
+from fairseq.flag_types import Parser, natural_int, positive_int
 from fairseq.provenance import write_results
 from fairseq.retrieval.build_index import IndexBuilder, IndexRecipe
 from fairseq.retrieval.datastore import Datastore, count_filled_rows

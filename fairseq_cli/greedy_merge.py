@@ -15,8 +15,7 @@ import numpy as np
 
 from fairseq.errors import BadFlag
 from fairseq.fingerprint import quick_fingerprint
-from fairseq.flag_types import positive_int
-from fairseq.options import Parser
+from fairseq.flag_types import Parser, positive_int
 from fairseq.provenance import write_results
 from fairseq.retrieval.clusters import Clusters, save_clusters, save_members_pickle
 from fairseq.retrieval.datastore import Datastore

@@ -24,9 +24,8 @@ from fairseq import options, utils
 from fairseq.atomic_io import atomic_write, read_json
 from fairseq.errors import BadFile, BadFlag
 from fairseq.fingerprint import quick_fingerprint
-from fairseq.flag_types import natural_int, positive_float, positive_int, unit_float
+from fairseq.flag_types import Parser, natural_int, positive_float, positive_int, unit_float
 from fairseq.knnlm import open_stores
-from fairseq.options import Parser
 from fairseq.provenance import write_results
 from fairseq.retrieval.datastore import values_path
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
