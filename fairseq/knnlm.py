@@ -34,7 +34,7 @@ from fairseq.retrieval.device_search import DeviceIndex
 from fairseq.retrieval.index import FaissIndex, Index, check_dimension
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY, Proposal, Resources, Retriever, Step
 from fairseq.retrieval.search_cache import SearchCache
-from fairseq.retrieval.similarity import Similarity, WeightedSimilarity, build_similarity
+from fairseq.retrieval.similarity import Similarity, WeightedSimilarity, build_similarity, needs_keys
 from fairseq.scored_sequences import ScoredSequence
 
 logger = logging.getLogger(__name__)
@@ -47,18 +47,22 @@ CHUNK_CANDIDATES = 1 << 23  # bounds the scratch memory of one search of indepen
 class RetrievalResult:
     """What retrieval made of one ScoredSequence; all arrays are (T,).
 
-    log_probs: log of the mixture, nats; knn_log_probs: log p_kNN, nats; searched: whether the index was searched;
-    candidates: how many entries voted; matched: how many of them had the right value; lmbda: the weight of p_kNN;
-    by_temperature: (T, S) log p_kNN at each of the KNNLM's S temperatures, the first of which is knn_log_probs."""
+    log_probs: log of the mixture, nats; searched: whether the index was searched; candidates: how many entries voted;
+    matched: how many of them had the right value; lmbda: the weight of p_kNN; by_temperature: (T, S) log p_kNN, nats,
+    at each of the KNNLM's S temperatures, the first of which is the one that was mixed."""
 
     sample_id: int
     log_probs: Tensor
-    knn_log_probs: Tensor
     searched: NDArray[np.bool_]
     candidates: NDArray[np.int64]
     matched: NDArray[np.int64]
     lmbda: Tensor
     by_temperature: Tensor
+
+    @property
+    def knn_log_probs(self) -> Tensor:
+        """(T,) log p_kNN at the temperature that was mixed, nats."""
+        return self.by_temperature[:, 0]
 
 
 def mix(lm_log_probs: Tensor, knn_log_probs: Tensor, lmbda: Tensor) -> Tensor:
@@ -306,7 +310,6 @@ class _Batch:
                 RetrievalResult(
                     sequence.sample_id,
                     log_probs[span],
-                    knn[span, 0],
                     searched[span],
                     candidates[span],
                     matched[span],
@@ -350,13 +353,12 @@ def open_stores(args: argparse.Namespace, dimension: int, device: torch.device |
     """Opens the datastore and index that eval_lm's flags name, for queries of width `dimension`."""
     _require_stores(args)
     function = args.knn_sim_func
-    from_index = function == "do_not_recomp_l2" or (function is None and args.faiss_metric_type == "ip")
     datastore = Datastore.open(
         args.dstore_filename,
         args.dstore_size,
         dimension,
         args.dstore_fp16 or None,
-        load_keys=not args.no_load_keys and not from_index,
+        load_keys=not args.no_load_keys and needs_keys(function, args.faiss_metric_type),
         in_memory=args.move_dstore_to_mem,
     )
     logger.info("datastore %s: %d entries of dimension %d", args.dstore_filename, datastore.size, dimension)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairseq.atomic_io import make_parent, publish, temporary_path
+from fairseq.atomic_io import make_parent, publish, read_json, temporary_path
 from fairseq.errors import BadFile
 
 
@@ -60,6 +60,19 @@ class ArrayStream:
         self._stream.write(self._header())
         self._stream.close()
         publish(self._temporary, self.path)
+
+
+def rows_done(path: str, description: dict[str, Any]) -> int:
+    """Rows that an unfinished run of the same `description` left safely on the disk, by its progress file `path`: that
+    description and the number of "rows". 0 for anything else."""
+    if not os.path.exists(path):
+        return 0
+    try:
+        progress = read_json(path)
+    except BadFile:
+        return 0
+    rows = progress.pop("rows", 0) if isinstance(progress, dict) else 0
+    return rows if progress == description and isinstance(rows, int) and rows > 0 else 0
 
 
 def open_array(path: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> NDArray[Any]:

@@ -58,6 +58,19 @@ def bounds_of(counts: Tensor) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
+def best_first(values: Tensor, rows: Tensor) -> Tensor:
+    """(n,) positions in ascending order of `rows` (n,) and, within a row, descending order of `values` (n,)."""
+    by_value = torch.argsort(values, descending=True, stable=True)
+    return by_value[torch.argsort(rows[by_value], stable=True)]
+
+
+def best_of_rows(values: Tensor, rows: Tensor, counts: Tensor, most: int) -> Tensor:
+    """`best_first`, but only the first `most` positions of each row; counts (B,) are the rows' numbers of entries."""
+    order = best_first(values, rows)
+    rank = torch.arange(len(order), device=order.device) - starts_of(counts)[rows[order]]
+    return order[rank < most]
+
+
 class Automaton:
     """Pointer-following state. `size`: entries of the datastore; `max_knns`: most candidates from pointers a step."""
 
@@ -89,10 +102,7 @@ class Automaton:
         counts = kept.counts(sequences)
         if len(kept) and int(counts.max()) > self.max_knns:
             assert kept.scores is not None
-            best_first = torch.argsort(kept.scores, descending=True, stable=True)
-            kept = kept.select(best_first[torch.argsort(kept.rows[best_first], stable=True)])
-            rank = torch.arange(len(kept), device=self.device) - starts_of(counts)[kept.rows]
-            kept = kept.select(rank < self.max_knns)
+            kept = kept.select(best_of_rows(kept.scores, kept.rows, counts, self.max_knns))
         return Entries(kept.rows, kept.ids + 1), counts
 
     def expand(self, pointers: Entries, sequences: int) -> Entries:
@@ -141,8 +151,7 @@ class Automaton:
         equal votes stand as numpy's default sort leaves them: the original's truncation, and so its numbers, depend on
         that (off the CPU: ascending cluster number)."""
         if self.device.type != "cpu":
-            by_votes = torch.argsort(votes, descending=True, stable=True)
-            return by_votes[torch.argsort(rows[by_votes], stable=True)]
+            return best_first(votes, rows)
         order = np.arange(len(rows))
         ascending = -votes.numpy()
         starts, width_of = starts_of(widths).numpy(), np.where((crowded & (widths > 1)).numpy(), widths.numpy(), 0)

@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fairseq.atomic_io import atomic_write, read_json, require_free_space, write_json
+from fairseq.atomic_io import atomic_write, require_free_space, write_json
 from fairseq.errors import BadFile
 from fairseq.retrieval import kernels
-from fairseq.retrieval.array_stream import ArrayStream, open_array
+from fairseq.retrieval.array_stream import ArrayStream, open_array, rows_done
 from fairseq.retrieval.datastore import Datastore, weights_path
 from fairseq.retrieval.datastore_writer import DatastoreWriter
 from fairseq.retrieval.index import Index
@@ -140,7 +140,7 @@ def _search_all(
 ) -> None:
     keys = datastore.require_keys("searching for every key")
     progress_path = path + ".progress.json"
-    done = _rows_done(progress_path, info)
+    done = rows_done(progress_path, info)
     require_free_space(path, (datastore.size - done) * k * 4, "the list of neighbours")
     try:
         stream = ArrayStream(path, "<i4", (k,), done)
@@ -161,17 +161,6 @@ def _search_all(
     stream.finish()
     if os.path.exists(progress_path):
         os.unlink(progress_path)
-
-
-def _rows_done(path: str, info: dict[str, Any]) -> int:
-    if not os.path.exists(path):
-        return 0
-    try:
-        progress = read_json(path)
-    except BadFile:
-        return 0
-    rows = progress.pop("rows", 0) if isinstance(progress, dict) else 0
-    return rows if progress == info and isinstance(rows, int) and rows > 0 else 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

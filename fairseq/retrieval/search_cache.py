@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from fairseq.atomic_io import read_json, require_free_space, write_json
+from fairseq.atomic_io import require_free_space, write_json
 from fairseq.errors import BadFile, BadFlag
 from fairseq.fingerprint import quick_fingerprint
-from fairseq.retrieval.array_stream import ArrayStream, open_array
+from fairseq.retrieval.array_stream import ArrayStream, open_array, rows_done
 from fairseq.retrieval.clusters import index_dtype
 from fairseq.retrieval.index import Index
 from fairseq.retrieval.score_cache import ScoreCache
@@ -135,7 +135,7 @@ def _search_all(
     row_bytes = k * (dtype.itemsize + 4)
     description = {**identity, "k": k}
     progress_path = os.path.join(folder, "progress.json")
-    done = _safe_rows(progress_path, description)
+    done = rows_done(progress_path, description)
     if os.path.exists(sidecar_path(os.path.join(folder, KIND))):
         os.unlink(sidecar_path(os.path.join(folder, KIND)))
     require_free_space(os.path.join(folder, "ids.npy"), (len(scores) - done) * row_bytes, "the saved searches")
@@ -173,15 +173,3 @@ def _streams(folder: str, dtype: Any, k: int, rows: int) -> list[ArrayStream]:
     except BadFile:
         ids.close()
         raise
-
-
-def _safe_rows(path: str, description: dict[str, Any]) -> int:
-    """Rows of an unfinished run of the same search that are safely on the disk."""
-    if not os.path.exists(path):
-        return 0
-    try:
-        progress = read_json(path)
-    except BadFile:
-        return 0
-    rows = progress.pop("rows", 0) if isinstance(progress, dict) else 0
-    return rows if progress == description and isinstance(rows, int) and rows > 0 else 0

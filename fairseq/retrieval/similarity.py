@@ -74,6 +74,11 @@ class WeightedSimilarity:
         return self.similarity.of_entries(queries, rows, ids) + self.log_weights[ids]
 
 
+def needs_keys(function: str | None, metric: str) -> bool:
+    """Whether `--knn-sim-func` and `--faiss-metric-type` ask for scores from the keys, not from the index."""
+    return not (function == "do_not_recomp_l2" or (function is None and metric == "ip"))
+
+
 def build_similarity(function: str | None, metric: str, datastore: Datastore, index: Index) -> Similarity:
     """The similarity that `--knn-sim-func` and `--faiss-metric-type` ask for; BadFlag for anything unknown."""
     if metric not in ("l2", "ip"):
@@ -81,7 +86,7 @@ def build_similarity(function: str | None, metric: str, datastore: Datastore, in
     if index.inner_product != (metric == "ip"):
         found = "an inner-product index" if index.inner_product else "an L2 index"
         raise BadFlag("--faiss-metric-type", metric, f"the metric of the index, which is {found}")
-    if function == "do_not_recomp_l2" or (function is None and metric == "ip"):
+    if not needs_keys(function, metric):
         return IndexSimilarity(index)
     if function in (None, "dot", "l2"):
         return KeySimilarity(datastore, inner_product=function == "dot")

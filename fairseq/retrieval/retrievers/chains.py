@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fairseq.flag_types import natural_float, positive_int
-from fairseq.retrieval.automaton import Automaton, Entries, no_entries, starts_of
+from fairseq.retrieval.automaton import Automaton, Entries, best_of_rows, no_entries, starts_of
 from fairseq.retrieval.retrievers import Proposal, Resources, Retriever, Step, register_retriever
 
 
@@ -67,10 +67,7 @@ class ChainsRetriever(Retriever):
         """Keeps the longest chains where a row has more than `--pool` of them."""
         if not len(kept) or int(kept.max()) <= self.args.pool:
             return
-        longest_first = torch.argsort(self.lengths, descending=True, stable=True)
-        order = longest_first[torch.argsort(self.pointers.rows[longest_first], stable=True)]
-        rank = torch.arange(len(order), device=order.device) - starts_of(kept)[self.pointers.rows[order]]
-        chosen = order[rank < self.args.pool].sort().values
+        chosen = best_of_rows(self.lengths, self.pointers.rows, kept, self.args.pool).sort().values
         self.pointers, self.lengths = self.pointers.select(chosen), self.lengths[chosen]
 
     def _lmbda(self, count: int) -> Tensor:
