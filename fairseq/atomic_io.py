@@ -5,6 +5,7 @@ half a file."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fairseq.errors import BadFile, MissingFile, UserError
+from fairseq.refusals import refuse
 
 
 def temporary_path(path: str | os.PathLike[str]) -> Path:
@@ -24,21 +26,48 @@ def temporary_path(path: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb", encoding: str | None = None) -> Iterator[IO[Any]]:
-    """Opens a temporary file; on leaving without an exception it replaces `path`, otherwise it is removed."""
+    """Opens a temporary file; on leaving without an exception it replaces `path`, otherwise it is removed.
+
+    UserError naming `path` when the disk is full, or whatever else keeps it from being written."""
     temporary = temporary_path(path)
     make_parent(path)
     if "b" not in mode and encoding is None:
         encoding = "utf-8"
     try:
-        with open(temporary, mode, encoding=encoding) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        with writing(path):
+            with open(temporary, mode, encoding=encoding) as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the system has no room: a full disk, a quota, or a limit on the size of files."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what the system says when `path` cannot be written into one sentence about it. (An error about another,
+    named file passes: that is its reader's business.)"""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        if error.filename is not None and os.fspath(error.filename) != os.fspath(temporary_path(path)):
+            raise
+        remedy = "free some space" if is_full(error) or error.errno is None else "choose a writable place"
+        reason = error.strerror or str(error).splitlines()[0]
+        raise UserError(
+            f"{os.fspath(path)}: cannot be written ({reason}); what was there before is untouched; {remedy} and run "
+            "the same command again"
+        ) from error
 
 
 def publish(temporary: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
@@ -87,7 +116,9 @@ def require_free_space(path: str | os.PathLike[str], needed: int, what: str) -> 
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise UserError(
-            f"{what} needs {needed / 1e9:.2f} GB in {folder}, which has {free / 1e9:.2f} GB free; "
-            "free some space or choose another place"
+        refuse(
+            UserError(
+                f"{what} needs {needed / 1e9:.2f} GB in {folder}, which has {free / 1e9:.2f} GB free; "
+                "free some space, choose another place, or go on with --force"
+            )
         )

@@ -66,7 +66,10 @@ def save_state(
 def torch_persistent_save(content: Any, filename: str) -> None:
     """`torch.save` under a temporary name, then a rename."""
     with atomic_write(filename) as stream:
-        torch.save(content, stream)
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:  # torch hides what the system said
+            raise OSError(None, f"torch.save: {str(error).splitlines()[0][-120:]}") from error
 
 
 def to_cpu(content: Any, dtype: torch.dtype | None = None, _seen: dict[Any, torch.Tensor] | None = None) -> Any:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import hashlib
 import importlib
 import logging
 import mmap as mmap_module
@@ -254,6 +255,17 @@ def load_model_ensemble_and_task(
             task = tasks.setup_task(args)
         models.append(_build_and_load(filename, args, task, parameters))
     return models, args, task
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """Digest (BLAKE2b, 128 bits) of a model's weights, tied ones once: the same for every file that holds them."""
+    digest, seen = hashlib.blake2b(digest_size=16), set()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, torch.Tensor) and tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _unmapped(parameters: dict[str, Any]) -> dict[str, Any]:

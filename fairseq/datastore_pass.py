@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,10 @@ from fairseq import utils
 from fairseq.errors import BadFlag, UserError
 from fairseq.fingerprint import file_fingerprint, split_fingerprints
 from fairseq.lm_scoring import LMScoring
+from fairseq.refusals import refuse
+from fairseq.retrieval.datastore import KIND
 from fairseq.retrieval.datastore_writer import DatastoreWriter
+from fairseq.retrieval.sidecar import read_sidecar
 from fairseq.scored_sequences import ScoredSequence
 
 logger = logging.getLogger(__name__)
@@ -123,6 +127,7 @@ def scoring_identity(scoring: LMScoring, args: argparse.Namespace) -> dict[str, 
     folder = utils.split_paths(args.data)[0]
     return {
         "models": [file_fingerprint(path) for path in utils.split_paths(args.path)],
+        "weights": scoring.weights,
         "data": split_fingerprints(folder, args.gen_subset),
         "split": args.gen_subset,
         "vocabulary": len(scoring.task.target_dictionary),
@@ -136,3 +141,27 @@ def scoring_identity(scoring: LMScoring, args: argparse.Namespace) -> dict[str, 
         "precision": "float16" if args.fp16 else "bfloat16" if args.bf16 else "float32",
     }
 
+
+def check_source(scoring: LMScoring, args: argparse.Namespace) -> None:
+    """Refuses a datastore whose keys are not what this model would ask for, as far as its sidecar tells: other weights,
+    another dictionary or key type."""
+    info = read_sidecar(args.dstore_filename, KIND, {}) or {}
+    dictionary = os.path.join(utils.split_paths(args.data)[0], "dict.txt")
+    data = info.get("data")
+    known_dictionary = data.get("dict.txt") if isinstance(data, dict) else None
+    facts = (
+        ("weights", info.get("weights"), scoring.weights, f"--path {args.path}"),
+        ("dictionary", known_dictionary, file_fingerprint(dictionary), dictionary),
+        ("vocabulary", info.get("vocabulary"), len(scoring.task.target_dictionary), dictionary),
+        ("key type", info.get("key_type"), args.knn_keytype, "--knn-keytype"),
+    )
+    for name, known, present, where in facts:
+        if known is not None and known != present:
+            found = f"{args.dstore_filename}, saved with the {name} {_short(known)}"
+            remedy = "use the datastore that was saved with these, or go on with --force"
+            refuse(BadFlag("--dstore-filename", found, f"the {name} {_short(present)} of {where}", remedy))
+
+
+def _short(value: Any) -> str:
+    """Digests are cut: the first digits tell them apart."""
+    return ", ".join(_short(part) for part in value) if isinstance(value, list) else str(value)[:16]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -28,6 +29,8 @@ from torch import Tensor
 from fairseq.errors import BadFlag, UserError
 from fairseq.retrieval import kernels
 from fairseq.retrieval.automaton import Entries, as_tensor, bounds_of, no_entries
+from fairseq.retrieval.belonging import check_belongs
+from fairseq.retrieval.clusters import KIND as CLUSTERS_KIND
 from fairseq.retrieval.clusters import Clusters, load_clusters
 from fairseq.retrieval.datastore import Datastore, read_weights
 from fairseq.retrieval.device_search import DeviceIndex
@@ -344,6 +347,8 @@ class Stores:
         """The clusters of a members file, read at first use."""
         if path not in self._clusters:
             self._clusters[path] = load_clusters(path, self.datastore.size)
+            described = os.path.join(path, CLUSTERS_KIND) if os.path.isdir(path) else path
+            check_belongs("--members", described, self.datastore)
             clusters = self._clusters[path]
             logger.info("clusters %s: %d of %d entries", path, clusters.count, len(clusters.members))
         return self._clusters[path]
@@ -367,6 +372,7 @@ def open_stores(args: argparse.Namespace, dimension: int, device: torch.device |
     kind = FaissIndex if torch.device(device).type == "cpu" else DeviceIndex
     index = kind(args.indexfile, datastore.size, args.probe, device)
     check_dimension(index.dimension, dimension, args.indexfile)
+    check_belongs("--indexfile", args.indexfile, datastore)
     logger.info("index %s: %s", args.indexfile, index.describe())
     similarity = build_similarity(function, args.faiss_metric_type, datastore, index)
     if getattr(args, "dstore_weights", False):

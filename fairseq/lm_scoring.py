@@ -49,6 +49,7 @@ class LMScoring:
         self.models, stored = checkpoint_utils.load_model_ensemble(
             utils.split_paths(args.path), arg_overrides=overrides, task=first_task
         )
+        self.weights = [checkpoint_utils.weights_fingerprint(model) for model in self.models] if wants_keys else []
         self.effective_args = self._effective_args(stored)
         self.task = tasks.setup_task(self.effective_args)
         self.task.load_dataset(args.gen_subset)
@@ -114,6 +115,17 @@ class LMScoring:
         if self.args.num_shards > 1:
             batches = batches[self.args.shard_id :: self.args.num_shards]
         return np.concatenate([np.asarray(batch, np.int64) for batch in batches] or [np.zeros(0, np.int64)])
+
+    @property
+    def expected_tokens(self) -> int:
+        """Targets in the samples that are scored; every one of them must get a log-probability."""
+        return int(np.asarray(self.dataset.sizes, np.int64)[self.samples].sum())
+
+    @property
+    def skipped(self) -> NDArray[np.int64]:
+        """Dataset indices that are in no batch of any shard: too long, or empty."""
+        batched = [np.asarray(batch, np.int64) for batch in self.iterator.frozen_batches if len(batch)]
+        return np.setdiff1d(np.arange(len(self.dataset)), np.concatenate(batched or [np.zeros(0, np.int64)]))
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """Collated batches in order, on the CPU; empty ones are left out."""

@@ -15,6 +15,7 @@ from fairseq.errors import BadFlag, UserError
 from fairseq.flag_types import Parser, float_list, int_list, natural_int, positive_float, positive_int, unit_float
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.optim import lr_scheduler  # noqa: F401
+from fairseq.refusals import add_force
 from fairseq.registry import REGISTRIES
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
@@ -181,6 +182,7 @@ def add_preprocess_args(parser: argparse.ArgumentParser) -> Any:
     add("--padding-factor", metavar="N", default=8, type=int, help="pad the dictionary's size to a multiple of N")
     add("--workers", metavar="N", default=1, type=positive_int, help="number of processes")
     add("--dict-only", action="store_true", help="only build the dictionary")
+    add_force(group)
     return group
 
 
@@ -370,6 +372,7 @@ def add_knn_eval_args(parser: argparse.ArgumentParser) -> Any:
     add("--save-scores", metavar="DIR", help="keep queries, targets and LM log-probabilities here, for fairseq-sweep")
     add("--save-searches", action="store_true", help="with --save-scores and --knnlm: keep all neighbours too")
     add("--save-features", action="store_true", help="with --save-scores: keep what fairseq-adaptret learns from too")
+    add("--check", action="store_true", help="say what is wrong or suspicious about the files instead (fairseq-doctor)")
     add(
         "--target-foss",
         type=unit_float,
@@ -391,4 +394,5 @@ def add_results_args(parser: argparse.ArgumentParser) -> Any:
     """A results file that a script can read."""
     group = parser.add_argument_group("Results")
     group.add_argument("--results-json", metavar="FILE", help="write settings, versions, counts, losses and times here")
+    add_force(group)
     return group

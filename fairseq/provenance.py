@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.atomic_io import write_json
+from fairseq.refusals import forced
 
 PACKAGES = ("torch", "numpy", "scipy", "faiss-cpu", "faiss-gpu")
 
@@ -62,6 +63,7 @@ def describe_run(args: Any = None) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {"processor": platform.machine(), "system": platform.system(), "cpu_count": os.cpu_count()},
         "peak_memory_bytes": peak_memory_bytes(),
+        "forced": forced(),
     }
 
 

@@ -28,6 +28,7 @@ class RefusedGlobal(UserError):
     """A pickle that names something which is not on the allow-list."""
 
     def __init__(self, file: str, name: str) -> None:
+        name = name if name.isprintable() else ascii(name)
         self.file, self.name = file, name
         super().__init__(
             f"{file}: found the Python object {name} inside, expected plain data only; loading it could run code, so "

@@ -22,6 +22,7 @@ from fairseq.fingerprint import split_fingerprints
 from fairseq.flag_types import Parser, positive_float, positive_int, unit_float
 from fairseq.knnlm import build_knnlm, open_stores
 from fairseq.provenance import write_results
+from fairseq.refusals import add_force
 from fairseq.retrieval.adaptret import FEATURES, AdaptRetRecipe, TrainingData, train
 from fairseq.retrieval.ngrams import NgramTable, count_ngrams
 from fairseq.retrieval.score_cache import ScoreCache
@@ -48,6 +49,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--ngrams", metavar="DIR", help="folder for the counts (FILE.ngrams)")
     add("--ngram-memory", type=positive_float, default=2.0, metavar="GB", help="memory for counting")
     add("--results-json", metavar="FILE", help="write figures, times and versions here")
+    add_force(parser)
     add("--no-progress-bar", action="store_true", help="no progress bar")
     add = parser.add_argument_group("As for eval_lm.py").add_argument
     add("--k", type=positive_int, default=1024, help="neighbours of a search")

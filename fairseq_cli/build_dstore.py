@@ -11,6 +11,7 @@ from fairseq.atomic_io import make_parent
 from fairseq.errors import BadFlag
 from fairseq.flag_types import Parser, natural_int, positive_int
 from fairseq.provenance import write_results
+from fairseq.refusals import add_force
 from fairseq.retrieval.build_index import IndexBuilder, IndexRecipe
 from fairseq.retrieval.datastore import Datastore, count_filled_rows
 from fairseq_cli.entry import cli_entry
@@ -43,6 +44,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add("--no-progress-bar", action="store_true", help="no progress bar")
     add("--results-json", metavar="FILE", help="write sizes, times and versions here")
+    add_force(parser)
     return parser
 
 

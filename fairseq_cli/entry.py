@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from fairseq.errors import UserError
+from fairseq import refusals
+from fairseq.atomic_io import is_full
+from fairseq.errors import BadFlag, UserError
 
 LOG_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
 DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
@@ -18,21 +20,26 @@ DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
 def setup_logging(stream: TextIO) -> None:
     """Sends log lines to `stream` in fairseq's form: `YYYY-mm-dd HH:MM:SS | INFO | name | message`."""
     level = os.environ.get("LOGLEVEL", "INFO").upper()
+    if level not in logging.getLevelNamesMapping():
+        raise BadFlag("LOGLEVEL", level, ", ".join(logging.getLevelNamesMapping()), "set another or unset it")
+    logging.raiseExceptions = False  # a log file that cannot grow must not bury the sentence that says why
     logging.basicConfig(format=LOG_FORMAT, datefmt=DATE_FORMAT, level=level, stream=stream, force=True)
 
 
 def cli_entry(main: Callable[[], object], stream: TextIO | None = None) -> None:
     """Runs `main` as a command-line program: exit status 0, 2 for a user's mistake, 130 for Ctrl-C."""
-    setup_logging(stream if stream is not None else sys.stdout)
+    refusals.reset()
     program = os.path.basename(sys.argv[0])
     try:
+        setup_logging(stream if stream is not None else sys.stdout)
         main()
         sys.stdout.flush()
     except UserError as error:
         sys.exit(_say(program, str(error), 2))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        sys.exit(_say(program, f"{where}{error.strerror or error}", 2))
+        remedy = "; free some space and run the same command again" if is_full(error) else ""
+        sys.exit(_say(program, f"{where}{error.strerror or error}{remedy}", 2))
     except KeyboardInterrupt:
         sys.exit(_say(program, "interrupted; run the same command again to go on", 130))
 

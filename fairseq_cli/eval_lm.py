@@ -11,14 +11,16 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from fairseq import options
-from fairseq.datastore_pass import save_datastore, scoring_identity
+from fairseq.datastore_pass import check_source, save_datastore, scoring_identity
 from fairseq.errors import BadFlag, UserError
 from fairseq.knnlm import KNNLM, RetrievalResult, build_knnlm, strategy_name
 from fairseq.lm_scoring import LMScoring
 from fairseq.provenance import write_results
+from fairseq.refusals import refuse
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.retrieval.savings import SavedSearches
 from fairseq.retrieval.score_cache import ScoreCache, ScoreWriter
@@ -52,6 +54,8 @@ class Evaluation:
         self.scoring = LMScoring(args, self._features())
         self.knnlm: KNNLM | None = None
         if args.knnlm:
+            if args.dstore_filename is not None:
+                check_source(self.scoring, args)
             device = self.scoring.device if args.knnlm_gpu else "cpu"
             self.knnlm = build_knnlm(args, self.scoring.key_dimension, device)
         self.accounting = WordAccounting(
@@ -59,7 +63,7 @@ class Evaluation:
         )
         self.lm_time, self.retrieval_time = Stopwatch(), Stopwatch()
         self.saved = SavedSearches()
-        self.tokens = 0
+        self.tokens = self.scored = 0
         self.writer = None if args.save_scores is None else ScoreWriter(args.save_scores)
         self.choice: Choice | None = None
 
@@ -96,6 +100,7 @@ class Evaluation:
                 self.tokens += sample["ntokens"]
                 progress.update()
                 for sequence in sequences:
+                    self.scored += len(sequence)
                     if self.writer is not None:
                         self.writer.add(sequence, self.accounting.counted(sequence.targets.numpy()))
                     yield sequence
@@ -145,10 +150,33 @@ class Evaluation:
                 results = knnlm.score(group)
             yield from results
 
+    def _check_counts(self) -> None:
+        """Every target of every scored sample counts, once; says what the numbers are of, and what was left out."""
+        expected, skipped, args = self.scoring.expected_tokens, self.scoring.skipped, self.args
+        if self.scored != expected:
+            refuse(
+                UserError(
+                    f"{args.data} {args.gen_subset}: found {self.scored} scored tokens, expected the {expected} of the "
+                    "samples; the text may contain the padding symbol: preprocess it again, or go on with --force"
+                )
+            )
+        if len(skipped):
+            tokens = int(np.asarray(self.scoring.dataset.sizes, np.int64)[skipped].sum())
+            logger.warning("%d samples (%d tokens) were skipped: %s", len(skipped), tokens, skipped[:10].tolist())
+        logger.info(
+            "scored %d tokens, counted per %s (%d); samples of up to %d tokens after at least %d of context",
+            self.scored,
+            "token" if args.remove_bpe is None else "word",
+            self.accounting.totals.count,
+            self.scoring.effective_args.tokens_per_sample,
+            args.context_window,
+        )
+
     def _report(self) -> dict[str, Any]:
         totals = self.accounting.totals
         if totals.count == 0:
             raise UserError(f"{self.args.data} {self.args.gen_subset}: found no tokens to score; check the split")
+        self._check_counts()
         seconds = self.lm_time.seconds + self.retrieval_time.seconds
         rate = self.tokens / seconds if seconds else float("inf")
         logger.info(
@@ -160,12 +188,15 @@ class Evaluation:
             "perplexity": totals.perplexity,
             "unit": "token" if self.args.remove_bpe is None else "word",
             "count": totals.count,
+            "scored_tokens": self.scored,
+            "skipped_samples": len(self.scoring.skipped),
             "num_tokens": self.tokens,
             "tokens_per_second": rate,
             "seconds": seconds,
             "lm_seconds": self.lm_time.seconds,
             "context_window": self.args.context_window,
             "tokens_per_sample": self.scoring.effective_args.tokens_per_sample,
+            "sample_break_mode": self.args.sample_break_mode or "none",
         }
         if self.args.knnlm:
             printed, true = 100 * self.saved.printed_share, 100 * self.saved.true_share
@@ -198,6 +229,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         raise BadFlag("--save-searches", "it alone", "--knnlm and --save-scores DIR beside it")
     if args.results_path is not None:
         _log_to_folder(args.results_path)
+    if args.check:
+        from fairseq_cli import doctor  # it knows this command's flags
+
+        sys.exit(doctor.run(args))
     logger.info("%s", args)
     results = save_datastore(LMScoring(args), args) if args.save_knnlm_dstore else Evaluation(args).run()
     if args.results_json is not None:

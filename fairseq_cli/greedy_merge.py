@@ -17,6 +17,8 @@ from fairseq.errors import BadFlag
 from fairseq.fingerprint import quick_fingerprint
 from fairseq.flag_types import Parser, positive_int
 from fairseq.provenance import write_results
+from fairseq.refusals import add_force
+from fairseq.retrieval.belonging import check_belongs, datastore_files
 from fairseq.retrieval.clusters import Clusters, save_clusters, save_members_pickle
 from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.greedy_merge import dump_neighbours, merge, write_merged
@@ -44,6 +46,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=22, help="seed of the order in which entries absorb")
     add("--no-progress-bar", action="store_true", help="no progress bar")
     add("--results-json", metavar="FILE", help="write counts, times and versions here")
+    add_force(parser)
     return parser
 
 
@@ -55,6 +58,7 @@ def main(args: argparse.Namespace) -> None:
         raise BadFlag("--merge", args.merge, f"less than --k {args.k}, since an entry is its own neighbour")
     datastore = Datastore.open(args.dstore, args.dstore_size, args.dim, fallback_dimension=1024)
     index = FaissIndex(args.indexfile, datastore.size, args.probe)
+    check_belongs("--indexfile", args.indexfile, datastore)
     save = args.save or os.path.join(os.path.dirname(args.dstore), "dstore")
     identity = {"index": quick_fingerprint(args.indexfile), "probe": args.probe, "datastore": datastore.info}
     path = f"{save}_size{datastore.size}_k{args.k}_int32.npy"
@@ -65,8 +69,9 @@ def main(args: argparse.Namespace) -> None:
     info = {"algorithm": "greedy", "merge": args.merge, "seed": args.seed}
     if "members" in args.output:
         clusters = Clusters.from_assignment(result.assignment())
-        save_clusters(f"{save}_merge{args.merge}_clusters", clusters, {**info, "datastore": datastore.info})
-        save_members_pickle(f"{save}_merge{args.merge}_members.pkl", clusters)
+        origin = {**info, "datastore": datastore.info, "datastore_files": datastore_files(datastore)}
+        save_clusters(f"{save}_merge{args.merge}_clusters", clusters, origin)
+        save_members_pickle(f"{save}_merge{args.merge}_members.pkl", clusters, origin)
         logger.info("wrote %s_merge%d_members.pkl and the folder of the same as _clusters", save, args.merge)
     if "datastore" in args.output:
         precision = "fp16" if datastore.require_keys("merging").dtype == np.float16 else "fp32"

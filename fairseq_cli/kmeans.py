@@ -8,9 +8,12 @@ import os
 import sys
 import time
 
+from fairseq.atomic_io import make_parent
 from fairseq.errors import BadFlag
-from fairseq.flag_types import Parser, positive_int
+from fairseq.flag_types import Parser, positive_float, positive_int
 from fairseq.provenance import write_results
+from fairseq.refusals import add_force
+from fairseq.retrieval.belonging import datastore_files
 from fairseq.retrieval.clusters import Clusters, save_clusters, save_members_pickle
 from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.kmeans import ALGORITHMS, KMeansRecipe, cluster_keys
@@ -32,9 +35,11 @@ def get_parser() -> argparse.ArgumentParser:
     add("--batch-size", type=positive_int, default=500000, help="keys assigned at a time")
     add("--iterations", type=positive_int, default=20, help="iterations of k-means")
     add("--seed", type=int, default=1, help="seed of sample and k-means")
-    add("--algorithm", choices=ALGORITHMS, default="lloyd", help="lloyd as published, or two-level: much faster")
+    add("--algorithm", choices=ALGORITHMS, default="lloyd", help="lloyd as published, or two-level: ten times faster")
+    add("--memory-gb", type=positive_float, metavar="GB", help="most memory for sample and batches (default: no bound)")
     add("--no-progress-bar", action="store_true", help="no progress bar")
     add("--results-json", metavar="FILE", help="write counts, times and versions here")
+    add_force(parser)
     return parser
 
 
@@ -48,11 +53,16 @@ def main(args: argparse.Namespace) -> None:
     save = args.save or os.path.join(os.path.dirname(args.dstore), "kmeans")
     prefix = f"{save}_s{args.sample}_k{args.num_clusters}"
     recipe = KMeansRecipe(args.num_clusters, args.sample, args.iterations, args.seed, args.algorithm)
-    assignment = cluster_keys(keys, recipe, args.batch_size, verbose=not args.no_progress_bar)
+    make_parent(prefix)
+    described = datastore.info or {"rows": datastore.size, "dimension": keys.shape[1]}
+    shown = not args.no_progress_bar
+    assignment, state = cluster_keys(keys, recipe, args.batch_size, shown, args.memory_gb, prefix, described)
     clusters = Clusters.from_assignment(assignment)
     info = {"datastore": datastore.info, "algorithm": args.algorithm, "iterations": args.iterations, "seed": args.seed}
+    info["datastore_files"] = datastore_files(datastore)
     save_clusters(prefix + "_clusters", clusters, info)
-    save_members_pickle(prefix + "_members.pkl", clusters)
+    save_members_pickle(prefix + "_members.pkl", clusters, info)
+    state.clear()
     seconds = time.perf_counter() - started
     logger.info("wrote %s_members.pkl and %s_clusters: %d clusters in %.1f s", prefix, prefix, clusters.count, seconds)
     if args.results_json:

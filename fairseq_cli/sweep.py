@@ -27,6 +27,7 @@ from fairseq.fingerprint import quick_fingerprint
 from fairseq.flag_types import Parser, natural_int, positive_float, positive_int, unit_float
 from fairseq.knnlm import open_stores
 from fairseq.provenance import write_results
+from fairseq.refusals import add_force
 from fairseq.retrieval.datastore import values_path
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.retrieval.score_cache import ScoreCache
@@ -77,6 +78,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--figure", metavar="PREFIX", help="draw PREFIX-methods, -clusters and -lmbda-temp, as .png and .svg")
     add("--paper", choices=PAPER, help="add the paper's points for this data to the figures, faintly")
     add("--title", default="", help="heads the figures")
+    add_force(parser)
     return parser
 
 

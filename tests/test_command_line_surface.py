@@ -17,10 +17,10 @@ RECIPE = (
 )
 
 EVERYWHERE = """
---all-gather-list-size --bf16 --bpe --cpu --criterion --dataset-impl --empty-cache-freq --fp16 --fp16-init-scale
---fp16-no-flatten-grads --fp16-scale-tolerance --fp16-scale-window --help --log-format --log-interval --lr-scheduler
---memory-efficient-fp16 --min-loss-scale --no-progress-bar --optimizer --seed --task --tensorboard-logdir
---threshold-loss-scale --tokenizer --user-dir -h
+--all-gather-list-size --bf16 --bpe --cpu --criterion --dataset-impl --empty-cache-freq --force --fp16
+--fp16-init-scale --fp16-no-flatten-grads --fp16-scale-tolerance --fp16-scale-window --help --log-format
+--log-interval --lr-scheduler --memory-efficient-fp16 --min-loss-scale --no-progress-bar --optimizer --seed --task
+--tensorboard-logdir --threshold-loss-scale --tokenizer --user-dir -h
 """
 TRAIN_AND_EVAL = """
 --add-bos-token --batch-size --dstore-filename --dstore-fp16 --dstore-size --faiss-metric-type --future-target
@@ -54,24 +54,24 @@ TRAIN = """
 --validate-interval-updates --warmup-init-lr -a
 """
 EVAL_LM = """
---context-window --dstore-mmap --dstore-weights --fa --force-anneal --gen-subset --knn-temp --knnlm --knnlm-gpu
+--check --context-window --dstore-mmap --dstore-weights --fa --force-anneal --gen-subset --knn-temp --knnlm --knnlm-gpu
 --lm-eval --local --lockstep-tokens --ls --max-knns --members --min-knns --model-overrides --no-pointer --num-shards
 --output-word-probs --output-word-stats --path --post-process --quiet --remove-bpe --results-path --save-features
 --save-knnlm-dstore --save-scores --save-searches --shard-id --softmax-batch --strategy --target-foss
 --target-foss-subset --target-foss-tokens
 """
 BUILD_DSTORE = """
---actual-dstore-size --actual_dstore_size --code-size --code_size --dimension --dstore-fp16 --dstore-mmap
+--force --actual-dstore-size --actual_dstore_size --code-size --code_size --dimension --dstore-fp16 --dstore-mmap
 --dstore-size --dstore_fp16 --dstore_mmap --dstore_size --faiss-index --faiss_index --help --ncentroids
 --no-progress-bar --num-keys-to-add-at-a-time --num_keys_to_add_at_a_time --pca --probe --results-json --seed
 --starting-point --starting_point -h
 """
 KMEANS = """
---algorithm --batch-size --dim --dstore --dstore-size --help --iterations --no-progress-bar --num-clusters
---results-json --sample --save --seed -h
+--memory-gb --force --algorithm --batch-size --dim --dstore --dstore-size --help --iterations --no-progress-bar
+--num-clusters --results-json --sample --save --seed -h
 """
 SWEEP = """
---dstore-filename --dstore-fp16 --dstore-size --faiss-metric-type --figure --help --indexfile --k --knn-sim-func
+--force --dstore-filename --dstore-fp16 --dstore-size --faiss-metric-type --figure --help --indexfile --k --knn-sim-func
 --knn-temp --knnlm-gpu --lmbda --lockstep-tokens --max-knns --members --min-knns --move-dstore-to-mem --no-load-keys
 --no-progress-bar --output --paper --probe --scores --seed --strategy --title --user-dir -h
 """

@@ -19,15 +19,16 @@ GROUND: dict[str, set[str]] = {
     "scored_sequences": set(),
     "tokenizer": set(),
     "fingerprint": set(),
-    "atomic_io": {"errors"},
+    "refusals": {"errors"},
     "pickle_calls": set(),
+    "atomic_io": {"errors", "refusals"},
     "safe_pickle": {"errors", "pickle_calls"},
     "flag_types": {"errors"},
     "registry": {"errors"},
     "distributed_utils": {"errors"},
     "meters": {"errors"},
     "metrics": {"errors", "meters"},
-    "provenance": {"atomic_io", "errors"},
+    "provenance": {"atomic_io", "errors", "refusals"},
 }
 LM_WING = {"binarizer", "data", "modules", "models", "criterions", "optim", "tasks"}
 LM_TOP = {"trainer", "options", "checkpoint_utils", "checkpoint_saving", "sequence_scorer", "hub_utils", "lm_scoring"}
@@ -45,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": FLOOR | {"data", "models", "criterions", "utils"},
     "retrieval": {
         "errors", "flag_types", "atomic_io", "safe_pickle", "registry", "scored_sequences", "provenance", "fingerprint",
+        "refusals",
     },
     "target_foss": {"knnlm", "retrieval", "scored_sequences", "errors"},
     "sweep": {"knnlm", "retrieval", "scored_sequences", "errors", "atomic_io", "fingerprint"},
@@ -55,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint_utils": FLOOR | LM_WING | LM_TOP | {"utils"},
     "lm_scoring": FLOOR | LM_WING | LM_TOP | {"utils"},
 }
-TORCH_FREE = ("errors", "atomic_io", "fingerprint", "tokenizer")
+TORCH_FREE = ("errors", "refusals", "atomic_io", "fingerprint", "tokenizer")
 
 
 def module_name(path: Path) -> str:
@@ -96,7 +98,7 @@ def test_imports(path: Path) -> None:
             assert other in ALLOWED[own], f"{name}: {own} must not import {other}"
         else:
             assert own is not None
-            knows_retrieval = own in ("knnlm", "options", "datastore_pass")  # flags, and the writing of datastores
+            knows_retrieval = own in ("knnlm", "options", "datastore_pass", "doctor")  # flags, writing, and looking
             assert knows_retrieval or other not in ("retrieval", "knnlm"), f"{name}: {own} is of the LM's wing"
 
 

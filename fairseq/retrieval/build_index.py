@@ -6,6 +6,7 @@ once, never the whole index a hundred times, and holds one chunk of keys and the
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -16,12 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fairseq.atomic_io import make_parent, publish, read_json, require_free_space, temporary_path, write_json
+from fairseq.atomic_io import make_parent, publish, read_json, require_free_space, temporary_path, write_json, writing
 from fairseq.errors import BadFile, BadFlag, UserError
+from fairseq.refusals import require_memory
+from fairseq.retrieval.belonging import datastore_files
+from fairseq.retrieval.content import describe_content
 from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.faiss_import import require_faiss
 from fairseq.retrieval.index_file import read_faiss_index
-from fairseq.retrieval.sidecar import read_sidecar, sidecar_path, write_sidecar
+from fairseq.retrieval.sidecar import read_sidecar, remove_sidecar, write_sidecar
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +105,7 @@ class IndexBuilder:
             memory / 1e9,
         )
         require_free_space(self.path, 2 * index_bytes, "the index")
+        require_memory(memory, "building the index", "lower --num_keys_to_add_at_a_time or --code_size")
 
     # Training
 
@@ -110,7 +115,7 @@ class IndexBuilder:
             self._check_trained(index)
             logger.info("using the trained index %s", self.trained_path)
             return index
-        for stale in (self.codes_path, self.progress_path, sidecar_path(self.trained_path)):
+        for stale in (self.codes_path, self.progress_path, self.trained_path):
             if os.path.exists(stale):
                 os.unlink(stale)
         index = self._new_index()
@@ -121,8 +126,8 @@ class IndexBuilder:
         except RuntimeError as error:
             reason = str(error).splitlines()[0][-160:]
             raise UserError(f"{self.path}: FAISS could not train the index ({reason})") from error
-        self._write(index, self.trained_path)
-        write_sidecar(self.trained_path, KIND, self.identity)
+        write_sidecar(self.trained_path, KIND, self.identity)  # first, so that the file never stands without it
+        publish(self._write(index, self.trained_path), self.trained_path)
         return index
 
     def _trained_for_this(self) -> bool:
@@ -178,6 +183,7 @@ class IndexBuilder:
             os.unlink(self.progress_path)  # of another build, which must not take this one's codes for its own
         hidden = None if show_progress else True
         with (
+            writing(self.codes_path),
             open(self.codes_path, "r+b" if done else "wb") as stream,
             tqdm(total=self.size, initial=done, unit="keys", unit_scale=True, disable=hidden) as bar,
         ):
@@ -228,19 +234,25 @@ class IndexBuilder:
             ivf.add_sa_codes(part, np.arange(start, start + len(part), dtype=np.int64))
         index.ntotal = ivf.ntotal
 
-    def _write(self, index: Any, path: str) -> None:
+    def _write(self, index: Any, path: str) -> str:
+        """Writes the index under the temporary name of `path`, which it returns."""
         faiss = require_faiss()
         temporary = str(temporary_path(path))
         try:
             faiss.write_index(index, temporary)
         except RuntimeError as error:
-            raise UserError(f"{path}: FAISS could not write it ({str(error).splitlines()[0][-160:]})") from error
-        publish(temporary, path)
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            reason = str(error).splitlines()[0][-160:]
+            raise UserError(f"{path}: FAISS could not write it ({reason}); free some space, then run again") from error
+        return temporary
 
     def _publish(self, index: Any) -> None:
-        if os.path.exists(sidecar_path(self.path)):
-            os.unlink(sidecar_path(self.path))
-        self._write(index, self.path)
-        write_sidecar(self.path, KIND, {**self.identity, "entries": int(index.ntotal)})
+        temporary = self._write(index, self.path)
+        content = {"index": describe_content(temporary)}
+        origin = {"datastore_files": datastore_files(self.datastore), "content": content}
+        remove_sidecar(self.path)
+        publish(temporary, self.path)
+        write_sidecar(self.path, KIND, {**self.identity, **origin, "entries": int(index.ntotal)})
         for leftover in (self.codes_path, self.progress_path):
             os.unlink(leftover)

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from fairseq import safe_pickle
 from fairseq.atomic_io import atomic_write
 from fairseq.errors import BadFile, MissingFile
-from fairseq.retrieval.sidecar import read_sidecar, write_sidecar
+from fairseq.retrieval.content import check_opened, describe_content
+from fairseq.retrieval.sidecar import read_sidecar, remove_sidecar, write_sidecar
 
 KIND = "clusters"
+MEMBERS_KIND = "members"
 ARRAYS = ("indptr", "members", "cluster_of")
 
 
@@ -115,6 +117,7 @@ def load_clusters(path: str, size: int) -> Clusters:
         return _load_arrays(path, size)
     if not os.path.exists(path):
         raise MissingFile(path, "check --members, or make it with kmeans.py")
+    check_opened(path, {"members": path})
     expected = "a pickled SciPy CSR matrix, clusters x entries"
     try:
         matrix = safe_pickle.load(path)
@@ -131,6 +134,7 @@ def _load_arrays(folder: str, size: int) -> Clusters:
     info = read_sidecar(os.path.join(folder, KIND), KIND, {"entries": int, "clusters": int})
     if info is None:
         raise BadFile(folder, "no clusters.json", "a folder that kmeans.py wrote", "cluster again")
+    check_opened(os.path.join(folder, KIND), {name: os.path.join(folder, name + ".npy") for name in ARRAYS})
     arrays = {}
     for name in ARRAYS:
         path = os.path.join(folder, name + ".npy")
@@ -155,14 +159,19 @@ def _load_arrays(folder: str, size: int) -> Clusters:
 
 def save_clusters(folder: str, clusters: Clusters, info: dict[str, Any]) -> None:
     """Writes the arrays as `.npy` files into `folder`, its description last."""
+    remove_sidecar(os.path.join(folder, KIND))
     for name in ARRAYS:
         with atomic_write(os.path.join(folder, name + ".npy")) as stream:
             np.save(stream, getattr(clusters, name), allow_pickle=False)
     counts = {"entries": len(clusters.cluster_of), "clusters": clusters.count}
-    write_sidecar(os.path.join(folder, KIND), KIND, {**info, **counts})
+    content = {name: describe_content(os.path.join(folder, name + ".npy")) for name in ARRAYS}
+    write_sidecar(os.path.join(folder, KIND), KIND, {**info, **counts, "content": content})
 
 
-def save_members_pickle(path: str, clusters: Clusters) -> None:
-    """Writes the pickled CSR matrix that the original RetoMaton's `--members` reads."""
+def save_members_pickle(path: str, clusters: Clusters, info: dict[str, Any] | None = None) -> None:
+    """Writes the pickled CSR matrix that the original RetoMaton's `--members` reads, and what `info` says of it."""
+    remove_sidecar(path)
     with atomic_write(path) as stream:
         pickle.dump(clusters.to_csr(), stream, protocol=4)
+    if info is not None:
+        write_sidecar(path, MEMBERS_KIND, {**info, "content": {"members": describe_content(path)}})

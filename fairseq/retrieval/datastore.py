@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairseq.errors import BadFile, BadFlag, MissingFile
+from fairseq.retrieval.content import check_opened
 from fairseq.retrieval.sidecar import read_sidecar
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,10 @@ class Datastore:
         info = read_sidecar(prefix, KIND, {"rows": int, "dimension": int, "key_dtype": str, "value_dtype": str}) or {}
         layout = _infer_layout(prefix, info, size, dimension, fp16, load_keys, fallback_dimension)
         rows = layout.rows if size is None else size
+        files = {"values": values_path(prefix)}
+        if load_keys and layout.key_dtype is not None:
+            files["keys"] = keys_path(prefix)
+        check_opened(prefix, files)
         values = _map(values_path(prefix), layout.value_dtype, (layout.rows, 1))[:rows, 0]
         if not info:
             _check_not_halved(prefix, values)

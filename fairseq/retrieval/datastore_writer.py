@@ -3,6 +3,7 @@ second run of the same command goes on from there. The files get their names whe
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import Any
@@ -10,10 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairseq.atomic_io import make_parent, publish, read_json, require_free_space, temporary_path, write_json
+from fairseq.atomic_io import (
+    make_parent,
+    publish,
+    read_json,
+    require_free_space,
+    temporary_path,
+    write_json,
+    writing,
+)
 from fairseq.errors import BadFile, UserError
+from fairseq.retrieval.content import describe_content
 from fairseq.retrieval.datastore import KEY_DTYPES, KIND, VALUE_DTYPES, keys_path, values_path
-from fairseq.retrieval.sidecar import sidecar_path, write_sidecar
+from fairseq.retrieval.sidecar import remove_sidecar, write_sidecar
 
 SAFE_POINT_SECONDS = 30.0
 
@@ -82,17 +92,19 @@ class DatastoreWriter:
                 f"{keys_path(self.prefix)}: a key near row {self.written} is infinite or not a number in "
                 f"{self.key_dtype.name}; save without --dstore-fp16 or check the model"
             )
-        self._files[0].write(np.ascontiguousarray(converted).data)
-        self._files[1].write(np.ascontiguousarray(values, self.value_dtype).data)
+        with writing(keys_path(self.prefix)):
+            self._files[0].write(np.ascontiguousarray(converted).data)
+            self._files[1].write(np.ascontiguousarray(values, self.value_dtype).data)
         self.written += len(values)
         if time.monotonic() - self._last_safe_point > SAFE_POINT_SECONDS:
             self.safe_point()
 
     def safe_point(self) -> None:
         """Makes all rows so far survive a kill."""
-        for stream in self._files:
-            stream.flush()
-            os.fsync(stream.fileno())
+        with writing(keys_path(self.prefix)):
+            for stream in self._files:
+                stream.flush()
+                os.fsync(stream.fileno())
         self._note_progress()
         self._last_safe_point = time.monotonic()
 
@@ -101,23 +113,28 @@ class DatastoreWriter:
 
     def close(self) -> None:
         """Leaves an unfinished datastore in a state from which the same command goes on."""
-        if not self._files[0].closed:
+        if self._files[0].closed:
+            return
+        try:
             self.safe_point()
+        finally:
             for stream in self._files:
-                stream.close()
+                with contextlib.suppress(OSError):  # a full disk, which is what stopped the run
+                    stream.close()
 
     def finish(self, info: dict[str, Any]) -> None:
         """Pads with zero rows to the requested size (as the original leaves them), names the files, writes the
         sidecar."""
         filled = self.written
-        for stream, row_bytes in zip(self._files, self._row_bytes, strict=True):
-            stream.flush()
-            stream.truncate(self.rows * row_bytes)
-            os.fsync(stream.fileno())
-            stream.close()
+        with writing(keys_path(self.prefix)):
+            for stream, row_bytes in zip(self._files, self._row_bytes, strict=True):
+                stream.flush()
+                stream.truncate(self.rows * row_bytes)
+                os.fsync(stream.fileno())
+                stream.close()
+        content = {name: describe_content(path) for name, path in zip(("keys", "values"), self._paths, strict=True)}
         self._note_progress(finishing=True)
-        if os.path.exists(sidecar_path(self.prefix)):
-            os.unlink(sidecar_path(self.prefix))  # never let an old description stand beside new files
+        remove_sidecar(self.prefix)
         for temporary, path in zip(self._paths, (keys_path(self.prefix), values_path(self.prefix)), strict=True):
             publish(temporary, path)
         description = {
@@ -126,6 +143,7 @@ class DatastoreWriter:
             "dimension": self.dimension,
             "key_dtype": self.key_dtype.str,
             "value_dtype": self.value_dtype.str,
+            "content": content,
         }
         write_sidecar(self.prefix, KIND, {**info, **description})
         if os.path.exists(self._progress):

@@ -36,6 +36,7 @@ KIND = "neighbours"
 SEARCH_BATCH = 3072
 SAFE_POINT_SECONDS = 30.0
 ROUND_ROWS = 1 << 20  # entries whose neighbours are looked at together
+SAME_FOR_MERGED = ("weights", "vocabulary", "key_type", "data")  # what a merged datastore takes over
 COPY_ROWS = 1 << 16
 
 
@@ -172,9 +173,10 @@ def write_merged(datastore: Datastore, result: Merge, prefix: str, info: dict[st
     keys, kept = datastore.require_keys("copying them"), result.kept
     with atomic_write(weights_path(prefix)) as stream:
         stream.write(result.weights[kept].astype("<i8").tobytes())
-    identity = {**info, "of": datastore.info or {"rows": datastore.size}}
+    inherited = {name: datastore.info[name] for name in SAME_FOR_MERGED if name in datastore.info}
+    identity = {**inherited, **info, "of": datastore.info or {"rows": datastore.size}}
     writer = DatastoreWriter(prefix, len(kept), keys.shape[1], keys.dtype == np.float16, identity)
     for start in range(writer.written, len(kept), COPY_ROWS):
         rows = kept[start : start + COPY_ROWS]
         writer.append(np.asarray(keys[rows]), np.asarray(datastore.values[rows]))
-    writer.finish({**identity, "weights": True})
+    writer.finish({**identity, "vote_weights": True})

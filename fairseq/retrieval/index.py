@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairseq.errors import BadFile, BadFlag
+from fairseq.retrieval.content import check_opened
 from fairseq.retrieval.faiss_import import require_faiss
 from fairseq.retrieval.index_file import faiss_errors, read_faiss_index
 from fairseq.retrieval.pq_codes import PQCodes
@@ -49,6 +50,7 @@ class FaissIndex:
         faiss = require_faiss()
         self.path, self.size, self.device = path, size, torch.device(device)
         self.faiss_index = read_faiss_index(path)
+        check_opened(path, {"index": path})
         self.dimension = int(self.faiss_index.d)
         self.inner_product = self.faiss_index.metric_type == faiss.METRIC_INNER_PRODUCT
         ivf = faiss.try_extract_index_ivf(self.faiss_index)  # of the base type, which hides that it is an IVFPQ

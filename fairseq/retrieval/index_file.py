@@ -35,7 +35,7 @@ def faiss_errors(path: str, action: str) -> Iterator[None]:
     """Turns what FAISS raises about the index in `path` into a BadFile."""
     try:
         yield
-    except (RuntimeError, MemoryError, OverflowError) as error:
+    except (RuntimeError, MemoryError, OverflowError, AttributeError, TypeError) as error:  # unknown kinds: the last
         reason = str(error).splitlines()[0] if str(error) else "unknown reason"
         raise BadFile(path, f"a file that FAISS cannot {action} ({reason[-160:]})", "a FAISS index", REMEDY) from error
 

@@ -3,11 +3,12 @@ mismatch is one sentence instead of a wrong perplexity. Files without one (downl
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
 from fairseq.atomic_io import read_json, write_json
-from fairseq.errors import BadFile
+from fairseq.errors import BadFile, MissingFile
 
 FORMAT_VERSION = 1
 
@@ -41,3 +42,22 @@ def read_sidecar(artefact: str, kind: str, types: dict[str, type[Any]]) -> dict[
         if not isinstance(value, expected) or isinstance(value, bool) or negative:
             raise BadFile(path, f"{name} {value!r}", f"a value of type {expected.__name__}", "make the artefact again")
     return content
+
+
+def remove_sidecar(artefact: str) -> None:
+    """To be called right before new files get their names: no old description ever stands beside them."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(sidecar_path(artefact))
+
+
+def read_any_sidecar(path: str) -> tuple[str, dict[str, Any]]:
+    """(artefact, fields) for a datastore's prefix or one of its two files, an index or members file, or a folder of
+    clusters; MissingFile when nothing describes it."""
+    stem = path.removesuffix(".json").removesuffix("_keys.npy").removesuffix("_vals.npy")
+    for artefact in (stem, os.path.join(path, "clusters")):
+        if os.path.isfile(sidecar_path(artefact)):
+            content = read_json(sidecar_path(artefact))
+            if not isinstance(content, dict):
+                raise BadFile(sidecar_path(artefact), repr(content)[:80], "a description", "write the artefact again")
+            return artefact, content
+    raise MissingFile(sidecar_path(stem), "only what this package wrote has a description to be compared with")

@@ -31,8 +31,9 @@ def warnings(run_cli: Any, golden: Any, command: str, flags: str) -> list[str]:
 
 def test_long_blocks_are_skipped_in_evaluation(run_cli: Any, golden: Any) -> None:
     overrides = "--model-overrides \"{'tokens_per_sample': 8, 'max_target_positions': 8}\" --sample-break-mode eos"
-    (said,) = warnings(run_cli, golden, "eval_lm", LM + overrides)
+    said, counted = warnings(run_cli, golden, "eval_lm", LM + overrides)
     assert re.match(r"\d+ samples have invalid sizes and will be skipped, max_positions=8, first few", said)
+    assert re.match(r"36 samples \(483 tokens\) were skipped", counted)
 
 
 def test_long_blocks_are_skipped_in_training(run_cli: Any, golden: Any) -> None:

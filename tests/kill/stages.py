@@ -20,7 +20,7 @@ import torch
 GOLDEN = Path(__file__).resolve().parent.parent / "fixtures" / "golden"
 SAFE_POINT_SECONDS = 0.1
 OFTEN = ("checkpoint_saving", "retrieval.datastore_writer", "retrieval.build_index", "retrieval.search_cache")
-OFTEN += ("retrieval.kmeans_progress",)
+OFTEN += ("retrieval.kmeans_state",)
 
 Digest = Callable[[Path], dict[str, Any]]
 
@@ -152,8 +152,8 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def run_command(command: str, flags: str, folder: Path) -> None:
-    """Runs a command in this process and in `folder`; SystemExit with a status other than 0 when it fails."""
+def load_command(command: str) -> Callable[[], None]:
+    """Imports a command with all that it needs, with frequent safe points, and returns its door."""
     for name in OFTEN:
         with contextlib.suppress(ImportError):
             module: Any = importlib.import_module("fairseq." + name)
@@ -161,6 +161,13 @@ def run_command(command: str, flags: str, folder: Path) -> None:
     importlib.import_module("fairseq.checkpoint_saving").SAFE_POINT_SHARE = 1  # type: ignore[attr-defined]
     binarizer = importlib.import_module("fairseq.binarizer")
     binarizer.SMALLEST_PART = 1 << 14  # type: ignore[attr-defined]  (so that small texts are shared out too)
+    door: Callable[[], None] = importlib.import_module("fairseq_cli." + command).cli_main
+    return door
+
+
+def run_command(command: str, flags: str, folder: Path) -> None:
+    """Runs a command in this process and in `folder`; SystemExit with a status other than 0 when it fails."""
+    door = load_command(command)
     sys.argv = [command, *shlex.split(flags)]
     os.chdir(folder)
-    importlib.import_module("fairseq_cli." + command).cli_main()
+    door()

@@ -1,0 +1,78 @@
+"""What a program refuses although it could go on (artefacts that do not belong together, a plan that does not fit on
+the machine), and `--force`, which makes it go on all the same. What was forced is noted in the results file."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import Any
+
+from fairseq.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_state: dict[str, Any] = {"force": False, "forced": []}
+
+
+def reset() -> None:
+    """Refuses again, and forgets what was forced; each command starts so."""
+    _state.update(force=False, forced=[])
+
+
+def refuse(error: UserError) -> None:
+    """Raises `error`, unless `--force` was given: then a warning says it, and the results file will."""
+    if not _state["force"]:
+        raise error
+    if str(error) not in _state["forced"]:
+        logger.warning("--force: going on although %s", error)
+        _state["forced"].append(str(error))
+
+
+def forced() -> list[str]:
+    """The sentences that `--force` overrode so far."""
+    return list(_state["forced"])
+
+
+class Force(argparse.Action):
+    """The action of `--force`."""
+
+    def __init__(self, option_strings: list[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=False, **kwargs)
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, True)
+        _state["force"] = True
+
+
+def add_force(parser: Any) -> None:
+    """Adds `--force` to a parser or group."""
+    parser.add_argument("--force", action=Force, help="go on where artefacts do not match or a plan does not fit")
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take: free memory of the machine, or of its container if that has less."""
+    limits = []
+    try:
+        with open("/proc/meminfo") as stream:
+            fields = dict(line.split(":", 1) for line in stream)
+        limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError, IndexError):
+        return None
+    try:
+        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+            limits.append(int(limit.read()) - int(used.read()))
+    except (OSError, ValueError):
+        pass  # no container, or one without a limit
+    return max(0, min(limits))
+
+
+def require_memory(needed: int, what: str, remedy: str) -> None:
+    """Refuses a job that needs `needed` bytes of memory where there are fewer."""
+    available = available_memory()
+    if available is not None and needed > available:
+        refuse(
+            UserError(
+                f"{what} needs about {needed / 1e9:.2f} GB of memory, and {available / 1e9:.2f} GB are free; "
+                f"{remedy}, or go on with --force"
+            )
+        )

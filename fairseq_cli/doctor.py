@@ -1,0 +1,78 @@
+"""`fairseq-doctor`: with eval_lm.py's flags, says what is wrong or suspicious about the files that they name; with
+`verify FILE...`, compares every byte of artefacts with the digests in their sidecars. Parses, calls, reports."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterable
+
+from fairseq import options
+from fairseq.doctor import examine
+from fairseq.options import Parser
+from fairseq.provenance import write_results
+from fairseq.retrieval.inspection import OK, WRONG, Finding, verify_artefact
+from fairseq_cli.entry import cli_entry
+
+logger = logging.getLogger("fairseq_cli.doctor")
+
+VERIFY = "verify"
+
+
+def get_verify_parser() -> argparse.ArgumentParser:
+    """Parser of `fairseq-doctor verify`."""
+    parser = Parser(prog=f"fairseq-doctor {VERIFY}", description=__doc__, allow_abbrev=False)
+    parser.add_argument("artefact", nargs="+", help="a datastore's prefix, an index, members, or a folder of clusters")
+    parser.add_argument("--results-json", metavar="FILE", help="write the findings here")
+    return parser
+
+
+def report(findings: Iterable[Finding], args: argparse.Namespace) -> int:
+    """Logs findings as they come; returns the exit status: 1 when something is wrong."""
+    found = []
+    for finding in findings:
+        level = {OK: logging.INFO, WRONG: logging.ERROR}.get(finding.level, logging.WARNING)
+        logger.log(level, "%s: %s", finding.level, finding.text)
+        found.append({"level": finding.level, "text": finding.text})
+    counts = {level: sum(finding["level"] == level for finding in found) for level in ("wrong", "suspicious", "ok")}
+    logger.info("%d wrong, %d suspicious, %d fine", *counts.values())
+    if args.results_json:
+        write_results(args.results_json, {"findings": found, **counts}, args)
+    return 1 if counts["wrong"] else 0
+
+
+def verify(artefacts: list[str]) -> Iterable[Finding]:
+    """Findings about every byte of the artefacts."""
+    for artefact in artefacts:
+        yield from verify_artefact(artefact)
+
+
+def main(words: list[str]) -> int:
+    """Runs the doctor; returns the exit status."""
+    if words[:1] == [VERIFY]:
+        args = get_verify_parser().parse_args(words[1:])
+        return report(verify(args.artefact), args)
+    return run(options.parse_args_and_arch(options.get_eval_lm_parser(), words))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Examines what eval_lm.py's flags name; returns the exit status."""
+    args.knnlm = args.knnlm or args.dstore_filename is not None
+    return report(examine(args), args)
+
+
+def cli_main() -> None:
+    """Console entry point."""
+    status = 0
+
+    def run() -> None:
+        nonlocal status
+        status = main(sys.argv[1:])
+
+    cli_entry(run, sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    cli_main()
