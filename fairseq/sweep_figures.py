@@ -19,7 +19,14 @@ logger = logging.getLogger(__name__)
 
 PAPER = ("wikitext103", "law", "law-finetuned")
 PAPER_FILE = Path(__file__).parent.parent / "examples" / "retomaton" / "paper_points.json"
-NAMES = {"knnlm": "kNN-LM", "random_skip": "kNN-LM", "adaptret": "AdaptRet", "retomaton": "RetoMaton"}
+NAMES = {
+    "knnlm": "kNN-LM",
+    "random_skip": "kNN-LM",
+    "adaptret": "AdaptRet",
+    "retomaton": "RetoMaton",
+    "retomaton_adaptret": "RetoMaton with AdaptRet",
+    "retomaton_chains": "RetoMaton with chains",
+}
 WITHOUT = " without clusters"
 # Colour-blind safe (Okabe and Ito), dark enough on white; each with a line and a marker of its own.
 FIXED = {

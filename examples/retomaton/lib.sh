@@ -8,6 +8,7 @@ HERE=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 ROOT=$(realpath "$HERE/../..")
 source "$HERE/stages.sh"
 TAUS=(9999999 1024 512 256 128 64 32 16 4 1)
+SMALL_TAUS=(9999999 256 64 16 4 1)
 SHARES=(0.1 0.3 0.5 0.7 0.9)
 
 # parse_options "$@": sets SCALE, OUT, TEXT, LM_TEXT, MEGABYTES, EVALUATE (kilobytes), UPDATES, DOWNLOAD, PLAN_ONLY;
@@ -87,6 +88,22 @@ text_of() {
     echo "${found[0]}"
 }
 
+# tests_of FOLDER: sets TESTS, the files in the folder named *test*, and SPLITS, what preprocess.py calls them: test,
+# test1 and so on.
+tests_of() {
+    local file
+    TESTS=() SPLITS=()
+    for file in "$1"/*test*; do
+        if [[ ! -f $file ]]; then continue; fi
+        SPLITS+=("test$( ((${#TESTS[@]})) && echo ${#TESTS[@]} || true)")
+        TESTS+=("$file")
+    done
+    ((${#TESTS[@]})) || fail "$1: found 0 files named *test*, expected at least one"
+}
+
+# joined WORDS...: with commas between them.
+joined() { local IFS=,; echo "$*"; }
+
 # first_lines FILE KILOBYTES OUT: about that much of the text's beginning, in whole lines.
 first_lines() {
     head -c "$(($2 * 1000))" "$1" | sed '$d' >"$3.tmp"
@@ -110,7 +127,7 @@ small_model() {
 
 # build_datastore NAME DATA MODEL CLUSTERS...: datastore, index and clusterings under $RUN/NAME. Reads LM (flags of
 # eval_lm for text and context), STORE (more of them when saving), INDEX (flags of build_dstore.py), SAMPLE and, where
-# neighbours are to be merged greedily into clusters too, MERGE. Sets MEMBERS.
+# neighbours are to be merged greedily into clusters too, MERGE and NEIGHBOURS (flags of their search). Sets MEMBERS.
 build_datastore() {
     local name=$1 data=$2 model=$3 count folder=$RUN/$1
     shift 3
@@ -127,7 +144,8 @@ build_datastore() {
     done
     if [[ -n ${MERGE:-} && $# -gt 0 ]]; then
         stage "greedy-$name" python -m fairseq_cli.greedy_merge --dstore "$folder/dstore16" \
-            --indexfile "$folder/knn.index" --merge "$MERGE" --output members --save "$folder/greedy"
+            --indexfile "$folder/knn.index" --merge "$MERGE" "${NEIGHBOURS[@]}" --output members \
+            --save "$folder/greedy"
         MEMBERS+=("$folder/greedy_merge${MERGE}_members.pkl")
     fi
 }
@@ -136,13 +154,14 @@ build_datastore() {
 entries() { echo $(($(stat -c %s "$1_vals.npy") / 8)); }
 
 # methods NAME DATA MODEL PREFIX INDEXFILE TITLE [PAPER]: everything from a datastore to tables and figures, under
-# $RUN/NAME. Reads LM, SEARCH (flags of the search), K, MEMBERS, GPU, and LMBDA and KNN_TEMP, which are chosen by
-# perplexity on the validation text where they are empty.
+# $RUN/NAME; for the first test text they are called results, for others results1 and so on. Reads LM, SEARCH (flags of
+# the search), K, MEMBERS, TESTS, SPLITS, GPU, and LMBDA and KNN_TEMP, which are chosen by perplexity on the validation
+# text where they are empty.
 methods() {
-    local name=$1 data=$2 model=$3 prefix=$4 index=$5 title=$6 paper=${7:-} split folder=$RUN/$1 own=()
+    local name=$1 data=$2 model=$3 prefix=$4 index=$5 title=$6 paper=${7:-} split i heading output folder=$RUN/$1 own=()
     local stores=(--dstore-filename "$prefix" --indexfile "$index" "${SEARCH[@]}" "${GPU[@]}")
     mkdir -p "$folder"
-    for split in valid test; do
+    for split in valid "${SPLITS[@]}"; do
         stage "scores-$name-$split" python eval_lm.py "$data" --path "$model" "${LM[@]}" --gen-subset "$split" \
             --knnlm "${stores[@]}" --k "$K" --lmbda 0.25 --no-pointer --save-scores "$folder/scores-$split" \
             --save-searches --save-features --results-json "$folder/knnlm-$split.json"
@@ -159,19 +178,25 @@ methods() {
     stage "adaptret-$name" python -m fairseq_cli.adaptret --scores "$folder/scores-valid" --data "$data" \
         --save "$folder/adaptret.pt" "${stores[@]}" --k "$K" --knn-temp "$temperature"
     if [[ -n $paper ]]; then own=(--paper "$paper"); fi
-    stage "sweep-$name" python -m fairseq_cli.sweep --scores "$folder/scores-test" --output "$folder/results" \
-        "${stores[@]}" --k "$K" --lmbda "$lmbda" --knn-temp "$temperature" \
-        --strategy knnlm "random_skip --skip-probability ${SHARES[*]}" \
-        "adaptret --adaptret-checkpoint $folder/adaptret.pt --target-foss 0 ${SHARES[*]}" retomaton \
-        --members "${MEMBERS[@]}" none --min-knns "${TAUS[@]}" --figure "$folder/results" --title "$title" "${own[@]}"
-    show python "$HERE/tables.py" "$folder/results.json" --title "$title" "${own[@]}" --output "$folder/tables.md"
-    python "$HERE/tables.py" "$folder/results.json" --title "$title" "${own[@]}" --output "$folder/tables.md"
+    for i in "${!SPLITS[@]}"; do
+        split=${SPLITS[i]} heading=$title output=$folder/${SPLITS[i]/test/results}
+        if ((${#SPLITS[@]} > 1)); then heading="$title: $(basename "${TESTS[i]}")"; fi
+        stage "sweep-$name-$split" python -m fairseq_cli.sweep --scores "$folder/scores-$split" --output "$output" \
+            "${stores[@]}" --k "$K" --lmbda "$lmbda" --knn-temp "$temperature" \
+            --strategy knnlm "random_skip --skip-probability ${SHARES[*]}" \
+            "adaptret --adaptret-checkpoint $folder/adaptret.pt --target-foss 0 ${SHARES[*]}" retomaton \
+            --members "${MEMBERS[@]}" none --min-knns "${TAUS[@]}" --figure "$output" --title "$heading" "${own[@]}"
+        local table=(python "$HERE/tables.py" "$output.json" --title "$heading" "${own[@]}"
+            --output "$folder/tables${split#test}.md")
+        show "${table[@]}"
+        "${table[@]}"
+    done
 }
 
 # report: ends a run; all tables in one file.
 report() {
     local name
-    for name in "$@"; do cat "$RUN/$name/tables.md"; echo; done >"$RUN/tables.md"
+    for name in "$@"; do cat "$RUN/$name"/tables*.md; echo; done >"$RUN/tables.md"
     printf '\nIn %s: tables.md; in each folder results.json, .csv, .md and the figures. ' "$RUN"
     printf 'This run took %d min %d s.\n' $((SECONDS / 60)) $((SECONDS % 60))
 }

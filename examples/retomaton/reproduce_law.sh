@@ -9,7 +9,8 @@
 #                                                                  the same path on local text and a small model, under
 #                                                                  half an hour on two cores; not the paper's numbers
 #
-# --text FOLDER    raw legal text, one sentence a line: three files named *train*, *valid* (or *dev*) and *test*
+# --text FOLDER    raw legal text, one sentence a line: files named *train*, *valid* (or *dev*) and *test*; of several
+#                  *test* files each gets its own tables and figures
 # --lm-text FOLDER small scale: tokenised text of another domain for the language model, named *train* and *valid*
 # --out FOLDER     where everything goes (reproduce-law, or ...-small)
 # --megabytes N    small scale: how much of each training text to use (8)
@@ -31,6 +32,19 @@ LM=(--sample-break-mode eos --context-window 0 --max-tokens 2048 --remove-bpe)
 STORE=(--sample-break-mode eos --context-window 0 --max-tokens 2048)
 PREPARE=examples/language_model/prepare-law-mt.sh
 
+# pieces TRAIN VALID FLAGS...: these texts and the tests in RAW through Moses and BPE (flags of prepare-law-mt.sh); sets
+# PIECES, the results for the tests.
+pieces() {
+    local train=$1 valid=$2 i
+    shift 2
+    PIECES=()
+    stage bpe-law "$PREPARE" --train "$train" --valid "$valid" --dest "$RUN/law-text" "$@"
+    for i in "${!SPLITS[@]}"; do
+        stage "bpe-law-${SPLITS[i]}" "$PREPARE" --test "${RAW[i]}" --dest "$RUN/law-text/${SPLITS[i]}" "$@"
+        PIECES+=("$RUN/law-text/${SPLITS[i]}/test.txt")
+    done
+}
+
 # clusterings FOLDER: MEMBERS of about one cluster for a hundred entries and one for five hundred.
 clustered_datastore() {
     local count
@@ -46,18 +60,22 @@ if [[ $SCALE == small ]]; then
  4 scores, searches, AdaptRet, sweeps, 5 min   5 fine-tune, 3 min   6 steps 3 and 4 again; 4 GB of memory"
     begin "small $MEGABYTES $EVALUATE $UPDATES $TEXT $LM_TEXT"
     lm_train=$(text_of "$LM_TEXT" train) lm_valid=$(text_of "$LM_TEXT" valid dev)
-    train=$(text_of "$TEXT" train) valid=$(text_of "$TEXT" valid dev) test=$(text_of "$TEXT" test)
+    train=$(text_of "$TEXT" train) valid=$(text_of "$TEXT" valid dev)
+    tests_of "$TEXT"
     stage text-lm first_lines "$lm_train" $((MEGABYTES * 1000)) "$RUN/lm.train.txt"
     stage text-lm-valid first_lines "$lm_valid" "$EVALUATE" "$RUN/lm.valid.txt"
     stage text-law first_lines "$train" $((MEGABYTES * 1000)) "$RUN/law.train.raw"
     stage text-law-valid first_lines "$valid" "$EVALUATE" "$RUN/law.valid.raw"
-    stage text-law-test first_lines "$test" "$EVALUATE" "$RUN/law.test.raw"
+    RAW=()
+    for i in "${!TESTS[@]}"; do
+        RAW+=("$RUN/law.${SPLITS[i]}.raw")
+        stage "text-law-${SPLITS[i]}" first_lines "${TESTS[i]}" "$EVALUATE" "${RAW[i]}"
+    done
     stage codes subword-nmt learn-bpe -s 6000 --input "$RUN/lm.train.txt" --output "$RUN/bpecodes"
     stage bpe-lm-train subword-nmt apply-bpe -c "$RUN/bpecodes" --input "$RUN/lm.train.txt" --output "$RUN/lm.train.bpe"
     stage bpe-lm-valid subword-nmt apply-bpe -c "$RUN/bpecodes" --input "$RUN/lm.valid.txt" \
         --output "$RUN/lm.valid.bpe"
-    stage bpe-law "$PREPARE" --train "$RUN/law.train.raw" --valid "$RUN/law.valid.raw" --test "$RUN/law.test.raw" \
-        --codes "$RUN/bpecodes" --dest "$RUN/law-text" --no-escape --workers 2
+    pieces "$RUN/law.train.raw" "$RUN/law.valid.raw" --codes "$RUN/bpecodes" --no-escape --workers 2
     [[ -e $RUN/done/preprocess-lm ]] || rm -rf "$RUN/data-bin-lm"
     stage preprocess-lm python preprocess.py --only-source --workers 2 --destdir "$RUN/data-bin-lm" \
         --trainpref "$RUN/lm.train.bpe" --validpref "$RUN/lm.valid.bpe"
@@ -66,9 +84,10 @@ if [[ $SCALE == small ]]; then
     stage train python train.py "$RUN/data-bin-lm" --save-dir "$RUN/checkpoints" "${ARCHITECTURE[@]}" \
         "${OPTIMISATION[@]}" --sample-break-mode none --max-lr 3e-3 --max-update "$UPDATES"
     DICTIONARY=$RUN/data-bin-lm/dict.txt
-    INDEX=(--ncentroids 512 --code_size 32) SAMPLE=150000 K=512
-    SEARCH=(--probe 8 --knn-sim-func do_not_recomp_l2 --no-load-keys --move-dstore-to-mem)
-    LMBDA_LAW='' LMBDA_TUNED='' KNN_TEMP='' TITLE="adaptation stand-in ($(basename "$TEXT"))" PAPER=''
+    INDEX=(--ncentroids 1024 --code_size 32) SAMPLE=150000 K=512
+    SEARCH=(--probe 16 --knn-sim-func do_not_recomp_l2 --no-load-keys --move-dstore-to-mem)
+    TAUS=("${SMALL_TAUS[@]}")
+    LMBDA_LAW='' LMBDA_TUNED='' KNN_TEMP='' TITLE="Adaptation stand-in ($(basename "$TEXT"))" PAPER=''
 else
     INDEX=(--num_keys_to_add_at_a_time 500000) SAMPLE=40000000 PAPER=law
     SEARCH=(--probe 32 --knn-sim-func do_not_recomp_l2 --no-load-keys --move-dstore-to-mem)
@@ -105,6 +124,7 @@ if ((DOWNLOAD)); then
         fetch "$S3/law/$file" "$RUN/download/$file"
     done
     SEARCH+=(--dstore-size 19068709)
+    TESTS=(test) SPLITS=(test)
     MEMBERS=("$RUN/download/law_clusters_s40000000_k200000_members.pkl"
         "$RUN/download/law_clusters_s40000000_k400000_members.pkl")
     LMBDA=$LMBDA_LAW
@@ -117,14 +137,15 @@ if ((DOWNLOAD)); then
 fi
 
 if [[ $SCALE == full ]]; then
-    train=$(text_of "$TEXT" train) valid=$(text_of "$TEXT" valid dev) test=$(text_of "$TEXT" test)
-    stage bpe-law "$PREPARE" --train "$train" --valid "$valid" --test "$test" \
-        --codes "$(dirname "$MODEL")/bpecodes" --dest "$RUN/law-text" \
-        --workers "$(nproc)"
+    train=$(text_of "$TEXT" train) valid=$(text_of "$TEXT" valid dev)
+    tests_of "$TEXT"
+    RAW=("${TESTS[@]}")
+    pieces "$train" "$valid" --codes "$(dirname "$MODEL")/bpecodes" --workers "$(nproc)"
 fi
 [[ -e $RUN/done/preprocess ]] || rm -rf "$DATA"
 stage preprocess python preprocess.py --only-source --workers 2 --srcdict "$DICTIONARY" --destdir "$DATA" \
-    --trainpref "$RUN/law-text/train.txt" --validpref "$RUN/law-text/valid.txt" --testpref "$RUN/law-text/test.txt"
+    --trainpref "$RUN/law-text/train.txt" --validpref "$RUN/law-text/valid.txt" \
+    --testpref "$(joined "${PIECES[@]}")"
 if [[ $SCALE == small ]]; then
     clustered_datastore law "$DATA" "$MODEL"
 else

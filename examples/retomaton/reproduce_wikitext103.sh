@@ -9,8 +9,9 @@
 #                                                                  the same path on local text and a small model, under
 #                                                                  half an hour on two cores; not the paper's numbers
 #
-# --text FOLDER    a folder with three texts, tokens separated by spaces, named *train*, *valid* and *test* (at full
-#                  scale they are fetched by examples/language_model/prepare-wikitext-103.sh where they are not given)
+# --text FOLDER    a folder with texts, tokens separated by spaces, named *train*, *valid* and *test* (at full scale they
+#                  are fetched by examples/language_model/prepare-wikitext-103.sh where they are not given); of several
+#                  *test* files each gets its own tables and figures
 # --out FOLDER     where everything goes (reproduce-wikitext103, or ...-small)
 # --megabytes N    small scale: how much of the training text to use (8)
 # --evaluate N     small scale: how many kilobytes of the validation and test text to use (500)
@@ -25,7 +26,7 @@ parse_options "$@"
 RUN=${OUT:-$ROOT/reproduce-wikitext103$([[ $SCALE == small ]] && echo -small || true)}
 DATA=$RUN/data-bin
 MODEL=$RUN/checkpoints/checkpoint_best.pt
-LMBDA=0.25 KNN_TEMP=1 K=1024 MERGE=15
+LMBDA=0.25 KNN_TEMP=1 K=1024 MERGE=15 NEIGHBOURS=()
 
 if [[ $SCALE == small ]]; then
     [[ -n $TEXT ]] || fail "--scale small needs --text FOLDER"
@@ -33,23 +34,31 @@ if [[ $SCALE == small ]]; then
  1 binarise, 1 min   2 train $UPDATES updates, 5 to 10 min   3 save and index the datastore, 2 min
  4 four clusterings, 4 min   5 scores, searches, AdaptRet, 5 min   6 sweeps, tables, figures, 5 min; 4 GB of memory"
     begin "small $MEGABYTES $EVALUATE $UPDATES $TEXT"
-    train=$(text_of "$TEXT" train) valid=$(text_of "$TEXT" valid dev) test=$(text_of "$TEXT" test)
+    train=$(text_of "$TEXT" train) valid=$(text_of "$TEXT" valid dev)
+    tests_of "$TEXT"
     stage text first_lines "$train" $((MEGABYTES * 1000)) "$RUN/train.tokens"
     stage text-valid first_lines "$valid" "$EVALUATE" "$RUN/valid.tokens"
-    stage text-test first_lines "$test" "$EVALUATE" "$RUN/test.tokens"
+    tests=()
+    for i in "${!TESTS[@]}"; do
+        tests+=("$RUN/${SPLITS[i]}.tokens")
+        stage "text-${SPLITS[i]}" first_lines "${TESTS[i]}" "$EVALUATE" "${tests[i]}"
+    done
     [[ -e $RUN/done/preprocess ]] || rm -rf "$DATA"
     stage preprocess python preprocess.py --only-source --thresholdsrc 3 --workers 2 --destdir "$DATA" \
-        --trainpref "$RUN/train.tokens" --validpref "$RUN/valid.tokens" --testpref "$RUN/test.tokens"
+        --trainpref "$RUN/train.tokens" --validpref "$RUN/valid.tokens" \
+        --testpref "$(joined "${tests[@]}")"
     small_model "$(wc -l <"$DATA/dict.txt")"
     stage train python train.py "$DATA" --save-dir "$RUN/checkpoints" "${ARCHITECTURE[@]}" "${OPTIMISATION[@]}" \
         --sample-break-mode none --max-lr 3e-3 --max-update "$UPDATES"
     LM=(--sample-break-mode none --context-window 128 --max-tokens 4096)
-    STORE=("${LM[@]}") INDEX=(--ncentroids 512 --code_size 32) SAMPLE=150000 K=512 LMBDA='' KNN_TEMP=''
-    SEARCH=(--probe 8 --knn-sim-func do_not_recomp_l2 --no-load-keys --move-dstore-to-mem)
-    # as in the paper, an entry in a hundred, in two hundred and in a thousand gets a cluster
+    STORE=("${LM[@]}") INDEX=(--ncentroids 1024 --code_size 32) SAMPLE=150000 K=512 LMBDA='' KNN_TEMP=''
+    SEARCH=(--probe 16 --knn-sim-func do_not_recomp_l2 --no-load-keys --move-dstore-to-mem)
+    NEIGHBOURS=(--k 16 --probe 2)
+    TAUS=("${SMALL_TAUS[@]}")
+    # as in the paper, one cluster for a hundred entries and one for a thousand
     build_datastore wiki "$DATA" "$MODEL"
     count=$(entries "$RUN/wiki/dstore16")
-    build_datastore wiki "$DATA" "$MODEL" $((count / 100)) $((count / 200)) $((count / 1000))
+    build_datastore wiki "$DATA" "$MODEL" $((count / 100)) $((count / 1000))
     methods wiki "$DATA" "$MODEL" "$RUN/wiki/dstore16" "$RUN/wiki/knn.index" "In-domain stand-in ($(basename "$TEXT"))"
     report wiki
     exit
@@ -71,7 +80,7 @@ if ((DOWNLOAD)); then
     fetch https://nlp.stanford.edu/projects/knnlm/wt103_checkpoint_best.pt "$MODEL"
     fetch "$S3/wt103/dstore16_vals.npy" "$RUN/download/dstore16_vals.npy" $((103225485 * 8))
     fetch "$S3/wt103/knn16.index" "$RUN/download/knn16.index"
-    MEMBERS=()
+    MEMBERS=() TESTS=(test) SPLITS=(test)
     for file in clusters_s40000000_k1000000_members.pkl clusters_s20000000_k500000_members.pkl \
         dstore_merge15_members_sp.pkl; do
         fetch "$S3/wt103/$file" "$RUN/download/$file"
@@ -93,9 +102,10 @@ if [[ -z $TEXT ]]; then
     TEXT=$(dirname "$(find "$TEXT" -name wiki.train.tokens | head -n 1)")
 fi
 [[ -e $RUN/done/preprocess ]] || rm -rf "$DATA"
-train=$(text_of "$TEXT" train) valid=$(text_of "$TEXT" valid dev) test=$(text_of "$TEXT" test)
+train=$(text_of "$TEXT" train) valid=$(text_of "$TEXT" valid dev)
+tests_of "$TEXT"
 stage preprocess python preprocess.py --only-source --workers "$(nproc)" --destdir "$DATA" \
-    --trainpref "$train" --validpref "$valid" --testpref "$test"
+    --trainpref "$train" --validpref "$valid" --testpref "$(joined "${TESTS[@]}")"
 stage train python train.py --task language_modeling "$DATA" --save-dir "$RUN/checkpoints" \
     --arch transformer_lm_wiki103 --max-update 286000 --max-lr 1.0 --t-mult 2 --lr-period-updates 270000 \
     --lr-scheduler cosine --lr-shrink 0.75 --warmup-updates 16000 --warmup-init-lr 1e-07 --min-lr 1e-09 \

@@ -99,6 +99,21 @@ def test_texts_are_found_by_name(tmp_path: Path) -> None:
     assert "found 0 files named *test*" in in_library(tmp_path, f"text_of {tmp_path} test").stderr
 
 
+def test_every_test_text_is_evaluated(tmp_path: Path) -> None:
+    """Each gets the name that preprocess.py gives it, and tables and figures of its own."""
+    for name in ("b.test.txt", "a.test.txt"):
+        (tmp_path / name).touch()
+    show = 'joined "${TESTS[@]}"; joined "${SPLITS[@]}"'
+    done = in_library(tmp_path, f"tests_of {tmp_path}; {show}")
+    assert done.stdout.split() == [f"{tmp_path}/a.test.txt,{tmp_path}/b.test.txt", "test,test1"]
+    stub = "stage() { echo $1; }; show() { :; }; python() { [[ $2 == *tune.json ]] && echo 0.5 2 || true; }"
+    settings = "LM=() SEARCH=() GPU=() K=8 MEMBERS=(m) LMBDA='' KNN_TEMP=''"
+    done = in_library(tmp_path, f"tests_of {tmp_path}; {settings}; {stub}; methods n data model store index title")
+    stages = "scores-n-valid scores-n-test scores-n-test1 tune-n adaptret-n sweep-n-test sweep-n-test1"
+    assert [line for line in done.stdout.splitlines() if " " not in line] == stages.split(), done.stderr
+    assert "found 0 files named *test*" in in_library(tmp_path, f"tests_of {tmp_path}/run").stderr
+
+
 def test_only_whole_lines_are_taken(tmp_path: Path) -> None:
     (tmp_path / "t").write_text("x" * 99 + "\n" + ("y" * 999_989 + "\n"))
     assert in_library(tmp_path, f"first_lines {tmp_path}/t 1000 {tmp_path}/one").returncode == 0
