@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,6 @@ from fairseq.refusals import refuse
 from fairseq.retrieval.datastore import KIND
 from fairseq.retrieval.datastore_writer import DatastoreWriter
 from fairseq.retrieval.sidecar import read_sidecar
-from fairseq.scored_sequences import ScoredSequence
 
 logger = logging.getLogger(__name__)
 
@@ -90,36 +90,45 @@ def save_datastore(scoring: LMScoring, args: argparse.Namespace) -> dict[str, An
 
 
 def _fill(scoring: LMScoring, writer: DatastoreWriter, per_sample: dict[int, int], args: argparse.Namespace) -> None:
-    """Runs the LM over the batches that are still missing."""
-    position = 0  # entries of the samples seen so far
+    """Runs the LM over the batches that are still missing; a batch is written while the next one is computed."""
+    position, stored = 0, writer.written  # entries of the samples seen so far; of those, what an earlier run stored
+    writing: Future[None] | None = None
     progress = tqdm(
         total=writer.rows, initial=writer.written, unit="entries", unit_scale=True, disable=args.no_progress_bar or None
     )
-    with progress:
+    with progress, ThreadPoolExecutor(1) as pool:
         for sample in scoring.batches():
-            if not writer.room:
+            if position >= writer.rows:
                 break
             entries = sum(per_sample[number] for number in sample["id"].tolist())
-            if position + entries <= writer.written:  # stored by an earlier run; its context was still needed
-                position += entries
-                continue
-            for sequence in scoring.score(sample):
-                count = per_sample[sequence.sample_id]
-                if count and position + count > writer.written:
-                    _append(writer, sequence, count, writer.written - position, scoring)
-                position += count
-            progress.update(min(writer.written, writer.rows) - progress.n)
+            if entries and position + entries > stored:  # the others give context, or were stored by an earlier run
+                keys, values = _entries(scoring, sample, per_sample)
+                skip = max(0, stored - position)
+                if writing is not None:
+                    writing.result()
+                writing = pool.submit(writer.append, keys[skip:], values[skip:])
+                progress.update(min(position + entries, writer.rows) - progress.n)
+            position += entries
+        if writing is not None:
+            writing.result()
 
 
-def _append(writer: DatastoreWriter, sequence: ScoredSequence, count: int, skip: int, scoring: LMScoring) -> None:
-    if len(sequence) != count:
-        raise UserError(
-            f"sample {sequence.sample_id} has {len(sequence)} targets where {count} were expected; "
-            "the padding symbol occurs in the text, preprocess it again"
-        )
-    largest = int(sequence.targets.max())
-    assert largest < len(scoring.task.target_dictionary)
-    writer.append(sequence.queries[skip:].to(torch.float32).numpy(), sequence.targets[skip:].numpy())
+def _entries(
+    scoring: LMScoring, sample: dict[str, Any], per_sample: dict[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Keys (n, D) and values (n,) of a batch: of those of its samples that are stored."""
+    kept = []
+    for number, targets, keys in scoring.keys(sample):
+        if len(targets) != (per_sample[number] or len(targets)):
+            raise UserError(
+                f"sample {number} has {len(targets)} targets where {per_sample[number]} were expected; "
+                "the padding symbol occurs in the text, preprocess it again"
+            )
+        if per_sample[number]:
+            kept.append((keys.to(torch.float32), targets))
+    values = torch.cat([targets for _, targets in kept]).numpy()
+    assert values.max() < len(scoring.task.target_dictionary)
+    return torch.cat([some for some, _ in kept]).numpy(), values
 
 
 def scoring_identity(scoring: LMScoring, args: argparse.Namespace) -> dict[str, Any]:

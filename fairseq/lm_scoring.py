@@ -137,10 +137,8 @@ class LMScoring:
 
     def score(self, sample: dict[str, Any]) -> list[ScoredSequence]:
         """Runs the LM on a batch. Without a key type the queries are empty (T, 0) tensors."""
-        if self.device.type == "cuda":
-            sample = utils.move_to_cuda(sample, self.device)
+        sample, drop = self._on_device(sample), self._dropped
         ids = sample["id"].tolist()
-        drop = 1 if getattr(self.effective_args, "add_bos_token", False) else 0
         sequences = []
         for row, (sample_id, hypotheses) in enumerate(zip(ids, self.scorer.generate(self.models, sample), strict=True)):
             best = hypotheses[0]
@@ -156,6 +154,22 @@ class LMScoring:
             sequences.append(ScoredSequence(sample_id, queries.cpu(), targets.cpu(), scores.cpu(), features))
         self._check(sequences)
         return sequences
+
+    def keys(self, sample: dict[str, Any]) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
+        """(sample id, targets (T,), keys (T, D)) for each row of a batch: all that a datastore needs of the LM, and
+        nothing is spent on probabilities."""
+        sample, drop = self._on_device(sample), self._dropped
+        ids, pad = sample["id"].tolist(), self.scorer.pad
+        rows = zip(ids, sample["target"], self.scorer.keys(self.models, sample), strict=True)
+        return [(number, targets[targets != pad][drop:].cpu(), keys[drop:].cpu()) for number, targets, keys in rows]
+
+    def _on_device(self, sample: dict[str, Any]) -> dict[str, Any]:
+        return utils.move_to_cuda(sample, self.device) if self.device.type == "cuda" else sample
+
+    @property
+    def _dropped(self) -> int:
+        """Positions at the start of a sample that count nowhere."""
+        return 1 if getattr(self.effective_args, "add_bos_token", False) else 0
 
     @staticmethod
     def _check(sequences: list[ScoredSequence]) -> None:

@@ -53,30 +53,40 @@ class SequenceScorer:
             spread = self._distributions(models, outputs)
         scores, activations = self._score_targets(models, outputs, sample)
         target = sample["target"]
-        starts = sample.get("start_indices") or [0] * len(target)
-        lengths = target.ne(self.pad).sum(1).tolist()
         hypotheses = []
-        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-            span = slice(start, start + length)
+        for row, span in enumerate(self._spans(sample)):
             keys = None if activations is None else activations[span, row]
             positional = scores[row, span]
             hypotheses.append(
                 [
                     {
                         "tokens": target[row, span],
-                        "score": positional.sum() / max(length, 1),
+                        "score": positional.sum() / max(span.stop - span.start, 1),
                         "attention": None,
                         "alignment": None,
                         "positional_scores": positional,
                         "dstore_keys": keys,
                         "queries": keys,
-                        "start_idx": start,
+                        "start_idx": span.start,
                     }
                 ]
             )
             if spread is not None:
                 hypotheses[-1][0] |= {"lm_max": spread[0][row, span], "lm_entropy": spread[1][row, span]}
         return hypotheses
+
+    @torch.no_grad()
+    def keys(self, models: list[Any], sample: dict[str, Any]) -> list[Tensor]:
+        """(t, D) activations of the first model for each row of the batch, as in `generate`, without any score."""
+        (output,) = self._outputs(models[:1], sample)
+        return [output[1][self.key_type][span, row] for row, span in enumerate(self._spans(sample))]
+
+    def _spans(self, sample: dict[str, Any]) -> list[slice]:
+        """Where each row has targets: after its context, before the padding."""
+        target = sample["target"]
+        starts = sample.get("start_indices") or [0] * len(target)
+        lengths = target.ne(self.pad).sum(1).tolist()
+        return [slice(start, start + length) for start, length in zip(starts, lengths, strict=True)]
 
     def score_targets(self, models: list[Any], sample: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """((B, T) float32 log-probabilities of the targets, (T, B, D) key activations of the first model or None)."""

@@ -106,7 +106,7 @@ def test_going_on_after_a_kill(
 ) -> None:
     """The same command again: the same bytes, and what was stored is not computed again."""
     arguments = ["data-bin", *SAVE, "--dstore-mmap", tmp_path / "dstore16", "--dstore-size", ENTRIES]
-    score = LMScoring.score
+    keys = LMScoring.keys
     calls = 0
 
     def failing(self: LMScoring, sample: Any) -> Any:
@@ -114,9 +114,9 @@ def test_going_on_after_a_kill(
         calls += 1
         if calls > batches:
             raise Killed
-        return score(self, sample)
+        return keys(self, sample)
 
-    monkeypatch.setattr(LMScoring, "score", failing)
+    monkeypatch.setattr(LMScoring, "keys", failing)
     with pytest.raises(Killed):
         run_cli("eval_lm", arguments, cwd=golden)
     assert not (tmp_path / "dstore16_keys.npy").exists()
