@@ -25,8 +25,8 @@ def temporary_path(path: str | os.PathLike[str]) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str], mode: str = "wb", encoding: str | None = None) -> Iterator[IO[Any]]:
-    """Opens a temporary file; on leaving without an exception it replaces `path`, otherwise it is removed.
+def staged(path: str | os.PathLike[str], mode: str = "wb", encoding: str | None = None) -> Iterator[IO[Any]]:
+    """Opens the temporary file of `path`, for `publish` to rename; it is removed when an exception leaves.
 
     UserError naming `path` when the disk is full, or whatever else keeps it from being written."""
     temporary = temporary_path(path)
@@ -34,16 +34,23 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb", encoding: str |
     if "b" not in mode and encoding is None:
         encoding = "utf-8"
     try:
-        with writing(path):
-            with open(temporary, mode, encoding=encoding) as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
+        with writing(path), open(temporary, mode, encoding=encoding) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: str = "wb", encoding: str | None = None) -> Iterator[IO[Any]]:
+    """As `staged`; on leaving without an exception the file replaces `path`."""
+    with staged(path, mode, encoding) as stream:
+        yield stream
+    with writing(path):
+        os.replace(temporary_path(path), path)
 
 
 def is_full(error: OSError) -> bool:

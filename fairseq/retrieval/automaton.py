@@ -80,6 +80,8 @@ class Automaton:
         self.size, self.max_knns, self.device = size, max_knns, torch.device(device)
         self.clusters = clusters
         if clusters is not None:
+            if self.device.type != "cpu":
+                clusters.check()  # all of it goes to the device, where an index out of range ends the process
             self.indptr = as_tensor(clusters.indptr).to(device)
             self.members = as_tensor(clusters.members).to(device)
             self.cluster_of = as_tensor(clusters.cluster_of).to(device)
@@ -114,10 +116,14 @@ class Automaton:
             return pointers
         counts = pointers.counts(sequences)
         room = (self.max_knns - counts).clamp_(min=0)
-        keys = pointers.rows * self.clusters.count + self.cluster_of[pointers.ids]
+        own = self.cluster_of[pointers.ids]
+        self._require((own >= 0) & (own < self.clusters.count))
+        keys = pointers.rows * self.clusters.count + own
         states, votes = torch.unique(keys, return_counts=True)
         rows, clusters = states // self.clusters.count, states % self.clusters.count
-        sizes = self.indptr[clusters + 1] - self.indptr[clusters]
+        begin, end = self.indptr[clusters], self.indptr[clusters + 1]
+        self._require((begin >= 0) & (begin <= end) & (end <= len(self.members)))
+        sizes = end - begin
         widths = torch.bincount(rows, minlength=sequences)
         available = torch.zeros_like(room).index_add_(0, rows, sizes)
         order = self._most_voted_first(rows, votes, widths, available > room)
@@ -133,7 +139,9 @@ class Automaton:
         total = int(take.sum())
         source = torch.repeat_interleave(self.indptr[clusters] - starts_of(take), take, output_size=total)
         source += torch.arange(total, device=self.device)
-        added = Entries(torch.repeat_interleave(rows, take, output_size=total), self.members[source].long())
+        found = self.members[source].long()
+        self._require((found >= 0) & (found < self.size))
+        added = Entries(torch.repeat_interleave(rows, take, output_size=total), found)
         return merge_by_row(pointers, added, counts, sequences)
 
     def _emit(self, pointers: Entries, counts: Tensor, full: Tensor, clusters: Tensor, widths: Tensor) -> Entries:
@@ -143,7 +151,15 @@ class Automaton:
         rows = torch.empty_like(ids)
         arrays = (bounds_of(counts), pointers.ids, bounds_of(widths), clusters, self.indptr, self.members, ids, rows)
         kernels.run_by_rows(kernels.emit_members, bounds.numpy(), *[array.numpy() for array in arrays])
+        lowest, highest = torch.aminmax(ids)
+        self._require((lowest >= 0) & (highest < self.size))
         return Entries(rows, ids)
+
+    def _require(self, fine: Tensor) -> None:
+        """Of clusters that were not looked at as a whole: numbers taken out of them are in their ranges."""
+        assert self.clusters is not None
+        if self.device.type == "cpu":
+            self.clusters.require(bool(fine.all()))
 
     def _most_voted_first(self, rows: Tensor, votes: Tensor, widths: Tensor, crowded: Tensor) -> Tensor:
         """A permutation that puts each sequence's clusters in descending order of votes. Only sequences whose clusters

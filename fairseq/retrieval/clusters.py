@@ -5,6 +5,7 @@ entries), read without executing anything, and a folder of plain `.npy` arrays t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import tokenize
@@ -16,7 +17,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from fairseq import safe_pickle
-from fairseq.atomic_io import atomic_write
+from fairseq.atomic_io import publish, staged, temporary_path
 from fairseq.errors import BadFile, MissingFile
 from fairseq.retrieval.content import check_opened, describe_content
 from fairseq.retrieval.sidecar import read_sidecar, remove_sidecar, write_sidecar
@@ -24,6 +25,8 @@ from fairseq.retrieval.sidecar import read_sidecar, remove_sidecar, write_sideca
 KIND = "clusters"
 MEMBERS_KIND = "members"
 ARRAYS = ("indptr", "members", "cluster_of")
+TYPES = ("<i4", "<i8")
+CHECKED_ENTRIES = 1 << 22  # arrays of a larger, described folder are not read on opening; what is used is checked
 
 
 @dataclass
@@ -31,16 +34,32 @@ class Clusters:
     """Cluster c has the entries members[indptr[c]:indptr[c + 1]], ascending; entry i is in cluster_of[i].
 
     indptr: (C + 1,) int64; members: (N,) int32 or int64; cluster_of: (N,) int32. An entry that no cluster lists counts
-    as in cluster 0, a quirk of the original that changes numbers and is therefore kept."""
+    as in cluster 0, a quirk of the original that changes numbers and is therefore kept.
+
+    source: the file that they come from. Of a large folder's arrays only the lengths are known to be right: whoever
+    uses them as indices looks at what was taken out (`require`), or at all of it (`check`)."""
 
     indptr: NDArray[Any]
     members: NDArray[Any]
     cluster_of: NDArray[Any]
+    source: str = "--members"
 
     @property
     def count(self) -> int:
         """Number of clusters."""
         return len(self.indptr) - 1
+
+    def check(self) -> None:
+        """BadFile unless every number is in its range; reads everything."""
+        _check_arrays(self.source, self.indptr, self.members, len(self.cluster_of))
+        own = self.cluster_of
+        self.require(not len(own) or (int(own.min()) >= 0 and int(own.max()) < self.count))
+
+    def require(self, fine: bool) -> None:
+        """BadFile unless what was taken out of the arrays is `fine`."""
+        if not fine:
+            expected = f"{self.count} clusters of the entries 0 to {len(self.cluster_of) - 1}"
+            raise BadFile(self.source, "clusters or entries out of range", expected, "cluster again with kmeans.py")
 
     @classmethod
     def from_assignment(cls, assignment: NDArray[Any], count: int | None = None) -> Clusters:
@@ -75,14 +94,14 @@ class Clusters:
             raise BadFile(path, found, f"{len(members)} and {rows + 1}", "cluster again with kmeans.py")
         if columns > size:
             raise BadFile(path, f"members up to entry {columns - 1}", f"entries below {size}", "check --dstore-size")
-        indptr = indptr.astype(np.int64)
+        indptr, members = indptr.astype(np.int64), members.astype(index_dtype(size), copy=False)
         if not data.all():  # stored zeros are no members
             kept = data != 0
             indptr = np.concatenate([[0], np.cumsum(kept)])[indptr]
             members = members[kept]
         cluster_of = np.zeros(size, np.int32)
         cluster_of[members] = np.repeat(np.arange(len(indptr) - 1, dtype=np.int32), np.diff(indptr))
-        return cls(indptr, members, cluster_of)
+        return cls(indptr, members, cluster_of, path)
 
     def to_csr(self) -> scipy.sparse.csr_matrix:
         """The matrix that the original pickles: int64 ones, int32 indices, members ascending in each row."""
@@ -149,29 +168,36 @@ def _load_arrays(folder: str, size: int) -> Clusters:
         raise BadFile(
             folder, f"arrays of lengths {lengths}", f"clusters of a datastore of {size} entries", "check --members"
         )
-    _check_arrays(folder, arrays["indptr"], arrays["members"], size)
-    if arrays["cluster_of"].dtype.kind not in "iu":
-        raise BadFile(folder, f"cluster numbers of type {arrays['cluster_of'].dtype}", "integers", "cluster again")
-    if size and (arrays["cluster_of"].min() < 0 or arrays["cluster_of"].max() >= info["clusters"]):
-        raise BadFile(folder, "cluster numbers out of range", f"numbers below {info['clusters']}", "cluster again")
-    return Clusters(**arrays)
+    types = [arrays[name].dtype.str for name in ARRAYS]
+    if not set(types) <= set(TYPES):
+        raise BadFile(folder, f"arrays of types {', '.join(types)}", " or ".join(TYPES), "cluster again")
+    clusters = Clusters(**arrays, source=folder)
+    if size <= CHECKED_ENTRIES or "content" not in info:
+        clusters.check()
+    return clusters
 
 
 def save_clusters(folder: str, clusters: Clusters, info: dict[str, Any]) -> None:
-    """Writes the arrays as `.npy` files into `folder`, its description last."""
-    remove_sidecar(os.path.join(folder, KIND))
-    for name in ARRAYS:
-        with atomic_write(os.path.join(folder, name + ".npy")) as stream:
-            np.save(stream, getattr(clusters, name), allow_pickle=False)
+    """Writes the arrays as `.npy` files into `folder`. They get their names when all are whole, the description comes
+    last; what was there before is untouched until then."""
+    paths = {name: os.path.join(folder, name + ".npy") for name in ARRAYS}
+    with contextlib.ExitStack() as stack:
+        for name, path in paths.items():
+            np.save(stack.enter_context(staged(path)), getattr(clusters, name), allow_pickle=False)
     counts = {"entries": len(clusters.cluster_of), "clusters": clusters.count}
-    content = {name: describe_content(os.path.join(folder, name + ".npy")) for name in ARRAYS}
+    content = {name: describe_content(temporary_path(path)) for name, path in paths.items()}
+    remove_sidecar(os.path.join(folder, KIND))
+    for path in paths.values():
+        publish(temporary_path(path), path)
     write_sidecar(os.path.join(folder, KIND), KIND, {**info, **counts, "content": content})
 
 
 def save_members_pickle(path: str, clusters: Clusters, info: dict[str, Any] | None = None) -> None:
     """Writes the pickled CSR matrix that the original RetoMaton's `--members` reads, and what `info` says of it."""
-    remove_sidecar(path)
-    with atomic_write(path) as stream:
+    with staged(path) as stream:
         pickle.dump(clusters.to_csr(), stream, protocol=4)
+    content = {"members": describe_content(temporary_path(path))}
+    remove_sidecar(path)
+    publish(temporary_path(path), path)
     if info is not None:
-        write_sidecar(path, MEMBERS_KIND, {**info, "content": {"members": describe_content(path)}})
+        write_sidecar(path, MEMBERS_KIND, {**info, "content": content})

@@ -49,6 +49,7 @@ def read_weights(datastore: Datastore) -> NDArray[np.int64]:
     if found < datastore.size * 8:
         expected = f"{datastore.size * 8} (int64) for {datastore.size} entries"
         raise BadFile(path, f"{found} bytes", expected, "merge again")
+    check_opened(datastore.prefix, {"weights": path})
     weights = np.fromfile(path, "<i8", datastore.size)
     if weights.min(initial=1) < 1:
         raise BadFile(path, f"a weight of {weights.min()}", "weights of at least 1", "merge again")

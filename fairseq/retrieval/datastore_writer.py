@@ -122,9 +122,9 @@ class DatastoreWriter:
                 with contextlib.suppress(OSError):  # a full disk, which is what stopped the run
                     stream.close()
 
-    def finish(self, info: dict[str, Any]) -> None:
+    def finish(self, info: dict[str, Any], staged: dict[str, str] | None = None) -> None:
         """Pads with zero rows to the requested size (as the original leaves them), names the files, writes the
-        sidecar."""
+        sidecar. staged: further files of the datastore, by name, that wait under their temporary names."""
         filled = self.written
         with writing(keys_path(self.prefix)):
             for stream, row_bytes in zip(self._files, self._row_bytes, strict=True):
@@ -132,11 +132,12 @@ class DatastoreWriter:
                 stream.truncate(self.rows * row_bytes)
                 os.fsync(stream.fileno())
                 stream.close()
-        content = {name: describe_content(path) for name, path in zip(("keys", "values"), self._paths, strict=True)}
+        files = {"keys": keys_path(self.prefix), "values": values_path(self.prefix), **(staged or {})}
+        content = {name: describe_content(temporary_path(path)) for name, path in files.items()}
         self._note_progress(finishing=True)
         remove_sidecar(self.prefix)
-        for temporary, path in zip(self._paths, (keys_path(self.prefix), values_path(self.prefix)), strict=True):
-            publish(temporary, path)
+        for path in files.values():
+            publish(temporary_path(path), path)
         description = {
             "rows": self.rows,
             "filled_rows": filled,

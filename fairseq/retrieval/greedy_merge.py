@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fairseq.atomic_io import atomic_write, require_free_space, write_json
+from fairseq.atomic_io import require_free_space, staged, write_json
 from fairseq.errors import BadFile
 from fairseq.retrieval import kernels
 from fairseq.retrieval.array_stream import ArrayStream, open_array, rows_done
@@ -171,7 +171,7 @@ def _search_all(
 def write_merged(datastore: Datastore, result: Merge, prefix: str, info: dict[str, Any]) -> None:
     """Writes the remaining entries' keys, values and weights (raw int64 (n, 1)) as a datastore `prefix`."""
     keys, kept = datastore.require_keys("copying them"), result.kept
-    with atomic_write(weights_path(prefix)) as stream:
+    with staged(weights_path(prefix)) as stream:
         stream.write(result.weights[kept].astype("<i8").tobytes())
     inherited = {name: datastore.info[name] for name in SAME_FOR_MERGED if name in datastore.info}
     identity = {**inherited, **info, "of": datastore.info or {"rows": datastore.size}}
@@ -179,4 +179,4 @@ def write_merged(datastore: Datastore, result: Merge, prefix: str, info: dict[st
     for start in range(writer.written, len(kept), COPY_ROWS):
         rows = kept[start : start + COPY_ROWS]
         writer.append(np.asarray(keys[rows]), np.asarray(datastore.values[rows]))
-    writer.finish({**identity, "vote_weights": True})
+    writer.finish({**identity, "vote_weights": True}, {"weights": weights_path(prefix)})

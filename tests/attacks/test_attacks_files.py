@@ -18,6 +18,8 @@ from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import IndexedDataset, MMapIndexedDataset, make_builder
 from fairseq.flag_types import literal_dict
+from fairseq.retrieval import kernels
+from fairseq.retrieval.automaton import Automaton, Entries
 from fairseq.retrieval.clusters import Clusters, load_clusters, save_clusters
 from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.index import FaissIndex
@@ -226,6 +228,30 @@ def test_members_as_arrays(case: str, tmp_path: Path) -> None:
     np.save(tmp_path / "c" / f"{name}.npy", array)
     forget_content(tmp_path / "c")
     assert "/c" in sentence(load_clusters, str(tmp_path / "c"), 10)
+
+
+OUTSIDE = [case for case, (_, array) in ARRAYS.items() if array.dtype.kind == "i" and array.ndim == 1 and len(array)]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_large_members_are_checked_where_they_are_used(
+    case: str, compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrays that are too large to be read on opening, with digests that fit: nothing outside is ever read."""
+    monkeypatch.setattr("fairseq.retrieval.clusters.CHECKED_ENTRIES", 0)
+    monkeypatch.setattr("fairseq.retrieval.kernels.AVAILABLE", compiled and kernels.AVAILABLE)
+    clusters = Clusters.from_assignment(np.arange(10) % 2)
+    name, array = ARRAYS[case]
+    setattr(clusters, name, array)
+    save_clusters(str(tmp_path / "c"), clusters, {})
+
+    def use() -> None:
+        automaton = Automaton(10, 64, load_clusters(str(tmp_path / "c"), 10))
+        for entry in range(10):
+            automaton.expand(Entries(torch.zeros(1, dtype=torch.int64), torch.tensor([entry])), 1)
+
+    assert "/c" in sentence(use)
 
 
 def test_members_that_would_be_unpickled(tmp_path: Path) -> None:

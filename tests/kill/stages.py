@@ -20,7 +20,7 @@ import torch
 GOLDEN = Path(__file__).resolve().parent.parent / "fixtures" / "golden"
 SAFE_POINT_SECONDS = 0.1
 OFTEN = ("checkpoint_saving", "retrieval.datastore_writer", "retrieval.build_index", "retrieval.search_cache")
-OFTEN += ("retrieval.kmeans_state",)
+OFTEN += ("retrieval.kmeans_state", "retrieval.greedy_merge")
 
 Digest = Callable[[Path], dict[str, Any]]
 
@@ -108,6 +108,8 @@ TRAIN = (
 )
 SEARCH = f"--scores scores {STORE} --dstore-size 16938 --knn-sim-func do_not_recomp_l2 --no-load-keys --no-progress-bar"
 
+KMEANS = "--dstore dstore16 --dstore-size 16938 --dim 32 --batch-size 500 --save out/k --no-progress-bar"
+
 STAGES: dict[str, Stage] = {
     "preprocess": Stage(
         "preprocess",
@@ -130,10 +132,14 @@ STAGES: dict[str, Stage] = {
         _keys,
         file_digests(),
     ),
-    "k-means": Stage(
-        "kmeans",
-        "--dstore dstore16 --dstore-size 16938 --dim 32 --num-clusters 40 --sample 5000 --batch-size 500 --save out/k "
-        "--no-progress-bar",
+    "k-means": Stage("kmeans", f"{KMEANS} --num-clusters 40 --sample 5000", _keys, file_digests()),
+    "two-level k-means": Stage(
+        "kmeans", f"{KMEANS} --num-clusters 1100 --sample 12000 --algorithm two-level", _keys, file_digests()
+    ),
+    "greedy merging": Stage(
+        "greedy_merge",
+        f"--dstore dstore16 --dstore-size 16938 --dim 32 --indexfile {GOLDEN}/checkpoints/knn16.index --save out/m "
+        "--k 20 --merge 8 --no-progress-bar",
         _keys,
         file_digests(),
     ),
