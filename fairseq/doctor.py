@@ -21,8 +21,8 @@ from fairseq.knnlm import Stores, build_knnlm, open_stores
 from fairseq.lm_scoring import LMScoring
 from fairseq.retrieval import inspection
 from fairseq.retrieval.datastore import Datastore, keys_path
-from fairseq.retrieval.device_search import DeviceIndex
 from fairseq.retrieval.inspection import OK, SUSPICIOUS, WRONG, Finding
+from fairseq.retrieval.open_index import open_index
 from fairseq.scored_sequences import ScoredSequence
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def _of_stores(args: argparse.Namespace, stores: Stores, vocabulary: int) -> Ite
     yield from inspection.check_keys(datastore)
     yield from inspection.check_index(index, datastore)
     if torch.cuda.is_available():
-        device = DeviceIndex(args.indexfile, datastore.size, args.probe, torch.device("cuda"))
+        device = open_index(args.indexfile, datastore, args.probe, torch.device("cuda"))
         yield from inspection.check_devices(index, device, datastore)
     else:
         yield Finding(OK, "no GPU is here, so a search on it is not compared with one on the CPU")

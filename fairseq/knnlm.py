@@ -33,8 +33,8 @@ from fairseq.retrieval.belonging import check_belongs
 from fairseq.retrieval.clusters import KIND as CLUSTERS_KIND
 from fairseq.retrieval.clusters import Clusters, load_clusters
 from fairseq.retrieval.datastore import Datastore, read_weights
-from fairseq.retrieval.device_search import DeviceIndex
-from fairseq.retrieval.index import FaissIndex, Index, check_dimension
+from fairseq.retrieval.index import Index, check_dimension
+from fairseq.retrieval.open_index import EXACT, open_index, refinement
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY, Proposal, Resources, Retriever, Step
 from fairseq.retrieval.search_cache import SearchCache
 from fairseq.retrieval.similarity import Similarity, WeightedSimilarity, build_similarity, needs_keys
@@ -96,7 +96,7 @@ class KNNLM:
         self.k, self.lmbda = k, lmbda
         self.device = torch.device(device)
         self.inverse_temperatures = 1 / torch.tensor([temperature, *more_temperatures], device=self.device)  # (S,)
-        self.values = as_tensor(datastore.values).to(self.device)
+        self.values, self.keys = as_tensor(datastore.values).to(self.device), datastore.keys
 
     def score(self, sequences: list[ScoredSequence]) -> list[RetrievalResult]:
         """Advances all `sequences` together and returns a result for each."""
@@ -338,7 +338,7 @@ class Stores:
     """What is opened once for any number of KNNLMs: datastore, index, distances, and clusters by path."""
 
     datastore: Datastore
-    index: FaissIndex
+    index: Index
     similarity: Similarity
     device: torch.device | str = "cpu"
     _clusters: dict[str, Clusters] = field(default_factory=dict)
@@ -363,17 +363,21 @@ def open_stores(args: argparse.Namespace, dimension: int, device: torch.device |
         args.dstore_size,
         dimension,
         args.dstore_fp16 or None,
-        load_keys=not args.no_load_keys and needs_keys(function, args.faiss_metric_type),
+        load_keys=not args.no_load_keys and (needs_keys(function, args.faiss_metric_type) or _index_needs_keys(args)),
         in_memory=args.move_dstore_to_mem,
     )
     logger.info("datastore %s: %d entries of dimension %d", args.dstore_filename, datastore.size, dimension)
     if args.knnlm_gpu and torch.device(device).type == "cpu":
         logger.warning("--knnlm-gpu: no GPU is used in this run, so the index is searched on the CPU")
-    kind = FaissIndex if torch.device(device).type == "cpu" else DeviceIndex
-    index = kind(args.indexfile, datastore.size, args.probe, device)
-    check_dimension(index.dimension, dimension, args.indexfile)
-    check_belongs("--indexfile", args.indexfile, datastore)
-    logger.info("index %s: %s", args.indexfile, index.describe())
+    index = open_index(args.indexfile, datastore, args.probe, device)
+    if args.indexfile is not None:
+        check_dimension(index.dimension, dimension, args.indexfile)
+        check_belongs("--indexfile", args.indexfile, datastore)
+    logger.info("index %s: %s", args.indexfile or args.index, index.describe())
+    if getattr(args, "index_recall", None) is not None:
+        datastore.require_keys("--index-recall")
+        if index.inner_product:
+            raise BadFlag("--index-recall", "an inner-product index", "one of L2 distances", "drop the flag")
     similarity = build_similarity(function, args.faiss_metric_type, datastore, index)
     if getattr(args, "dstore_weights", False):
         similarity = WeightedSimilarity(similarity, torch.from_numpy(read_weights(datastore)).to(device))
@@ -383,10 +387,18 @@ def open_stores(args: argparse.Namespace, dimension: int, device: torch.device |
 def _require_stores(args: argparse.Namespace) -> None:
     if args.dstore_filename is None:
         raise BadFlag("--dstore-filename", "nothing", "the prefix of the datastore to use with --knnlm")
-    if args.indexfile is None:
-        raise BadFlag("--indexfile", "nothing", "the index of the datastore to use with --knnlm")
+    if args.indexfile is None and args.index != EXACT:
+        expected = "the index of the datastore to use with --knnlm"
+        raise BadFlag("--indexfile", "nothing", expected, "give it, or --index exact")
+    if args.indexfile is not None and args.index == EXACT:
+        raise BadFlag("--index", "exact beside --indexfile", "one of them", "drop the other")
     if args.probe < 1:
         raise BadFlag("--probe", args.probe, "at least 1")
+
+
+def _index_needs_keys(args: argparse.Namespace) -> bool:
+    recall = getattr(args, "index_recall", None) is not None
+    return recall or args.index == EXACT or refinement(args.indexfile) is not None
 
 
 def strategy_name(args: argparse.Namespace) -> str:

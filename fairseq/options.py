@@ -17,6 +17,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.optim import lr_scheduler  # noqa: F401
 from fairseq.refusals import add_force
 from fairseq.registry import REGISTRIES
+from fairseq.retrieval.open_index import EXACT
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
@@ -350,6 +351,13 @@ def add_knn_eval_args(parser: argparse.ArgumentParser) -> Any:
     add("--save-knnlm-dstore", action="store_true", help="save keys and values of this split as a datastore")
     add("--dstore-mmap", metavar="PREFIX", help="prefix of the datastore to save")
     add("--knnlm-gpu", action="store_true", help="search on the GPU")
+    add_index_arg(parser)
+    add(
+        "--index-recall",
+        type=positive_int,
+        metavar="N",
+        help="also search exactly for N tokens, and report how much of that the index finds (recall@1 and recall@k)",
+    )
     add("--members", metavar="FILE", help="clusters: a CSR pickle or the arrays that kmeans.py writes")
     add("--min-knns", type=natural_int, default=1, metavar="N", help="search when fewer entries than this were kept")
     add("--max-knns", type=positive_int, metavar="N", help="most pointers to follow (--k)")
@@ -388,6 +396,12 @@ def add_knn_eval_args(parser: argparse.ArgumentParser) -> Any:
         help="about how many tokens to choose on",
     )
     return group
+
+
+def add_index_arg(parser: Any) -> None:
+    """An index without a file."""
+    text = "exact: compare with every key; needs no --indexfile and no build"
+    parser.add_argument("--index", choices=[EXACT], help=text)
 
 
 def add_results_args(parser: argparse.ArgumentParser) -> Any:

@@ -25,6 +25,7 @@ from fairseq.provenance import write_results
 from fairseq.refusals import add_force
 from fairseq.retrieval.adaptret import FEATURES, AdaptRetRecipe, TrainingData, train
 from fairseq.retrieval.ngrams import NgramTable, count_ngrams
+from fairseq.retrieval.open_index import EXACT
 from fairseq.retrieval.score_cache import ScoreCache
 from fairseq.retrieval.search_cache import saved_searches, search_identity
 from fairseq.scored_sequences import lockstep_groups
@@ -43,7 +44,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--scores", required=True, metavar="DIR", help="scores of a held-out split with features")
     add("--save", required=True, metavar="FILE", help="checkpoint to write")
     add("--dstore-filename", required=True, metavar="PREFIX", help="prefix of the datastore's files")
-    add("--indexfile", required=True, metavar="FILE", help="its index")
+    add("--indexfile", metavar="FILE", help="its index")
+    add("--index", choices=[EXACT], help="exact: compare with every key; needs no --indexfile")
     add("--data", metavar="DIR", help="binarised data whose training text is counted for freq and fert")
     add("--ngram-split", default="train", metavar="SPLIT", help="split to count")
     add("--ngrams", metavar="DIR", help="folder for the counts (FILE.ngrams)")
@@ -150,7 +152,7 @@ def _knn_log_probs(args: argparse.Namespace, scores: ScoreCache) -> NDArray[np.f
     values = {**vars(defaults.parse_args([])), **vars(args), "strategy": "knnlm", "lmbda": 0.25}
     device = torch.device("cuda" if args.knnlm_gpu and torch.cuda.is_available() else "cpu")
     stores = open_stores(argparse.Namespace(**values), scores.dimension, device)
-    identity = search_identity(args.indexfile, stores.index, args.probe)
+    identity = search_identity(args, stores.index)
     searches = saved_searches(scores, stores.index, args.k, identity, device, not args.no_progress_bar)
     knnlm = build_knnlm(argparse.Namespace(**values), scores.dimension, device, stores, searches=searches)
     results = (r for group in lockstep_groups(scores.sequences(), 65536) for r in knnlm.score(group))

@@ -21,6 +21,7 @@ from fairseq.knnlm import KNNLM, RetrievalResult, build_knnlm, strategy_name
 from fairseq.lm_scoring import LMScoring
 from fairseq.provenance import write_results
 from fairseq.refusals import refuse
+from fairseq.retrieval.recall import QuerySample, measure_recall
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.retrieval.savings import SavedSearches
 from fairseq.retrieval.score_cache import ScoreCache, ScoreWriter
@@ -66,6 +67,9 @@ class Evaluation:
         self.tokens = self.scored = 0
         self.writer = None if args.save_scores is None else ScoreWriter(args.save_scores)
         self.choice: Choice | None = None
+        self.sample: QuerySample | None = None
+        if args.index_recall is not None and self.knnlm is not None:
+            self.sample = QuerySample(args.index_recall, self.scoring.expected_tokens)
 
     def _features(self) -> frozenset[str]:
         """What the strategy, or `--save-features`, wants to know of the LM besides the usual."""
@@ -101,6 +105,8 @@ class Evaluation:
                 progress.update()
                 for sequence in sequences:
                     self.scored += len(sequence)
+                    if self.sample is not None:
+                        self.sample.add(sequence.queries)
                     if self.writer is not None:
                         self.writer.add(sequence, self.accounting.counted(sequence.targets.numpy()))
                     yield sequence
@@ -118,7 +124,7 @@ class Evaluation:
             pass
         self._finish_scores()
         scores, knnlm = ScoreCache.open(self.args.save_scores), self.knnlm
-        identity = search_identity(self.args.indexfile, knnlm.index, self.args.probe)
+        identity = search_identity(self.args, knnlm.index)
         with self.retrieval_time:
             knnlm.searches = saved_searches(
                 scores, knnlm.index, knnlm.k, identity, knnlm.device, not self.args.no_progress_bar
@@ -172,6 +178,13 @@ class Evaluation:
             args.context_window,
         )
 
+    def _index_recall(self, sample: QuerySample) -> dict[str, Any]:
+        """`--index-recall`: how much of an exact search the index finds for some of the tokens."""
+        assert self.knnlm is not None and self.knnlm.keys is not None
+        recall = measure_recall(self.knnlm.index, self.knnlm.keys, sample.queries(), self.knnlm.k)
+        logger.info("Index: %s at --probe %d", recall, self.args.probe)
+        return {**recall.figures(), "probe": self.args.probe}
+
     def _report(self) -> dict[str, Any]:
         totals = self.accounting.totals
         if totals.count == 0:
@@ -208,6 +221,8 @@ class Evaluation:
                 "searches_saved_percent": true,
                 "searches": self.saved.searches,
             }
+        if self.sample is not None:
+            results["index_recall"] = self._index_recall(self.sample)
         if self.choice is not None:
             results["target_foss"] = {
                 "min_knns": self.choice.min_knns,
@@ -225,6 +240,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--knnlm and --save-knnlm-dstore: found both, expected one; save in a run of its own")
     if args.save_features and not args.save_scores:
         raise BadFlag("--save-features", "it alone", "--save-scores DIR beside it")
+    if args.index_recall is not None and not args.knnlm:
+        raise BadFlag("--index-recall", "it alone", "--knnlm beside it")
     if args.save_searches and not (args.knnlm and args.save_scores):
         raise BadFlag("--save-searches", "it alone", "--knnlm and --save-scores DIR beside it")
     if args.results_path is not None:

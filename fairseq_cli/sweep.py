@@ -29,6 +29,7 @@ from fairseq.knnlm import open_stores
 from fairseq.provenance import write_results
 from fairseq.refusals import add_force
 from fairseq.retrieval.datastore import values_path
+from fairseq.retrieval.open_index import EXACT
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.retrieval.score_cache import ScoreCache
 from fairseq.retrieval.search_cache import saved_searches, search_identity
@@ -52,7 +53,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--scores", required=True, metavar="DIR", help="what eval_lm.py --save-scores wrote")
     add("--output", required=True, metavar="PREFIX", help="writes PREFIX.json, PREFIX.csv, PREFIX.md and PREFIX.walks/")
     add("--dstore-filename", required=True, metavar="PREFIX", help="prefix of the datastore's files")
-    add("--indexfile", required=True, metavar="FILE", help="its index")
+    add("--indexfile", metavar="FILE", help="its index")
+    add("--index", choices=[EXACT], help="exact: compare with every key; needs no --indexfile")
     add = parser.add_argument_group("What to combine").add_argument
     add("--strategy", nargs="+", default=["retomaton"], metavar="'NAME FLAGS'", help="strategies, with their flags")
     add("--members", nargs="+", default=[NO_MEMBERS], metavar="FILE", help=f"clusters; {NO_MEMBERS}: without")
@@ -149,7 +151,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     scores = ScoreCache.open(args.scores)
     device = torch.device("cuda" if args.knnlm_gpu and torch.cuda.is_available() else "cpu")
     stores = open_stores(argparse.Namespace(**{**vars(args), "k": max(args.k)}), scores.dimension, device)
-    asked = search_identity(args.indexfile, stores.index, args.probe)
+    asked = search_identity(args, stores.index)
     identity = {
         "scores": {name: value for name, value in scores.info.items() if name != "command"},
         "searches": asked,

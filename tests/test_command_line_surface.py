@@ -54,7 +54,8 @@ TRAIN = """
 --validate-interval-updates --warmup-init-lr -a
 """
 EVAL_LM = """
---check --context-window --dstore-mmap --dstore-weights --fa --force-anneal --gen-subset --knn-temp --knnlm --knnlm-gpu
+--check --context-window --dstore-mmap --dstore-weights --fa --force-anneal --gen-subset --index
+--index-recall --knn-temp --knnlm --knnlm-gpu
 --lm-eval --local --lockstep-tokens --ls --max-knns --members --min-knns --model-overrides --no-pointer --num-shards
 --output-word-probs --output-word-stats --path --post-process --quiet --remove-bpe --results-path --save-features
 --save-knnlm-dstore --save-scores --save-searches --shard-id --softmax-batch --strategy --target-foss
@@ -71,8 +72,8 @@ KMEANS = """
 --num-clusters --results-json --sample --save --seed -h
 """
 SWEEP = """
---force --dstore-filename --dstore-fp16 --dstore-size --faiss-metric-type --figure --help --indexfile --k --knn-sim-func
---knn-temp --knnlm-gpu --lmbda --lockstep-tokens --max-knns --members --min-knns --move-dstore-to-mem --no-load-keys
+--force --dstore-filename --dstore-fp16 --dstore-size --faiss-metric-type --figure --help --index --indexfile --k
+--knn-sim-func --knn-temp --knnlm-gpu --lmbda --lockstep-tokens --max-knns --members --min-knns --move-dstore-to-mem --no-load-keys
 --no-progress-bar --output --paper --probe --scores --seed --strategy --title --user-dir -h
 """
 

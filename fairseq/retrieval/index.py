@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairseq.errors import BadFile, BadFlag
+from fairseq.retrieval import exact_kernels, kernels
+from fairseq.retrieval.automaton import bounds_of
 from fairseq.retrieval.content import check_opened
 from fairseq.retrieval.faiss_import import require_faiss
 from fairseq.retrieval.index_file import faiss_errors, read_faiss_index
@@ -28,11 +30,16 @@ FAR = 1e30  # squared distance of an entry that the index lacks: no weight, and 
 
 
 class Index(Protocol):
-    """What retrieval needs of an index. Distances are squared L2 (smaller is nearer) or inner products (larger is)."""
+    """What retrieval needs of an index. Distances are squared L2 (smaller is nearer) or inner products (larger is);
+    `exact` says that they are those of the keys themselves, whichever entries are found. `size` is the datastore's
+    number of entries, `count` the index's."""
 
     size: int
+    count: int
+    device: torch.device
     dimension: int
     inner_product: bool
+    exact: bool
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """(distances (B, k) float32, ids (B, k) int64), nearest first; an id of -1 fills up when fewer were found."""
@@ -40,11 +47,16 @@ class Index(Protocol):
     def distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         """(n,) float32: the distance of `queries[rows[i]]` to entry `ids[i]`. queries (B, D), rows and ids (n,)."""
 
+    def describe(self) -> str:
+        """One line for the log: what is searched, and how."""
+
 
 class FaissIndex:
     """An index file that FAISS wrote. `size` is the number of the datastore's entries, which bounds the ids.
 
     `core` is the index proper, inside whatever transforms and id maps are wrapped around it."""
+
+    exact = False
 
     def __init__(self, path: str, size: int, probe: int | None = None, device: torch.device | str = "cpu") -> None:
         faiss = require_faiss()
@@ -187,8 +199,14 @@ def pairwise(queries: Tensor, rows: Tensor, vectors: Tensor, inner_product: bool
 def key_distances(keys: np.ndarray, queries: Tensor, rows: Tensor, ids: Tensor, inner_product: bool) -> Tensor:
     """Exact distances from the stored keys (N, D): what `--knn-sim-func` unset (L2) or `dot` asks for.
 
-    An id of -1 reads the last key, as in the original."""
+    rows must be ascending. An id of -1 reads the last key, as in the original."""
     result = queries.new_empty(len(ids))
+    if kernels.AVAILABLE and queries.device.type == "cpu" and not inner_product:
+        words = keys.view(np.uint16 if keys.itemsize == 2 else np.uint32)
+        bounds = bounds_of(torch.bincount(rows, minlength=len(queries))).numpy()
+        arrays = (queries.contiguous().numpy(), ids.numpy(), words, result.numpy())
+        kernels.run_by_rows(exact_kernels.key_distances, bounds, *arrays)
+        return result
     step = max(1, RECONSTRUCT_CHUNK // keys.shape[1])
     host_ids = ids.cpu().numpy()
     for start in range(0, len(ids), step):

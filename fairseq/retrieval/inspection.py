@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,7 +16,8 @@ from fairseq.errors import BadFile, UserError
 from fairseq.retrieval.clusters import Clusters
 from fairseq.retrieval.content import verify
 from fairseq.retrieval.datastore import Datastore, count_filled_rows
-from fairseq.retrieval.index import FaissIndex
+from fairseq.retrieval.index import Index
+from fairseq.retrieval.recall import exact_neighbours, noisy_keys, recall_of
 from fairseq.retrieval.sidecar import read_any_sidecar
 
 OK, SUSPICIOUS, WRONG = "ok", "suspicious", "wrong"
@@ -82,7 +82,7 @@ def check_keys(datastore: Datastore) -> Iterator[Finding]:
         yield Finding(OK, f"{len(rows)} sampled keys are finite and differ")
 
 
-def check_index(index: FaissIndex, datastore: Datastore, k: int = 10) -> Iterator[Finding]:
+def check_index(index: Index, datastore: Datastore, k: int = 10) -> Iterator[Finding]:
     """How much the index holds, and how much of an exact search it finds for queries that are entries."""
     if index.count < index.size:
         missing = index.size - index.count
@@ -93,10 +93,9 @@ def check_index(index: FaissIndex, datastore: Datastore, k: int = 10) -> Iterato
         yield Finding(SUSPICIOUS, "recall is not checked, as the keys were not opened")
         return
     k = min(k, datastore.size)
-    queries = _queries(datastore)
+    queries = noisy_keys(datastore.keys, QUERIES)
     _, found = index.search(queries, k)
-    exact = exact_neighbours(datastore, queries, k, index.inner_product)
-    recall = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(found.cpu().numpy(), exact, strict=True)])
+    recall = recall_of(found, exact_neighbours(datastore.keys, queries, k, index.inner_product)).at_k
     level = OK if recall >= 0.5 else SUSPICIOUS if recall >= 0.1 else WRONG
     remedy = "" if level == OK else ": raise --probe, or check that the index was built from these keys"
     said = f"the index finds {100 * recall:.0f}% of the {k} nearest entries of {len(queries)} keys"
@@ -104,34 +103,7 @@ def check_index(index: FaissIndex, datastore: Datastore, k: int = 10) -> Iterato
     yield from _check_distances(index, queries, found)
 
 
-def _queries(datastore: Datastore) -> Tensor:
-    assert datastore.keys is not None
-    generator = np.random.default_rng(1)
-    rows = sampled_rows(datastore.size, QUERIES, seed=1)
-    keys = np.asarray(datastore.keys[rows], np.float32)
-    noise = generator.standard_normal(keys.shape).astype(np.float32) * keys.std(axis=0, keepdims=True) * 0.1
-    return torch.from_numpy(keys + noise)  # not the entries themselves, which are easier to find
-
-
-def exact_neighbours(datastore: Datastore, queries: Tensor, k: int, inner_product: bool) -> NDArray[np.int64]:
-    """(B, k) ids of the nearest keys, from all of them."""
-    assert datastore.keys is not None
-    best = torch.full((len(queries), k), -np.inf)
-    ids = torch.full((len(queries), k), -1, dtype=torch.int64)
-    step = max(1, (1 << 24) // max(1, queries.shape[1]))
-    for start in range(0, datastore.size, step):
-        keys = torch.from_numpy(np.asarray(datastore.keys[start : start + step], np.float32))
-        scores = queries @ keys.T
-        if not inner_product:
-            scores = 2 * scores - keys.square().sum(1)
-        both = torch.cat([best, scores], 1)
-        best, places = both.topk(k, 1)
-        own = torch.arange(start, start + len(keys)).expand(len(queries), -1)
-        ids = torch.cat([ids, own], 1).gather(1, places)
-    return ids.numpy()
-
-
-def _check_distances(index: FaissIndex, queries: Tensor, found: Tensor) -> Iterator[Finding]:
+def _check_distances(index: Index, queries: Tensor, found: Tensor) -> Iterator[Finding]:
     """Distances to given entries, which pointers use, against those of the search."""
     distances, ids = index.search(queries, found.shape[1])
     rows, columns = (ids >= 0).nonzero(as_tuple=True)
@@ -144,11 +116,11 @@ def _check_distances(index: FaissIndex, queries: Tensor, found: Tensor) -> Itera
         yield Finding(OK, "distances that pointers use are those of a search")
 
 
-def check_devices(first: FaissIndex, second: FaissIndex, datastore: Datastore, k: int = 10) -> Iterator[Finding]:
+def check_devices(first: Index, second: Index, datastore: Datastore, k: int = 10) -> Iterator[Finding]:
     """Whether two places (CPU and GPU) find the same entries."""
     if datastore.keys is None:
         return
-    queries, k = _queries(datastore), min(k, datastore.size)
+    queries, k = noisy_keys(datastore.keys, QUERIES), min(k, datastore.size)
     here, there = (index.search(queries.to(index.device), k)[1].cpu().numpy() for index in (first, second))
     same = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(here, there, strict=True)])
     level = OK if same > 0.95 else WRONG
@@ -156,7 +128,9 @@ def check_devices(first: FaissIndex, second: FaissIndex, datastore: Datastore, k
 
 
 def check_clusters(clusters: Clusters, size: int) -> Iterator[Finding]:
-    """Entries in no cluster, or in several; clusters that hold too much to be of use."""
+    """Entries in no cluster, or in several; clusters that hold too much to be of use. BadFile for numbers that no
+    cluster or entry has."""
+    clusters.check()
     listed = np.bincount(np.asarray(clusters.members), minlength=size)
     missing, double = int((listed == 0).sum()), int((listed > 1).sum())
     if missing:

@@ -33,8 +33,8 @@ def _compile(function: Any) -> Any:
     return numba.njit(cache=True, nogil=True, boundscheck=False, fastmath={"reassoc", "contract", "nsz"})(function)
 
 
-def run_by_rows(kernel: Callable[..., None], bounds: np.ndarray, *arrays: np.ndarray) -> None:
-    """Calls `kernel(first_row, last_row, bounds, *arrays)` for ranges of rows with about equally many entries each.
+def run_by_rows(kernel: Callable[..., None], bounds: np.ndarray, *arguments: Any) -> None:
+    """Calls `kernel(first_row, last_row, bounds, *arguments)` for ranges of rows with about equally many entries each.
 
     bounds: (B + 1,) int64, where each row's entries begin in the flat arrays."""
     rows, threads = len(bounds) - 1, torch.get_num_threads()
@@ -42,9 +42,9 @@ def run_by_rows(kernel: Callable[..., None], bounds: np.ndarray, *arrays: np.nda
     edges = [0, *cuts.tolist(), rows]
     ranges = [(first, last) for first, last in itertools.pairwise(edges) if first < last]
     if len(ranges) == 1:
-        kernel(*ranges[0], bounds, *arrays)
+        kernel(*ranges[0], bounds, *arguments)
         return
-    waiting = [_pool().submit(kernel, first, last, bounds, *arrays) for first, last in ranges]
+    waiting = [_pool().submit(kernel, first, last, bounds, *arguments) for first, last in ranges]
     for future in waiting:
         future.result()
 

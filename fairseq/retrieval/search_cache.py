@@ -7,6 +7,7 @@ On disk, beside the scores: `searches-XXXXXXXX/ids.npy` (N, k) int32 or int64, `
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import logging
@@ -26,7 +27,9 @@ from fairseq.errors import BadFile, BadFlag
 from fairseq.fingerprint import quick_fingerprint
 from fairseq.retrieval.array_stream import ArrayStream, open_array, rows_done
 from fairseq.retrieval.clusters import index_dtype
+from fairseq.retrieval.datastore import keys_path
 from fairseq.retrieval.index import Index
+from fairseq.retrieval.open_index import EXACT
 from fairseq.retrieval.score_cache import ScoreCache
 from fairseq.retrieval.sidecar import read_sidecar, sidecar_path, write_sidecar
 from fairseq.scored_sequences import ScoredSequence
@@ -85,9 +88,13 @@ class SearchCache:
         return cls(ids, distances, sample_ids, np.array([len(sequence) for sequence in sequences], np.int64))
 
 
-def search_identity(path: str, index: Index, probe: int) -> dict[str, Any]:
-    """The `identity` of searches of the index file `path`, of whose lists `probe` are visited."""
-    return {"index": quick_fingerprint(path), "probe": probe, "entries": index.size}
+def search_identity(args: argparse.Namespace, index: Index) -> dict[str, Any]:
+    """The `identity` of searches of the `index` that eval_lm's flags name: its file and how many lists are visited, or
+    the keys; and whether what was found was ranked anew by the keys."""
+    if args.index == EXACT:
+        return {"index": EXACT, "keys": quick_fingerprint(keys_path(args.dstore_filename)), "entries": index.size}
+    identity = {"index": quick_fingerprint(args.indexfile), "probe": args.probe, "entries": index.size}
+    return identity | ({"refined": True} if index.exact else {})
 
 
 def saved_searches(

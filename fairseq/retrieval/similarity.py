@@ -86,7 +86,7 @@ def build_similarity(function: str | None, metric: str, datastore: Datastore, in
     if index.inner_product != (metric == "ip"):
         found = "an inner-product index" if index.inner_product else "an L2 index"
         raise BadFlag("--faiss-metric-type", metric, f"the metric of the index, which is {found}")
-    if not needs_keys(function, metric):
+    if not needs_keys(function, metric) or (index.exact and function in (None, "l2")):
         return IndexSimilarity(index)
     if function in (None, "dot", "l2"):
         return KeySimilarity(datastore, inner_product=function == "dot")

@@ -1,0 +1,45 @@
+"""What the benchmarks share: timing several ways of doing one thing side by side, and a table of the result."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+def side_by_side(ways: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True) -> dict[str, float]:
+    """Median wall-clock seconds of each callable, which take turns, so that what else the machine does hits all alike.
+
+    Each is called once before, untimed, if `warm_up`."""
+    for way in ways.values() if warm_up else ():
+        way()
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table, one column a key of the first row; numbers with three significant digits."""
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([_cell(row[name]) for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def conditions() -> str:
+    """One line: date, command and processor."""
+    command = shlex.join(["python", *sys.argv])
+    processor = platform.processor() or platform.machine()
+    return f"{datetime.date.today()}, `{command}`, {processor}"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,226 @@
+"""The exact index (`--index exact`): every query against every key, straight from the datastore's keys. It needs no
+build, and memory for one block of keys whatever the datastore's size.
+
+Keys stream from disk in their order, a block at a time, for all queries of a batch. One matrix product estimates half
+of all squared distances of a block; an error bound says by how much an estimate may be too large; and only for entries
+that may be among the k nearest is the distance itself computed, by subtraction in float32. So estimates may be rough
+(bfloat16 where the processor multiplies it fast, else float32), while the result is that of computing every distance:
+
+    |q - x|^2 / 2 = <-q, x> + |x|^2 / 2 + |q|^2 / 2        a product of vectors with a few more coordinates
+    |<q, x> - <q', x'>| <= |q - q'| |x| + |q'| |x - x'|    for rounded q' and x' (Cauchy and Schwarz)
+
+Both are taken relative to a centre of the keys, which changes no distance and makes the bound small. Of entries equally
+far, those that come first in the datastore are nearer."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fairseq.retrieval import exact_kernels, kernels
+from fairseq.retrieval.automaton import starts_of
+from fairseq.retrieval.index import RECONSTRUCT_CHUNK, key_distances, pairwise
+
+logger = logging.getLogger(__name__)
+
+UNFOUND = torch.finfo(torch.float32).max  # distance that goes with an id of -1, as in FAISS
+BATCH = 1024  # queries that share a pass over the keys
+BLOCK_SCORES = 1 << 22  # numbers that a matrix product makes: 8 or 16 MB
+LEAST_BLOCK, LARGEST_BLOCK = 256, 16384  # keys
+CENTRE_ROWS = 4096
+ENTRY_BITS = 32  # of an item that holds a distance and an entry
+PARTS = 3  # bfloat16 numbers whose sum is any float32 one
+NOTHING = np.uint64(2**64 - 1)
+
+
+@dataclass
+class Rounded:
+    """Vectors as they enter the product: matrix (n, W); norms (n,) before rounding; lost (n,), the norms of what
+    rounding took away."""
+
+    matrix: Tensor
+    norms: Tensor
+    lost: Tensor
+
+
+class ExactIndex:
+    """The index that is the keys (N, D) themselves, float16 or float32; distances are squared L2.
+
+    narrow: multiply in bfloat16; compiled: use the compiled loop; both as is fastest when None."""
+
+    inner_product = False
+    exact = True
+
+    def __init__(
+        self,
+        keys: NDArray[np.floating],
+        device: torch.device | str = "cpu",
+        narrow: bool | None = None,
+        compiled: bool | None = None,
+    ) -> None:
+        self.keys, self.device = keys, torch.device(device)
+        self.size, self.dimension = keys.shape
+        self.count = self.size
+        possible = kernels.AVAILABLE and self.device.type == "cpu" and self.size <= 1 << ENTRY_BITS
+        self.compiled = possible if compiled is None else compiled
+        self.narrow = self.compiled and (_bfloat16_is_fast() if narrow is None else narrow)
+        self.centre = self._centre().to(self.device)
+
+    def _centre(self) -> Tensor:
+        """(D,): about the mean of the keys; any vector would do."""
+        some = np.asarray(self.keys[:: max(1, self.size // CENTRE_ROWS)], np.float32)
+        finite = some[np.isfinite(some).all(1)]
+        return torch.from_numpy(finite.mean(0) if len(finite) else np.zeros(self.dimension, np.float32))
+
+    def describe(self) -> str:
+        """One line for the log: what is searched, where, and how."""
+        product = "bfloat16" if self.narrow else "float32"
+        how = f"{product} products and the compiled loop" if self.compiled else f"{product} products and tensors"
+        return f"exact search of {self.size} x {self.dimension} {self.keys.dtype} keys on {self.device}, {how}"
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """See `Index.search`."""
+        parts = [self._search_some(some.to(self.device, torch.float32), k) for some in queries.split(BATCH)]
+        return torch.cat([distances for distances, _ in parts]), torch.cat([ids for _, ids in parts])
+
+    def distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """See `Index.distances`."""
+        return key_distances(self.keys, queries, rows, ids, inner_product=False)
+
+    def _search_some(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        best = (_Items if self.compiled else _Table)(queries, min(k, self.size))
+        asked = self._rounded(queries, are_queries=True)
+        step = max(LEAST_BLOCK, min(LARGEST_BLOCK, BLOCK_SCORES // max(1, len(queries))))
+        scores = asked.matrix.new_empty(0)
+        for start in range(0, self.size if len(queries) and k else 0, step):
+            keys = torch.from_numpy(np.array(self.keys[start : start + step])).to(self.device).float()
+            known = self._rounded(keys, are_queries=False)
+            if scores.shape != (len(queries), len(keys)):
+                scores = asked.matrix.new_empty(len(queries), len(keys))
+            torch.mm(asked.matrix, known.matrix.T, out=scores)
+            best.offer(scores, self._slack(asked, known), keys, start)
+        distances, ids = best.result()
+        if distances.shape[1] < k:  # fewer entries than asked for
+            missing = (0, k - distances.shape[1])
+            distances = torch.nn.functional.pad(distances, missing, value=UNFOUND)
+            ids = torch.nn.functional.pad(ids, missing, value=-1)
+        return distances, ids
+
+    def _rounded(self, vectors: Tensor, are_queries: bool) -> Rounded:
+        """Centred, with the coordinates that add both squared norms: those of a query meet ones of a key, and the other
+        way round."""
+        centred = vectors - self.centre
+        norms = torch.linalg.vector_norm(centred, dim=1)
+        half, parts = norms.square() / 2, PARTS if self.narrow else 1
+        width = self.dimension + 2 * parts
+        own, other = self.dimension, self.dimension + parts
+        if are_queries:
+            own, other = other, own
+        dtype = torch.bfloat16 if self.narrow else torch.float32
+        matrix = torch.zeros(len(vectors), -(-width // 32) * 32, dtype=dtype, device=vectors.device)
+        matrix[:, : self.dimension] = centred
+        lost = torch.linalg.vector_norm(centred - matrix[:, : self.dimension], dim=1)
+        matrix[:, other : other + parts] = 1
+        for column in range(own, own + parts):
+            matrix[:, column] = half
+            half = half - matrix[:, column]
+        if are_queries:
+            matrix[:, : self.dimension].neg_()
+        return Rounded(matrix, norms, lost)
+
+    def _slack(self, asked: Rounded, known: Rounded) -> Tensor:
+        """(B,): by how much a score of this block may exceed half the squared distance. Sums of W terms in float32 are
+        off by at most W roundings of the sum of their sizes; the rounding of scores to bfloat16 keeps their order."""
+        norm, lost = known.norms.max(), known.lost.max()
+        rounding = 2.0**-23 if torch.get_float32_matmul_precision() == "highest" or self.narrow else 2.0**-8
+        sums = (asked.norms + norm).square() * (rounding * (self.dimension + 32))
+        slack = 1.01 * (asked.lost * norm + (asked.norms + asked.lost) * lost + sums) + 1e-30
+        return slack.nan_to_num(nan=torch.inf, posinf=torch.inf)  # keys that are not finite: nothing can be left out
+
+
+def _bfloat16_is_fast() -> bool:
+    """Whether this processor has instructions that multiply bfloat16 numbers."""
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+class _Items:
+    """The nearest entries found so far, kept by the compiled loop: see `exact_kernels.offer_block`."""
+
+    def __init__(self, queries: Tensor, k: int) -> None:
+        self.queries, self.k = queries.contiguous().numpy(), k
+        self.items = np.empty((len(queries), 2 * k + 256), np.uint64)
+        self.counts = np.zeros(len(queries), np.int64)
+        self.furthest = np.full(len(queries), np.inf, np.float32)
+
+    def offer(self, scores: Tensor, slack: Tensor, keys: Tensor, start: int) -> None:
+        """scores (B, n); slack (B,); keys (n, D) float32, the first of which is entry `start`."""
+        bits = scores.view(torch.int16 if scores.itemsize == 2 else torch.int32).numpy()
+        arrays = (bits, slack.numpy(), self.queries, keys.numpy(), start, self.k)
+        bounds = np.arange(len(bits) + 1)
+        kernels.run_by_rows(exact_kernels.offer_block, bounds, *arrays, self.items, self.counts, self.furthest)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """(distances, ids), both (B, k), nearest first."""
+        if not self.k:
+            return torch.zeros(len(self.items), 0), torch.zeros(len(self.items), 0, dtype=torch.int64)
+        self.items[np.arange(self.items.shape[1]) >= self.counts[:, None]] = NOTHING
+        distances, ids = nearest_items(self.items, self.k)
+        return torch.from_numpy(distances), torch.from_numpy(ids)
+
+
+def packed_items(distances: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Distances, at least 0, and entries below 2^32 as numbers that sort by distance, then by entry."""
+    items = distances.view(np.uint32).astype(np.uint64) << np.uint64(ENTRY_BITS) | ids.astype(np.uint64)
+    items[ids < 0] = NOTHING
+    return items
+
+
+def nearest_items(items: NDArray[np.uint64], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(distances, ids), both (B, k), of the k least of the items (B, C >= k), which are moved; an id of -1 for none."""
+    items.partition(k - 1, axis=1)
+    best = np.sort(items[:, :k], axis=1)
+    distances = (best >> np.uint64(ENTRY_BITS)).astype(np.uint32).view(np.float32)
+    ids = (best & np.uint64((1 << ENTRY_BITS) - 1)).astype(np.int64)
+    distances[best == NOTHING], ids[best == NOTHING] = UNFOUND, -1
+    return distances, ids
+
+
+class _Table:
+    """The same with tensors, for any device."""
+
+    def __init__(self, queries: Tensor, k: int) -> None:
+        self.queries, self.k = queries, k
+        self.best = torch.full((len(queries), k), torch.inf, device=queries.device)
+        self.ids = torch.full((len(queries), k), -1, dtype=torch.int64, device=queries.device)
+
+    def offer(self, scores: Tensor, slack: Tensor, keys: Tensor, start: int) -> None:
+        """See `_Items.offer`."""
+        limit = self.best[:, -1] * 0.5001 + slack  # a little more than half: distances are rounded too
+        rows, columns = (~(scores > limit[:, None])).nonzero(as_tuple=True)
+        if not len(rows):
+            return
+        step = max(1, RECONSTRUCT_CHUNK // keys.shape[1])
+        found = [
+            pairwise(self.queries, some, keys[those], inner_product=False)
+            for some, those in zip(rows.split(step), columns.split(step), strict=True)
+        ]
+        counts = torch.bincount(rows, minlength=len(self.queries))
+        places = self.k + torch.arange(len(rows), device=rows.device) - starts_of(counts)[rows]
+        distances = torch.nn.functional.pad(self.best, (0, int(counts.max())), value=torch.inf)
+        ids = torch.nn.functional.pad(self.ids, (0, int(counts.max())), value=-1)
+        distances[rows, places] = torch.cat(found).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        ids[rows, places] = columns + start
+        order = distances.sort(dim=1, stable=True).indices[:, : self.k]  # what came first stays first
+        self.best, self.ids = distances.gather(1, order), ids.gather(1, order)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """See `_Items.result`."""
+        missing = self.best == torch.inf
+        return self.best.masked_fill(missing, UNFOUND), self.ids.masked_fill(missing, -1)

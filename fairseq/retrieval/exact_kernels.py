@@ -1,0 +1,144 @@
+"""Compiled loops of the exact search (`exact`) and of distances from the keys. They need numba, as `kernels` does."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fairseq.retrieval.kernels import _compile as compiled
+
+RUN = 32  # scores looked at together: comparing them as one vector says whether any is of interest
+
+
+@compiled
+def keep_smallest(items: np.ndarray, count: int, k: int) -> None:
+    """Moves the k smallest of items[:count] to the front (quickselect; all items differ)."""
+    low, high = 0, count - 1
+    while low < high:
+        a, b, c = items[low], items[(low + high) // 2], items[high]
+        pivot = max(min(a, b), min(max(a, b), c))
+        left, right = low, high
+        while left <= right:
+            while items[left] < pivot:
+                left += 1
+            while items[right] > pivot:
+                right -= 1
+            if left <= right:
+                items[left], items[right] = items[right], items[left]
+                left += 1
+                right -= 1
+        if k - 1 <= right:
+            high = right
+        elif k - 1 >= left:
+            low = left
+        else:
+            return
+
+
+@compiled
+def offer_block(
+    first_row: int,
+    last_row: int,
+    bounds: np.ndarray,
+    scores: np.ndarray,
+    slack: np.ndarray,
+    queries: np.ndarray,
+    keys: np.ndarray,
+    start: int,
+    k: int,
+    items: np.ndarray,
+    counts: np.ndarray,
+    furthest: np.ndarray,
+) -> None:
+    """Offers a block of keys to each query of a range of rows.
+
+    scores (B, n): the bits of about half the squared distances, as int32 (float32) or int16 (bfloat16); slack (B,): how
+    much smaller half a distance may be than its score; queries (B, D), keys (n, D) float32, the first of which is entry
+    `start`; items (B, C > k) uint64: the bits of a distance, then an entry; counts (B,) how many there are; furthest
+    (B,) a distance that k of them do not exceed. Bits of numbers that are not negative are in their order, and those of
+    negative ones come before. Entries come in ascending order, so of equal distances the first are kept."""
+    columns, capacity = scores.shape[1], items.shape[1]
+    narrow = scores.itemsize == 2
+    one = np.empty(1, np.float32)
+    word = one.view(np.uint32)
+    limits = np.empty(1, scores.dtype)
+    for row in range(first_row, last_row):
+        line, mine, count, query = scores[row], items[row], counts[row], queries[row]
+        stale = True
+        for begin in range(0, columns, RUN):
+            if stale:  # a little more than half: more than distances are off by rounding
+                one[0] = furthest[row] * np.float32(0.5001) + slack[row]
+                limits[0] = (word[0] >> 16) + 1 if narrow else word[0]
+                stale = False
+            limit = limits[0]
+            end = min(begin + RUN, columns)
+            near = False
+            for column in range(begin, end):
+                near = near | (line[column] <= limit)
+            if not near:
+                continue
+            for column in range(begin, end):
+                if line[column] > limit:
+                    continue
+                key = keys[column]
+                distance = np.float32(0)
+                for d in range(len(query)):
+                    difference = query[d] - key[d]
+                    distance += difference * difference
+                if not distance < furthest[row]:
+                    continue
+                one[0] = distance
+                mine[count] = (np.uint64(word[0]) << np.uint64(32)) | np.uint64(start + column)
+                count += 1
+                if count == capacity:
+                    keep_smallest(mine, count, k)
+                    count = k
+                    word[0] = np.uint32(mine[k - 1] >> np.uint64(32))
+                    furthest[row] = one[0]
+                    stale = True
+        counts[row] = count
+
+
+@compiled
+def key_distances(
+    first_row: int,
+    last_row: int,
+    bounds: np.ndarray,
+    queries: np.ndarray,
+    ids: np.ndarray,
+    words: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Squared L2 distance of query b to the keys of entries ids[bounds[b]:bounds[b + 1]], into out (n,) float32.
+
+    queries (B, D) float32; words (N, D), the bits of the keys: uint16 (float16) or uint32 (float32). The bits of a
+    half, moved to their places in a single, are 2^-112 times its value, also below the normal range. Keys are first
+    copied together: they lie anywhere in memory, and a loop that does nothing else has many reads under way at once."""
+    dimension = queries.shape[1]
+    half = words.itemsize == 2
+    local = np.empty((RUN, dimension), words.dtype)
+    bits = np.empty(dimension, np.int32)
+    key = bits.view(np.float32)
+    scale = np.float32(2.0**112) if half else np.float32(1)
+    for row in range(first_row, last_row):
+        query = queries[row]
+        for first in range(bounds[row], bounds[row + 1], RUN):
+            count = min(RUN, bounds[row + 1] - first)
+            for position in range(count):
+                source = words[ids[first + position]]
+                for d in range(dimension):
+                    local[position, d] = source[d]
+            for position in range(count):
+                if half:
+                    for d in range(dimension):
+                        word = np.int32(local[position, d])
+                        rest = (word & np.int32(0x7FFF)) << np.int32(13)
+                        rest |= np.int32(0x7F800000) if rest >= np.int32(0x0F800000) else np.int32(0)  # not finite
+                        bits[d] = rest | ((word & np.int32(0x8000)) << np.int32(16))
+                else:
+                    for d in range(dimension):
+                        bits[d] = np.int32(local[position, d])
+                total = np.float32(0)
+                for d in range(dimension):
+                    difference = query[d] - key[d] * scale
+                    total += difference * difference
+                out[first + position] = total

@@ -1,0 +1,51 @@
+"""Opening the index that the flags name: a FAISS file, searched on the CPU or a GPU, one whose answers the keys refine,
+or the keys themselves (`--index exact`)."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+
+from fairseq.atomic_io import read_json
+from fairseq.errors import BadFile
+from fairseq.retrieval.datastore import Datastore
+from fairseq.retrieval.device_search import DeviceIndex
+from fairseq.retrieval.exact import ExactIndex
+from fairseq.retrieval.index import FaissIndex, Index
+from fairseq.retrieval.refined import RefinedIndex
+from fairseq.retrieval.sidecar import sidecar_path
+
+logger = logging.getLogger(__name__)
+
+EXACT = "exact"
+
+
+def open_index(
+    path: str | None, datastore: Datastore, probe: int | None = None, device: torch.device | str = "cpu"
+) -> Index:
+    """The index in the file `path`, of whose lists a search visits `probe`; without a file, exact search."""
+    if path is None:
+        return ExactIndex(datastore.require_keys("--index exact"), device)
+    factor = refinement(path)
+    if factor is not None and datastore.keys is not None:
+        return RefinedIndex(path, datastore.size, probe, device, datastore.keys, factor)
+    if factor is not None:
+        logger.warning("%s was made to be refined by the keys, which are not open: it finds less", path)
+    kind = FaissIndex if torch.device(device).type == "cpu" else DeviceIndex
+    return kind(path, datastore.size, probe, device)
+
+
+def refinement(path: str | None) -> float | None:
+    """How many times k entries an index file's search should return for the keys to choose from, as its sidecar says;
+    None for an index that answers by itself."""
+    if path is None or not os.path.isfile(sidecar_path(path)):
+        return None
+    described = read_json(sidecar_path(path))
+    factor = described.get("refine") if isinstance(described, dict) else None
+    if factor is None:
+        return None
+    if not isinstance(factor, int | float) or not 1 <= factor <= 100:
+        raise BadFile(sidecar_path(path), f"refine {factor!r}", "a number from 1 to 100", "build the index again")
+    return float(factor)
