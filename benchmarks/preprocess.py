@@ -1,5 +1,6 @@
-"""Binarising a text: `preprocess.py --only-source` and a plain loop over `str.split`, a `Counter` and a dict writing the
-same ids through numpy, in turns on one core; then with as many workers as asked for, the output being the same.
+"""Binarising a text: `preprocess.py --only-source` and a plain loop over `str.split`, a `Counter` and a dict that
+writes the same ids through numpy, in turns on one core; then with as many workers as asked for, the output being the
+same.
 
     python benchmarks/preprocess.py --text train.tokens --workers 1 2
 """
