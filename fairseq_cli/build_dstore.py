@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 import time
+from typing import Any
 
 from fairseq.atomic_io import make_parent
 from fairseq.errors import BadFlag
@@ -14,9 +15,13 @@ from fairseq.provenance import write_results
 from fairseq.refusals import add_force
 from fairseq.retrieval.build_index import IndexBuilder, IndexRecipe
 from fairseq.retrieval.datastore import Datastore, count_filled_rows
+from fairseq.retrieval.open_index import open_index
+from fairseq.retrieval.recall import exact_neighbours, noisy_keys, recall_of
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("fairseq_cli.build_dstore")
+
+RECALL_K, PAPER_PROBE = 1024, 32
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -41,6 +46,19 @@ def get_parser() -> argparse.ArgumentParser:
         type=positive_int,
         metavar="N",
         help="rows that hold entries (default: all before an all-zero tail)",
+    )
+    add(
+        "--preset",
+        choices=("published", "fast"),
+        default="published",
+        help="fast: codes of as many bytes, scanned faster and refined by the keys; searching then needs the keys",
+    )
+    add(
+        "--recall-queries",
+        type=natural_int,
+        default=64,
+        metavar="N",
+        help="at the end, how much of an exact search the index finds for N queries; reads all keys again (0: do not)",
     )
     add("--no-progress-bar", action="store_true", help="no progress bar")
     add("--results-json", metavar="FILE", help="write sizes, times and versions here")
@@ -68,11 +86,27 @@ def main(args: argparse.Namespace) -> None:
         raise BadFlag("--actual_dstore_size", size, f"at most the datastore's {datastore.size} rows")
     if args.starting_point:
         logger.warning("--starting_point %d is ignored: an interrupted build goes on by itself", args.starting_point)
-    recipe = IndexRecipe(args.ncentroids, args.code_size, args.probe, args.seed, args.pca)
+    recipe = IndexRecipe(args.ncentroids, args.code_size, args.probe, args.seed, args.pca, args.preset == "fast")
     builder = IndexBuilder(datastore, args.faiss_index, recipe, size, args.num_keys_to_add_at_a_time)
     index = builder.build(show_progress=not args.no_progress_bar)
+    results: dict[str, Any] = {"entries": int(index.ntotal), "seconds": time.perf_counter() - started}
+    if args.recall_queries:
+        results["recall"] = _recall(args, datastore)
     if args.results_json:
-        write_results(args.results_json, {"entries": int(index.ntotal), "seconds": time.perf_counter() - started}, args)
+        write_results(args.results_json, results, args)
+
+
+def _recall(args: argparse.Namespace, datastore: Datastore) -> list[dict[str, Any]]:
+    """Logs and returns how much of an exact search the index finds, at the stored and at the paper's probe."""
+    keys = datastore.require_keys("measuring recall")
+    queries, k = noisy_keys(keys, args.recall_queries), min(RECALL_K, datastore.size)
+    exact = exact_neighbours(keys, queries, k)
+    figures = []
+    for probe in sorted({min(probe, args.ncentroids) for probe in (args.probe, PAPER_PROBE)}):
+        recall = recall_of(open_index(args.faiss_index, datastore, probe).search(queries, k)[1], exact)
+        logger.info("with --probe %d: %s", probe, recall)
+        figures.append({"probe": probe, **recall.figures()})
+    return figures
 
 
 def cli_main() -> None:

@@ -64,8 +64,8 @@ EVAL_LM = """
 BUILD_DSTORE = """
 --force --actual-dstore-size --actual_dstore_size --code-size --code_size --dimension --dstore-fp16 --dstore-mmap
 --dstore-size --dstore_fp16 --dstore_mmap --dstore_size --faiss-index --faiss_index --help --ncentroids
---no-progress-bar --num-keys-to-add-at-a-time --num_keys_to_add_at_a_time --pca --probe --results-json --seed
---starting-point --starting_point -h
+--no-progress-bar --num-keys-to-add-at-a-time --num_keys_to_add_at_a_time --pca --preset --probe --recall-queries
+--results-json --seed --starting-point --starting_point -h
 """
 KMEANS = """
 --memory-gb --force --algorithm --batch-size --dim --dstore --dstore-size --help --iterations --no-progress-bar
@@ -73,8 +73,8 @@ KMEANS = """
 """
 SWEEP = """
 --force --dstore-filename --dstore-fp16 --dstore-size --faiss-metric-type --figure --help --index --indexfile --k
---knn-sim-func --knn-temp --knnlm-gpu --lmbda --lockstep-tokens --max-knns --members --min-knns --move-dstore-to-mem --no-load-keys
---no-progress-bar --output --paper --probe --scores --seed --strategy --title --user-dir -h
+--knn-sim-func --knn-temp --knnlm-gpu --lmbda --lockstep-tokens --max-knns --members --min-knns --move-dstore-to-mem
+--no-load-keys --no-progress-bar --output --paper --probe --scores --seed --strategy --title --user-dir -h
 """
 
 

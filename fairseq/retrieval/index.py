@@ -141,6 +141,9 @@ class FaissIndex:
 
     def _reconstructed_distances(self, queries: Tensor, rows: Tensor, ids: Tensor, absent: Tensor | None) -> Tensor:
         faiss = require_faiss()
+        if isinstance(self.core, faiss.IndexIVFFastScan):  # it would end the process
+            found = "an index for fast scanning, whose entries FAISS cannot rebuild"
+            raise BadFile(self.path, found, "one whose entries have distances", "use one that build_dstore.py made")
         if isinstance(self.core, faiss.IndexIVF) and self.core.direct_map.no():
             gaps = self._id_map is None and self.count < self.size  # an array needs ids without gaps
             with faiss_errors(self.path, "follow"):

@@ -81,7 +81,7 @@ def _check_consistency(index: Any, path: str) -> None:
             raise BadFile(path, f"{part.id_map.size()} ids of {part.ntotal} vectors", "as many", REMEDY)
         if isinstance(part, faiss.IndexIVF):
             _check_lists(part, path)
-        if isinstance(part, faiss.IndexIVFPQ):
+        if isinstance(part, faiss.IndexIVFPQ | faiss.IndexIVFPQFastScan):
             _check_quantiser(part, path)
 
 
@@ -108,14 +108,28 @@ def _check_lists(ivf: Any, path: str) -> None:
     found = (quantizer.ntotal, quantizer.d)
     if found != (ivf.nlist, ivf.d):
         raise BadFile(path, f"{found[0]} centroids of dimension {found[1]}", f"{ivf.nlist} of {ivf.d}", REMEDY)
-    if lists is None or (lists.nlist, lists.code_size) != (ivf.nlist, ivf.code_size):
+    fast = isinstance(ivf, faiss.IndexIVFFastScan)  # its lists hold blocks of vectors, not codes
+    if lists is None or lists.nlist != ivf.nlist or (lists.code_size != ivf.code_size and not fast):
         raise BadFile(path, "inverted lists of another index", f"{ivf.nlist} lists", REMEDY)
     lists = faiss.downcast_InvertedLists(lists)
+    if fast:
+        _check_blocks(ivf, lists, path)
     if isinstance(lists, faiss.OnDiskInvertedLists):
         _check_lists_on_disk(lists, path)
     held = sum(lists.list_size(number) for number in range(ivf.nlist))
     if held != ivf.ntotal:
         raise BadFile(path, f"lists with {held} entries", f"{ivf.ntotal} as its head says", REMEDY)
+
+
+def _check_blocks(ivf: Any, lists: Any, path: str) -> None:
+    """Blocks of vectors, of 4-bit codes by pairs of sub-quantisers, as a fast scan reads them."""
+    faiss = require_faiss()
+    found = None
+    if isinstance(lists, faiss.BlockInvertedLists):
+        found = (ivf.nbits, lists.n_per_block, lists.block_size, ivf.M2)
+    expected = (4, ivf.bbs, ivf.bbs * ivf.M2 // 2, -(-ivf.M // 2) * 2)
+    if found != expected or ivf.bbs < 32 or ivf.bbs % 32:
+        raise BadFile(path, f"blocks of sizes {found}", f"{expected}", REMEDY)
 
 
 def _check_lists_on_disk(lists: Any, path: str) -> None:
@@ -143,5 +157,5 @@ def _precompute(index: Any) -> None:
     """The tables that FAISS makes by itself when it reads an IVFPQ; here after the checks, as they can be large."""
     faiss = require_faiss()
     for part in _parts(index):
-        if isinstance(part, faiss.IndexIVFPQ) and part.by_residual:
+        if isinstance(part, faiss.IndexIVFPQ | faiss.IndexIVFPQFastScan) and part.by_residual:
             part.precompute_table()

@@ -3,7 +3,6 @@ or the keys themselves (`--index exact`)."""
 
 from __future__ import annotations
 
-import logging
 import os
 
 import torch
@@ -17,8 +16,6 @@ from fairseq.retrieval.index import FaissIndex, Index
 from fairseq.retrieval.refined import RefinedIndex
 from fairseq.retrieval.sidecar import sidecar_path
 
-logger = logging.getLogger(__name__)
-
 EXACT = "exact"
 
 
@@ -29,10 +26,9 @@ def open_index(
     if path is None:
         return ExactIndex(datastore.require_keys("--index exact"), device)
     factor = refinement(path)
-    if factor is not None and datastore.keys is not None:
-        return RefinedIndex(path, datastore.size, probe, device, datastore.keys, factor)
     if factor is not None:
-        logger.warning("%s was made to be refined by the keys, which are not open: it finds less", path)
+        keys = datastore.require_keys(f"choosing from what {path} finds")
+        return RefinedIndex(path, datastore.size, probe, device, keys, factor)
     kind = FaissIndex if torch.device(device).type == "cpu" else DeviceIndex
     return kind(path, datastore.size, probe, device)
 

@@ -1,0 +1,59 @@
+"""Search and distances to given entries of index files, with their recall, side by side:
+python benchmarks/search.py --dstore PREFIX --index published=A.index --index fast=B.index."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+
+import data
+import faiss
+import timing
+import torch
+
+from fairseq.retrieval.datastore import Datastore
+from fairseq.retrieval.exact import ExactIndex
+from fairseq.retrieval.open_index import open_index
+from fairseq.retrieval.recall import recall_of
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    data.add_arguments(parser)
+    parser.add_argument("--index", action="append", required=True, metavar="NAME=FILE", help="index files")
+    parser.add_argument("--probe", type=int, nargs="+", default=[32], help="one for all, or one for each index")
+    args = parser.parse_args()
+    if args.dstore is None:
+        parser.error("--dstore: found nothing, expected the datastore of the indexes")
+    _, queries = data.load(args)
+    datastore, asked = Datastore.open(args.dstore), torch.from_numpy(queries)
+    exact = ExactIndex(datastore.require_keys("a benchmark")).search(asked, args.k)[1]
+    at, given = torch.arange(len(asked)).repeat_interleave(args.k), exact.flatten()
+    indexes = {}
+    for number, (name, path) in enumerate(text.split("=", 1) for text in args.index):
+        probe = args.probe[min(number, len(args.probe) - 1)]
+        size = os.path.getsize(path) / datastore.size
+        indexes[name] = (open_index(path, datastore, probe), probe, size)
+    rows = []
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        faiss.omp_set_num_threads(threads)
+        searches = {name: functools.partial(index.search, asked, args.k) for name, (index, _, _) in indexes.items()}
+        follows = {name: functools.partial(index[0].distances, asked, at, given) for name, index in indexes.items()}
+        searching = timing.side_by_side(searches, args.repeats)
+        following = timing.side_by_side(follows, args.repeats)
+        for name, (index, probe, size) in indexes.items():
+            recall = recall_of(index.search(asked, args.k)[1], exact)
+            rows.append(
+                {"index": name, "probe": probe, "bytes an entry": size, "threads": threads, "search s": searching[name],
+                 "distances s": following[name], "recall@1": recall.at_1, f"recall@{args.k}": recall.at_k}
+            )
+    print(f"{datastore.size} entries, {len(asked)} queries, k {args.k}; distances to {len(given)} given entries")
+    print(timing.conditions(), end="\n\n")
+    print(timing.table(rows))
+
+
+if __name__ == "__main__":
+    main()
