@@ -49,20 +49,29 @@ def setup_registry(
         set_defaults(args, cls)
         return getattr(cls, "build_" + name, cls)(args, *extra, **kwargs)
 
+    return build, class_registrar(flag, registry.classes, base_class), registry.classes
+
+
+def class_registrar(
+    flag: str, classes: dict[str, Any], base_class: type | None = None
+) -> Callable[[str], Callable[[type], type]]:
+    """A class decorator that takes a name and fills `classes`, the choices of `flag`. ValueError for a name or class
+    used twice, and for a class that does not extend `base_class`."""
+
     def register(choice: str) -> Callable[[type], type]:
         def decorate(cls: type) -> type:
-            if choice in registry.classes:
+            if choice in classes:
                 raise ValueError(f"cannot register {choice} for {flag} twice")
-            if any(cls.__name__ == other.__name__ for other in registry.classes.values()):
+            if any(cls.__name__ == other.__name__ for other in classes.values()):
                 raise ValueError(f"cannot register a second class named {cls.__name__} for {flag}")
             if base_class is not None and not issubclass(cls, base_class):
                 raise ValueError(f"{cls.__name__} must extend {base_class.__name__} to be registered for {flag}")
-            registry.classes[choice] = cls
+            classes[choice] = cls
             return cls
 
         return decorate
 
-    return build, register, registry.classes
+    return register
 
 
 def declared_defaults(cls: Any) -> dict[str, Any]:

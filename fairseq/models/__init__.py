@@ -10,11 +10,14 @@ from typing import Any
 from fairseq.errors import BadFlag
 from fairseq.models.fairseq_decoder import FairseqDecoder, FairseqIncrementalDecoder
 from fairseq.models.fairseq_model import ArchitectureMismatch, BaseFairseqModel, FairseqLanguageModel
+from fairseq.registry import class_registrar
 
 ArchitectureFunction = Callable[[argparse.Namespace], Any]
 
 MODEL_REGISTRY: dict[str, Any] = {}
+register_model = class_registrar("--arch", MODEL_REGISTRY, BaseFairseqModel)  # @register_model("name")
 ARCH_MODEL_REGISTRY: dict[str, Any] = {}
+register_model = class_registrar("--arch", MODEL_REGISTRY, BaseFairseqModel)  # @register_model("name")
 ARCH_MODEL_INV_REGISTRY: dict[str, list[str]] = {}
 ARCH_CONFIG_REGISTRY: dict[str, ArchitectureFunction] = {}
 
@@ -25,20 +28,6 @@ def build_model(args: argparse.Namespace, task: Any) -> BaseFairseqModel:
     if arch not in ARCH_MODEL_REGISTRY:
         raise BadFlag("--arch", arch, "one of " + ", ".join(sorted(ARCH_MODEL_REGISTRY)))
     return ARCH_MODEL_REGISTRY[arch].build_model(args, task)
-
-
-def register_model(name: str) -> Callable[[type], type]:
-    """Class decorator that registers a BaseFairseqModel; ValueError for a name used twice."""
-
-    def decorate(cls: type) -> type:
-        if name in MODEL_REGISTRY:
-            raise ValueError(f"cannot register a second model named {name}")
-        if not issubclass(cls, BaseFairseqModel):
-            raise ValueError(f"model {name}: {cls.__name__} must extend BaseFairseqModel")
-        MODEL_REGISTRY[name] = cls
-        return cls
-
-    return decorate
 
 
 def register_model_architecture(

@@ -224,7 +224,7 @@ def test_unsupported_choices_are_one_sentence(make_task):
 
 
 def test_registration_refuses_what_is_taken():
-    with pytest.raises(ValueError, match="second model"):
+    with pytest.raises(ValueError, match="cannot register transformer_lm for --arch twice"):
         models.register_model("transformer_lm")(TransformerLanguageModel)
     with pytest.raises(ValueError, match="second architecture"):
         models.register_model_architecture("transformer_lm", "transformer_lm_big")(lambda args: None)

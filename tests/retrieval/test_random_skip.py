@@ -58,7 +58,7 @@ def test_proposal(share: float) -> None:
 
 def test_registry() -> None:
     assert {"knnlm", "retomaton", "random_skip"} <= set(RETRIEVER_REGISTRY)
-    with pytest.raises(ValueError, match="second retrieval strategy named knnlm"):
+    with pytest.raises(ValueError, match="cannot register knnlm for --strategy twice"):
         register_retriever("knnlm")(RETRIEVER_REGISTRY["knnlm"])
     with pytest.raises(ValueError, match="must extend Retriever"):
         register_retriever("nothing")(dict)

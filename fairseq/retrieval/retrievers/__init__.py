@@ -7,13 +7,14 @@ available as `--strategy name`; `add_args` declares its own flags. See docs/exte
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fairseq.registry import class_registrar
 from fairseq.retrieval.automaton import Entries
 from fairseq.retrieval.clusters import Clusters
 
@@ -91,19 +92,7 @@ class Retriever:
         """Receives the candidates, searched or proposed, whose value was the token that came."""
 
 
-def register_retriever(name: str) -> Callable[[type], type]:
-    """Class decorator that makes a Retriever available as `--strategy NAME`; ValueError for a name used twice."""
-
-    def decorate(cls: type) -> type:
-        if name in RETRIEVER_REGISTRY:
-            raise ValueError(f"cannot register a second retrieval strategy named {name}")
-        if not issubclass(cls, Retriever):
-            raise ValueError(f"strategy {name}: {cls.__name__} must extend Retriever")
-        RETRIEVER_REGISTRY[name] = cls
-        return cls
-
-    return decorate
-
+register_retriever = class_registrar("--strategy", RETRIEVER_REGISTRY, Retriever)
 
 from fairseq.retrieval.retrievers import (  # noqa: E402, F401  (they fill the registry)
     adaptret,
