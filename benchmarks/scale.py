@@ -31,7 +31,7 @@ from fairseq.retrieval.datastore import Datastore, keys_path
 from fairseq.retrieval.datastore_writer import DatastoreWriter
 from fairseq.scored_sequences import ScoredSequence
 
-CHUNK = 1 << 20
+CHUNK_NUMBERS = 1 << 24  # coordinates of keys that are made at a time
 SPREAD = 0.3  # of keys around their cluster's centre, whose coordinates have variance 1
 MOVED = 0.01  # of queries from the keys they were taken from
 WORDS = 50_000
@@ -44,12 +44,13 @@ class Text:
 
     def __init__(self, entries: int, dimension: int) -> None:
         self.entries, self.dimension, self.clusters = entries, dimension, max(1, entries // 100)
+        self.chunk_rows = CHUNK_NUMBERS // dimension
         generator = np.random.default_rng(0)
         self.centres = generator.standard_normal((self.clusters, dimension), np.float32)
 
     def chunk(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) int32 clusters and (n, D) float16 keys of entries number * CHUNK onwards."""
-        count = min(CHUNK, self.entries - number * CHUNK)
+        """(n,) int32 clusters and (n, D) float16 keys of entries number * chunk_rows onwards."""
+        count = min(self.chunk_rows, self.entries - number * self.chunk_rows)
         generator = np.random.default_rng([1, number])
         cluster = generator.integers(0, self.clusters, count, dtype=np.int32)
         keys = self.centres[cluster] + SPREAD * generator.standard_normal((count, self.dimension), np.float32)
@@ -57,7 +58,7 @@ class Text:
 
     def assignment(self) -> np.ndarray:
         """(N,) int32: the cluster of each entry."""
-        numbers = range(-(-self.entries // CHUNK))
+        numbers = range(-(-self.entries // self.chunk_rows))
         return np.concatenate([self.chunk(number)[0] for number in numbers])
 
 
@@ -82,10 +83,10 @@ class Scale:
     def write(self) -> None:
         """The datastore."""
         writer = DatastoreWriter(self.prefix, self.text.entries, self.text.dimension, True, {"synthetic": True})
-        started, done = time.process_time(), writer.written
-        for number in range(done // CHUNK, -(-self.text.entries // CHUNK)):
+        started, done, rows = time.process_time(), writer.written, self.text.chunk_rows
+        for number in range(done // rows, -(-self.text.entries // rows)):
             cluster, keys = self.text.chunk(number)
-            skip = max(0, done - number * CHUNK)
+            skip = max(0, done - number * rows)
             writer.append(keys[skip:], (cluster % WORDS)[skip:])
         writer.finish({})
         self.note(**{"write us/entry": (time.process_time() - started) / max(1, self.text.entries - done) * 1e6})
@@ -95,7 +96,7 @@ class Scale:
         datastore = Datastore.open(self.prefix)
         recipe = IndexRecipe(self.args.lists, self.args.code_size, self.args.probe, 1)
         started = time.process_time()
-        IndexBuilder(datastore, self.index, recipe, self.text.entries, CHUNK).build()
+        IndexBuilder(datastore, self.index, recipe, self.text.entries, self.text.chunk_rows).build()
         seconds = time.process_time() - started
         self.note(**{"build us/entry": seconds / self.text.entries * 1e6})
 
@@ -188,8 +189,8 @@ class Scale:
         """The files hold at every planted place what was generated there."""
         stored = np.memmap(keys_path(self.prefix), np.float16, "r").reshape(-1, self.text.dimension)
         for start in (int(starts[0]), int(starts[-1])):
-            number = start // CHUNK
-            assert np.array_equal(stored[start], self.text.chunk(number)[1][start - number * CHUNK])
+            number, row = divmod(start, self.text.chunk_rows)
+            assert np.array_equal(stored[start], self.text.chunk(number)[1][row])
 
 
 def main() -> None:
