@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 UNFOUND = torch.finfo(torch.float32).max  # distance that goes with an id of -1, as in FAISS
 BATCH = 1024  # queries that share a pass over the keys
 BLOCK_SCORES = 1 << 22  # numbers that a matrix product makes: 8 or 16 MB
+BLOCK_KEYS = 1 << 19  # numbers of a block of keys: 2 MB, which the processor's cache holds while distances are computed
 LEAST_BLOCK, LARGEST_BLOCK = 256, 16384  # keys
 CENTRE_ROWS = 4096
 ENTRY_BITS = 32  # of an item that holds a distance and an entry
@@ -96,7 +97,8 @@ class ExactIndex:
     def _search_some(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         best = (_Items if self.compiled else _Table)(queries, min(k, self.size))
         asked = self._rounded(queries, are_queries=True)
-        step = max(LEAST_BLOCK, min(LARGEST_BLOCK, BLOCK_SCORES // max(1, len(queries))))
+        fitting = BLOCK_KEYS // max(1, self.dimension)
+        step = max(LEAST_BLOCK, min(LARGEST_BLOCK, fitting, BLOCK_SCORES // max(1, len(queries))))
         scores = asked.matrix.new_empty(0)
         for start in range(0, self.size if len(queries) and k else 0, step):
             keys = torch.from_numpy(np.array(self.keys[start : start + step])).to(self.device).float()
