@@ -77,20 +77,47 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
+def sync(path: str | os.PathLike[str]) -> None:
+    """Makes sure that the bytes of a file that another library wrote are on the disk."""
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+
+
 def publish(temporary: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """Renames a file that another library wrote, after making sure that its bytes are on the disk."""
-    with open(temporary, "rb") as stream:
-        os.fsync(stream.fileno())
+    sync(temporary)
     os.replace(temporary, path)
+
+
+_created: list[Path] = []
+
+
+def make_folder(folder: str | os.PathLike[str]) -> None:
+    """Creates a folder, and those above it."""
+    folder = Path(folder)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot create this folder ({error.strerror}); choose a writable place") from error
+    _created.extend(reversed(missing))
 
 
 def make_parent(path: str | os.PathLike[str]) -> None:
     """Creates the folder that `path` goes into."""
-    parent = Path(path).parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{parent}: cannot create this folder ({error.strerror}); choose a writable place") from error
+    make_folder(Path(path).parent)
+
+
+def forget_folders() -> None:
+    """The folders created so far are here to stay."""
+    _created.clear()
+
+
+def remove_empty_folders() -> None:
+    """Removes what `make_folder` created and nothing was written to: for a command that fails."""
+    while _created:
+        with contextlib.suppress(OSError):
+            _created.pop().rmdir()
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fairseq import distributed_utils
-from fairseq.atomic_io import atomic_write, publish, temporary_path
+from fairseq.atomic_io import atomic_write, make_folder, publish, temporary_path
 from fairseq.errors import UserError
 from fairseq.flag_types import literal_dict
 
@@ -206,13 +206,14 @@ def verify_checkpoint_directory(save_dir: str) -> None:
     """Creates the folder if need be, and makes sure before any work is done that files can be written there."""
     probe = os.path.join(save_dir, "dummy")
     try:
-        os.makedirs(save_dir, exist_ok=True)
+        make_folder(save_dir)
         with open(probe, "w"):
             pass
         os.remove(probe)
-    except OSError as error:
+    except (OSError, UserError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"--save-dir: found {save_dir}, which cannot be written to ({error.strerror}), expected a writable folder"
+            f"--save-dir: found {save_dir}, which cannot be written to ({reason}), expected a writable folder"
         ) from error
 
 

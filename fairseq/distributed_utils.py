@@ -1,4 +1,4 @@
-"""One process, for now: the functions that code made for fairseq asks about ranks, and a clear refusal of more."""
+"""One process: the functions that code made for fairseq asks about ranks, and a clear refusal of more."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ def infer_init_method(args: argparse.Namespace) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1") or 1)
     if world > 1:
         raise UserError(
-            f"WORLD_SIZE: found {world}, expected 1; training with several processes is not available yet, "
-            "use one process"
+            f"WORLD_SIZE: found {world}, expected 1; this package trains in one process: start it without a launcher"
         )
     if args.distributed_world_size > 1:
         raise BadFlag(
             "--distributed-world-size",
             args.distributed_world_size,
             "1",
-            "training with several processes is not available yet, use one process (pass --distributed-world-size 1)",
+            "this package trains in one process: use one process on one GPU",
         )
 
 

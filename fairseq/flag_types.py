@@ -43,12 +43,15 @@ def int_list(text: str) -> list[int]:
     return numbers
 
 
-def float_list(text: str) -> list[float]:
-    """argparse type: "0.25" or "0.25,0.1" as a list of numbers."""
+def rate_list(text: str) -> list[float]:
+    """argparse type: "0.25" or "0.25,0.1" as a list of numbers of at least 0."""
     try:
-        return [float(word) for word in text.strip("[]() ").split(",")]
+        numbers = [float(word) for word in text.strip("[]() ").split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number or a list such as 0.25,0.1") from None
+    if not all(0 <= number < math.inf for number in numbers):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected numbers of at least 0")
+    return numbers
 
 
 def _number(text: str, kind: Callable[[str], Any], fits: Callable[[Any], bool], expected: str) -> Any:
@@ -69,6 +72,21 @@ def positive_int(text: str) -> int:
 def natural_int(text: str) -> int:
     """argparse type: an integer of at least 0."""
     return _number(text, int, lambda number: number >= 0, "an integer of at least 0")
+
+
+def seed_int(text: str) -> int:
+    """argparse type: a seed that NumPy's and torch's generators take."""
+    return _number(text, int, lambda number: 0 <= number < 1 << 32, f"an integer from 0 to {(1 << 32) - 1}")
+
+
+def small_seed_int(text: str) -> int:
+    """argparse type: a seed that FAISS takes too."""
+    return _number(text, int, lambda number: 0 <= number < 1 << 31, f"an integer from 0 to {(1 << 31) - 1}")
+
+
+def finite_float(text: str) -> float:
+    """argparse type: a number."""
+    return _number(text, float, math.isfinite, "a number")
 
 
 def unit_float(text: str) -> float:

@@ -37,6 +37,8 @@ class LMScoring:
         self.device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
         if args.path is None:
             raise BadFlag("--path", "nothing", "the file of a trained model")
+        if args.shard_id >= args.num_shards:
+            raise BadFlag("--shard-id", args.shard_id, f"a number below --num-shards {args.num_shards}")
         if args.context_window > 0 and args.num_shards > 1:
             raise BadFlag("--num-shards", args.num_shards, "1 with --context-window, whose context crosses shards")
         wants_keys = args.knnlm or args.save_knnlm_dstore or args.save_scores is not None

@@ -12,7 +12,18 @@ from typing import Any
 from fairseq import criterions, optim, tasks, utils  # noqa: F401  (importing fills the registries)
 from fairseq.data.indexed_dataset import get_available_dataset_impl
 from fairseq.errors import BadFlag, UserError
-from fairseq.flag_types import Parser, float_list, int_list, natural_int, positive_float, positive_int, unit_float
+from fairseq.flag_types import (
+    Parser,
+    finite_float,
+    int_list,
+    natural_float,
+    natural_int,
+    positive_float,
+    positive_int,
+    rate_list,
+    seed_int,
+    unit_float,
+)
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.optim import lr_scheduler  # noqa: F401
 from fairseq.refusals import add_force
@@ -72,17 +83,28 @@ def get_parser(description: str, default_task: str) -> argparse.ArgumentParser:
     add("--log-interval", type=int, default=1000, metavar="N", help="log progress every N batches")
     add("--log-format", choices=["json", "none", "simple", "tqdm"], help="form of progress lines")
     add("--tensorboard-logdir", default="", metavar="DIR", help="write tensorboard logs here")
-    add("--seed", type=int, default=1, metavar="N", help="seed of all random number generators")
+    add("--seed", type=seed_int, default=1, metavar="N", help="seed of all random number generators")
     add("--cpu", action="store_true", help="use the CPU even where a GPU is at hand")
     add("--fp16", action="store_true", help="half precision (CUDA only)")
     add("--bf16", action="store_true", help="bfloat16 precision")
     add("--memory-efficient-fp16", action="store_true", help="half precision without a float32 copy of the weights")
     add("--fp16-no-flatten-grads", action="store_true", help="one float32 copy per parameter, not one in all")
-    add("--fp16-init-scale", type=int, default=128, help="initial loss scale")
-    add("--fp16-scale-window", type=int, help="updates without overflow before the loss scale is doubled")
-    add("--fp16-scale-tolerance", type=float, default=0.0, help="share of overflows tolerated before scaling down")
-    add("--min-loss-scale", type=float, default=1e-4, metavar="D", help="stop when the loss scale gets this small")
-    add("--threshold-loss-scale", type=float, help="never let the loss scale fall below this")
+    add("--fp16-init-scale", type=positive_int, default=128, help="initial loss scale")
+    add("--fp16-scale-window", type=positive_int, help="updates without overflow before the loss scale is doubled")
+    add(
+        "--fp16-scale-tolerance",
+        type=natural_float,
+        default=0.0,
+        help="share of overflows tolerated before scaling down",
+    )
+    add(
+        "--min-loss-scale",
+        type=natural_float,
+        default=1e-4,
+        metavar="D",
+        help="stop when the loss scale gets this small",
+    )
+    add("--threshold-loss-scale", type=positive_float, help="never let the loss scale fall below this")
     add("--user-dir", help="folder of a Python package with extensions; its code is executed")
     add("--empty-cache-freq", type=int, default=0, help="empty the CUDA cache every N updates (0: never)")
     add("--all-gather-list-size", type=int, default=16384, help="accepted for compatibility")
@@ -180,7 +202,13 @@ def add_preprocess_args(parser: argparse.ArgumentParser) -> Any:
     add("--dataset-impl", default="mmap", choices=get_available_dataset_impl(), help="file format to write")
     add("--joined-dictionary", action="store_true", help="one dictionary for source and target")
     add("--only-source", action="store_true", help="process one language only")
-    add("--padding-factor", metavar="N", default=8, type=int, help="pad the dictionary's size to a multiple of N")
+    add(
+        "--padding-factor",
+        metavar="N",
+        default=8,
+        type=natural_int,
+        help="pad the dictionary's size to a multiple of N",
+    )
     add("--workers", metavar="N", default=1, type=positive_int, help="number of processes")
     add("--dict-only", action="store_true", help="only build the dictionary")
     add_force(group)
@@ -206,7 +234,7 @@ def add_dataset_args(parser: argparse.ArgumentParser, train: bool = False, gen: 
         add("--valid-subset", default="valid", metavar="SPLIT", help="splits to validate on, separated by commas")
         add("--validate-interval", type=positive_int, default=1, metavar="N", help="validate every N epochs")
         add("--validate-interval-updates", type=natural_int, default=0, metavar="N", help="validate every N updates")
-        add("--fixed-validation-seed", type=int, metavar="N", help="seed used while validating")
+        add("--fixed-validation-seed", type=seed_int, metavar="N", help="seed used while validating")
         add("--disable-validation", action="store_true", help="never validate")
         add("--max-tokens-valid", type=positive_int, metavar="N", help="--max-tokens for validation (same)")
         add(
@@ -269,12 +297,23 @@ def add_optimization_args(parser: argparse.ArgumentParser) -> Any:
     add = group.add_argument
     add("--max-epoch", "--me", default=0, type=natural_int, metavar="N", help="stop after N epochs (0: no limit)")
     add("--max-update", "--mu", default=0, type=natural_int, metavar="N", help="stop after N updates (0: no limit)")
-    add("--clip-norm", default=25.0, type=float, metavar="NORM", help="clip gradients to this norm (0: only measure)")
+    add(
+        "--clip-norm",
+        default=25.0,
+        type=finite_float,
+        metavar="NORM",
+        help="clip gradients to this norm (0: only measure)",
+    )
     add("--sentence-avg", action="store_true", help="normalise gradients by samples instead of tokens")
     add("--update-freq", default=[1], type=int_list, metavar="N1,N2,...", help="batches per update, by epoch")
-    add("--lr", "--learning-rate", default=[0.25], type=float_list, metavar="LR1,LR2,...", help="learning rates")
-    add("--min-lr", default=-1.0, type=float, metavar="LR", help="stop when the rate gets this small")
-    add("--stop-min-lr", type=float, metavar="LR", help="newer name of --min-lr, which then is cosine's lowest rate")
+    add("--lr", "--learning-rate", default=[0.25], type=rate_list, metavar="LR1,LR2,...", help="learning rates")
+    add("--min-lr", default=-1.0, type=finite_float, metavar="LR", help="stop when the rate gets this small")
+    add(
+        "--stop-min-lr",
+        type=finite_float,
+        metavar="LR",
+        help="newer name of --min-lr, which then is cosine's lowest rate",
+    )
     add("--use-bmuf", action="store_true", help=argparse.SUPPRESS)
     add("--torch-compile", action="store_true", help="compile the model with torch.compile")
     return group

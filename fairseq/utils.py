@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq.errors import UserError
+from fairseq.errors import BadFlag, UserError
 
 __all__ = [
     "apply_to_sample",
@@ -135,8 +135,12 @@ def get_activation_fn(activation: str) -> Callable[[Tensor], Tensor]:
     return modules.get_activation_fn(activation)
 
 
-def eval_str_list(text: Any, type: Callable[[str], Any] = float) -> list[Any] | None:  # noqa: A002
-    """A list of numbers from "0.25,0.1", "(0.9, 0.999)", "[1, 2]" or a number; literals only, nothing is evaluated."""
+def eval_str_list(
+    text: Any, type: Callable[[str], Any] = float, flag: str = "a list"  # noqa: A002
+) -> list[Any] | None:
+    """A list of numbers from "0.25,0.1", "(0.9, 0.999)", "[1, 2]" or a number; literals only, nothing is evaluated.
+
+    BadFlag naming `flag` for anything else."""
     if text is None:
         return None
     if isinstance(text, str):
@@ -148,7 +152,8 @@ def eval_str_list(text: Any, type: Callable[[str], Any] = float) -> list[Any] | 
     try:
         return [type(word) for word in words]
     except ValueError:
-        raise UserError(f"found {text!r} where a list of numbers such as 0.25,0.1 was expected") from None
+        example = "20000,60000" if type is int else "0.25,0.1"
+        raise BadFlag(flag, repr(text), f"numbers such as {example}") from None
 
 
 def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:

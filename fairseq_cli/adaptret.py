@@ -19,7 +19,7 @@ from fairseq import options
 from fairseq.data import Dictionary, data_utils
 from fairseq.errors import BadFile, BadFlag
 from fairseq.fingerprint import split_fingerprints
-from fairseq.flag_types import Parser, positive_float, positive_int, unit_float
+from fairseq.flag_types import Parser, finite_float, positive_float, positive_int, seed_int, unit_float
 from fairseq.knnlm import build_knnlm, open_stores
 from fairseq.provenance import write_results
 from fairseq.refusals import add_force
@@ -69,12 +69,12 @@ def get_parser() -> argparse.ArgumentParser:
     add("--epochs", type=positive_int, default=recipe.epochs, help="passes over the tokens")
     add("--batch-size", type=positive_int, default=recipe.batch, help="tokens of an update")
     add("--lr", type=positive_float, default=recipe.lr, help="learning rate of Adam")
-    add("--l1", type=float, default=recipe.l1, help="penalty on retrieval's weight")
+    add("--l1", type=finite_float, default=recipe.l1, help="penalty on retrieval's weight")
     add("--hidden", type=positive_int, default=recipe.hidden, help="width of the hidden layers")
     add("--layers", type=positive_int, default=recipe.layers, help="hidden layers")
     add("--dropout", type=unit_float, default=recipe.dropout, help="dropout")
     add("--held-out", type=unit_float, default=recipe.held_out, help="share of the text on which epochs are compared")
-    add("--seed", type=int, default=recipe.seed, help="seed of split, weights, order and dropout")
+    add("--seed", type=seed_int, default=recipe.seed, help="seed of split, weights, order and dropout")
     return parser
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import time
 from typing import Any
 
 from fairseq.atomic_io import make_parent
 from fairseq.errors import BadFlag
-from fairseq.flag_types import Parser, natural_int, positive_int
+from fairseq.flag_types import Parser, natural_int, positive_int, seed_int
 from fairseq.provenance import write_results
 from fairseq.refusals import add_force
 from fairseq.retrieval.build_index import IndexBuilder, IndexRecipe
@@ -32,7 +33,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--dstore_size", "--dstore-size", type=positive_int, help="rows of the files (default: known from them)")
     add("--dimension", type=positive_int, help="width of the keys (default: from the sidecar, else 1024)")
     add("--dstore_fp16", "--dstore-fp16", action="store_true", help="the keys are float16")
-    add("--seed", type=int, default=1, help="seed of the training sample")
+    add("--seed", type=seed_int, default=1, help="seed of the training sample")
     add("--ncentroids", type=positive_int, default=4096, help="inverted lists")
     add("--code_size", "--code-size", type=positive_int, default=64, help="bytes of a quantised vector")
     add("--probe", type=positive_int, default=8, help="lists visited by a search, stored in the file")
@@ -69,6 +70,8 @@ def get_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     """Builds the index."""
     started = time.perf_counter()
+    if os.path.isdir(args.faiss_index):
+        raise BadFlag("--faiss_index", f"the folder {args.faiss_index}", "the name of a file to write")
     make_parent(args.faiss_index)
     datastore = Datastore.open(
         args.dstore_mmap, args.dstore_size, args.dimension, args.dstore_fp16 or None, fallback_dimension=1024

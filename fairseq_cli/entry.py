@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from fairseq import refusals
-from fairseq.atomic_io import is_full
+from fairseq.atomic_io import forget_folders, is_full, remove_empty_folders
 from fairseq.errors import BadFlag, UserError
 
 LOG_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
@@ -29,6 +29,7 @@ def setup_logging(stream: TextIO) -> None:
 def cli_entry(main: Callable[[], object], stream: TextIO | None = None) -> None:
     """Runs `main` as a command-line program: exit status 0, 2 for a user's mistake, 130 for Ctrl-C."""
     refusals.reset()
+    forget_folders()
     program = os.path.basename(sys.argv[0])
     try:
         setup_logging(stream if stream is not None else sys.stdout)
@@ -45,6 +46,7 @@ def cli_entry(main: Callable[[], object], stream: TextIO | None = None) -> None:
 
 
 def _say(program: str, sentence: str, status: int) -> int:
+    remove_empty_folders()
     sys.stdout.flush()
     sys.stderr.write(f"{program}: error: {' '.join(sentence.split())}\n")
     return status

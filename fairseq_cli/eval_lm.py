@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fairseq import options
+from fairseq.atomic_io import make_folder
 from fairseq.datastore_pass import check_source, save_datastore, scoring_identity
 from fairseq.errors import BadFlag, UserError
 from fairseq.knnlm import KNNLM, RetrievalResult, build_knnlm, strategy_name
@@ -258,7 +259,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _log_to_folder(folder: str) -> None:
-    os.makedirs(folder, exist_ok=True)
+    make_folder(folder)
     handler = logging.FileHandler(os.path.join(folder, "eval_lm.log"))
     handler.setFormatter(logging.Formatter(LOG_FORMAT, DATE_FORMAT))
     logging.getLogger().addHandler(handler)

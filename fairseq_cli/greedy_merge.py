@@ -15,7 +15,7 @@ import numpy as np
 
 from fairseq.errors import BadFlag
 from fairseq.fingerprint import quick_fingerprint
-from fairseq.flag_types import Parser, positive_int
+from fairseq.flag_types import Parser, positive_int, seed_int
 from fairseq.provenance import write_results
 from fairseq.refusals import add_force
 from fairseq.retrieval.belonging import check_belongs, datastore_files
@@ -43,7 +43,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--merge", type=positive_int, default=9, metavar="K", help="neighbours that an entry may absorb; below --k")
     add("--output", nargs="+", choices=OUTPUTS, default=list(OUTPUTS), help="what to write")
     add("--save", metavar="PREFIX", help="prefix of the files to write (default: dstore, beside the datastore)")
-    add("--seed", type=int, default=22, help="seed of the order in which entries absorb")
+    add("--seed", type=seed_int, default=22, help="seed of the order in which entries absorb")
     add("--no-progress-bar", action="store_true", help="no progress bar")
     add("--results-json", metavar="FILE", help="write counts, times and versions here")
     add_force(parser)

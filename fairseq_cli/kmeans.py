@@ -10,7 +10,7 @@ import time
 
 from fairseq.atomic_io import make_parent
 from fairseq.errors import BadFlag
-from fairseq.flag_types import Parser, positive_float, positive_int
+from fairseq.flag_types import Parser, positive_float, positive_int, small_seed_int
 from fairseq.provenance import write_results
 from fairseq.refusals import add_force
 from fairseq.retrieval.belonging import datastore_files
@@ -34,7 +34,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--save", nargs="?", metavar="PREFIX", help="prefix of the files to write (default: beside the datastore)")
     add("--batch-size", type=positive_int, default=500000, help="keys assigned at a time")
     add("--iterations", type=positive_int, default=20, help="iterations of k-means")
-    add("--seed", type=int, default=1, help="seed of sample and k-means")
+    add("--seed", type=small_seed_int, default=1, help="seed of sample and k-means")
     add("--algorithm", choices=ALGORITHMS, default="lloyd", help="lloyd as published, or two-level: ten times faster")
     add("--memory-gb", type=positive_float, metavar="GB", help="most memory for sample and batches (default: no bound)")
     add("--no-progress-bar", action="store_true", help="no progress bar")

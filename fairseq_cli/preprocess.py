@@ -5,6 +5,7 @@ File names, log lines and the dictionary's order follow fairseq 0.9; see `fairse
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import logging
 import os
@@ -111,6 +112,26 @@ class Preprocessor:
         dictionary.finalize(threshold=threshold, nwords=nwords, padding_factor=args.padding_factor)
         return dictionary
 
+    def check_inputs(self) -> None:
+        """Says what is missing before anything is written."""
+        for flag, prefixes in (("--validpref", self.args.validpref), ("--testpref", self.args.testpref)):
+            if prefixes and not all(prefixes.split(",")):
+                raise BadFlag(flag, repr(prefixes), "text files separated by commas")
+        if not getattr(self.args, "dict_only", False):
+            for _, prefix in self.splits():
+                for lang in self.langs:
+                    self._warn_of_mark(self.text_path(prefix, lang))
+        given = [] if self.args.joined_dictionary and self.args.tgtdict else [self.args.srcdict, self.args.tgtdict]
+        for path in given:
+            if path and not os.path.isfile(path):
+                raise MissingFile(path, "give the dictionary that preprocess wrote")
+
+    @staticmethod
+    def _warn_of_mark(path: str) -> None:
+        with open(path, "rb") as stream:
+            if stream.read(3) == codecs.BOM_UTF8:
+                logger.warning("%s begins with a byte order mark, which becomes part of its first word", path)
+
     def splits(self) -> Iterator[tuple[str, str]]:
         """(split name, text prefix) of all splits: train, valid, valid1, ..., test, test1, ..."""
         if self.args.trainpref:
@@ -209,13 +230,15 @@ def main(args: argparse.Namespace) -> None:
     """Runs preprocess with parsed options."""
     if args.alignfile:
         raise BadFlag("--alignfile", args.alignfile, "nothing: alignment dictionaries are not built here")
+    preprocessor = Preprocessor(args)
+    preprocessor.check_inputs()
     log = os.path.join(args.destdir, "preprocess.log")
     make_parent(log)
     with _log_file(log):
         logger.info(args)
         if not args.only_source and not (args.source_lang or args.target_lang):
             logger.warning("neither a language nor --only-source is given: language modelling needs --only-source")
-        Preprocessor(args).run()
+        preprocessor.run()
         logger.info("Wrote preprocessed data to %s", args.destdir)
 
 

@@ -24,7 +24,7 @@ from fairseq import options, utils
 from fairseq.atomic_io import atomic_write, read_json
 from fairseq.errors import BadFile, BadFlag
 from fairseq.fingerprint import quick_fingerprint
-from fairseq.flag_types import Parser, natural_int, positive_float, positive_int, unit_float
+from fairseq.flag_types import Parser, natural_int, positive_float, positive_int, seed_int, unit_float
 from fairseq.knnlm import open_stores
 from fairseq.provenance import write_results
 from fairseq.refusals import add_force
@@ -73,7 +73,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--move-dstore-to-mem", action="store_true", help="copy the values (and keys, if opened) into memory")
     add("--knnlm-gpu", action="store_true", help="search and follow pointers on the GPU")
     add("--lockstep-tokens", type=positive_int, default=65536, metavar="N", help="tokens that advance together")
-    add("--seed", type=int, default=1, help="seed of random strategies")
+    add("--seed", type=seed_int, default=1, help="seed of random strategies")
     add("--user-dir", help="folder of a Python package with strategies; its code is executed")
     add("--no-progress-bar", action="store_true", help="no progress bar")
     add = parser.add_argument_group("Figures").add_argument

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.criterions.fairseq_criterion import LossResult
+from fairseq.flag_types import unit_float
 
 
 @register_criterion("label_smoothed_cross_entropy")
@@ -16,7 +17,7 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
 
     @staticmethod
     def add_args(parser: Any) -> None:
-        parser.add_argument("--label-smoothing", default=0.0, type=float, metavar="E", help="uniform part")
+        parser.add_argument("--label-smoothing", default=0.0, type=unit_float, metavar="E", help="uniform part")
 
     def forward(self, model: nn.Module, sample: dict[str, Any], reduce: bool = True) -> LossResult:
         net_output = model(**sample["net_input"])

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from fairseq.atomic_io import atomic_write
+from fairseq.atomic_io import publish, staged, temporary_path
 from fairseq.data.fairseq_dataset import SizedDataset
 from fairseq.data.mmap_dataset import code, data_file_path, dtypes, index_file_path
 from fairseq.errors import BadFile, MissingFile, UserError
@@ -151,7 +151,7 @@ class IndexedDatasetBuilder:
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.data_offsets, self.dim_offsets, self.sizes = (array.array("q", start) for start in ([0], [0], []))
         self._closing = contextlib.ExitStack()
-        self._data: IO[bytes] = self._closing.enter_context(atomic_write(out_file))
+        self._data: IO[bytes] = self._closing.enter_context(staged(out_file))
 
     def add_item(self, tensor: torch.Tensor | np.ndarray) -> None:
         """Appends one item of any shape; its elements are stored plus one."""
@@ -182,15 +182,17 @@ class IndexedDatasetBuilder:
             self._data.write(other._read(i, min(i + (1 << 22), int(other.data_offsets[-1]))).tobytes())
 
     def finalize(self, index_file: str) -> None:
-        """Closes `.bin` and writes `.idx`. A stale `.idx` goes first, so that no mixed pair is ever visible."""
+        """Writes `.idx` and names both files. A stale `.idx` goes first, so that no mixed pair is ever visible."""
+        n, s = len(self.data_offsets) - 1, len(self.sizes)
+        stream = self._closing.enter_context(staged(index_file))
+        stream.write(HEADER.pack(MAGIC, 1, code(self.dtype), self.dtype.itemsize, n, s))
+        for column in (self.dim_offsets, self.data_offsets, self.sizes):
+            stream.write(np.frombuffer(column, dtype=np.int64).astype("<i8").tobytes() if column else b"")
+        self._closing.close()
         with contextlib.suppress(FileNotFoundError):
             os.remove(index_file)
-        self._closing.close()
-        n, s = len(self.data_offsets) - 1, len(self.sizes)
-        with atomic_write(index_file) as stream:
-            stream.write(HEADER.pack(MAGIC, 1, code(self.dtype), self.dtype.itemsize, n, s))
-            for column in (self.dim_offsets, self.data_offsets, self.sizes):
-                stream.write(np.frombuffer(column, dtype=np.int64).astype("<i8").tobytes() if column else b"")
+        publish(temporary_path(self._out_file), self._out_file)
+        publish(temporary_path(index_file), index_file)
 
     def abandon(self) -> None:
         """Gives up: the temporary file is removed and nothing appears."""

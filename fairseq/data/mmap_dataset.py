@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from fairseq.atomic_io import atomic_write
+from fairseq.atomic_io import publish, staged, temporary_path
 from fairseq.data.fairseq_dataset import SizedDataset
 from fairseq.errors import BadFile, MissingFile, UserError
 
@@ -168,7 +168,7 @@ class MMapIndexedDatasetBuilder:
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._sizes = array.array("i")
         self._closing = contextlib.ExitStack()
-        self._data: IO[bytes] = self._closing.enter_context(atomic_write(out_file))
+        self._data: IO[bytes] = self._closing.enter_context(staged(out_file))
 
     def add_item(self, tensor: torch.Tensor | np.ndarray) -> None:
         """Appends one item."""
@@ -199,16 +199,18 @@ class MMapIndexedDatasetBuilder:
         self.add_sizes(other.sizes)
 
     def finalize(self, index_file: str) -> None:
-        """Closes `.bin` and writes `.idx`. A stale `.idx` goes first, so that no mixed pair is ever visible."""
+        """Writes `.idx` and names both files. A stale `.idx` goes first, so that no mixed pair is ever visible."""
+        sizes = np.frombuffer(self._sizes, dtype=np.int32)
+        stream = self._closing.enter_context(staged(index_file))
+        stream.write(HEADER.pack(MAGIC, VERSION, code(self._dtype), len(sizes)))
+        stream.write(sizes.astype("<i4").data)
+        for offsets in _offsets(sizes, self._dtype.itemsize):
+            stream.write(offsets.astype("<i8").data)
+        self._closing.close()
         with contextlib.suppress(FileNotFoundError):
             os.remove(index_file)
-        self._closing.close()
-        sizes = np.frombuffer(self._sizes, dtype=np.int32)
-        with atomic_write(index_file) as stream:
-            stream.write(HEADER.pack(MAGIC, VERSION, code(self._dtype), len(sizes)))
-            stream.write(sizes.astype("<i4").data)
-            for offsets in _offsets(sizes, self._dtype.itemsize):
-                stream.write(offsets.astype("<i8").data)
+        publish(temporary_path(self._out_file), self._out_file)
+        publish(temporary_path(index_file), index_file)
 
     def abandon(self) -> None:
         """Gives up: the temporary file is removed and nothing appears."""

@@ -66,7 +66,7 @@ class TransformerDecoder(FairseqIncrementalDecoder):
             self.adaptive_softmax = AdaptiveSoftmax(
                 vocab_size,
                 self.output_embed_dim,
-                utils.eval_str_list(args.adaptive_softmax_cutoff, type=int) or [],
+                utils.eval_str_list(args.adaptive_softmax_cutoff, int, "--adaptive-softmax-cutoff") or [],
                 dropout=args.adaptive_softmax_dropout,
                 factor=args.adaptive_softmax_factor,
                 adaptive_inputs=self.embed_tokens if args.tie_adaptive_weights else None,

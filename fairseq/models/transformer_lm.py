@@ -11,6 +11,7 @@ from typing import Any
 
 from fairseq import utils
 from fairseq.errors import BadFlag, UserError
+from fairseq.flag_types import natural_int, positive_float, positive_int, unit_float
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.fairseq_model import FairseqLanguageModel
 from fairseq.models.transformer import Embedding, TransformerDecoder
@@ -32,28 +33,28 @@ class TransformerLanguageModel(FairseqLanguageModel):
         """Adds the model's flags. Those without a default here leave no trace in args unless typed."""
         add = parser.add_argument
         add("--activation-fn", choices=sorted(ACTIVATIONS), help="activation function")
-        add("--dropout", type=float, metavar="D", help="dropout probability")
-        add("--attention-dropout", type=float, metavar="D", help="dropout probability for attention weights")
+        add("--dropout", type=unit_float, metavar="D", help="dropout probability")
+        add("--attention-dropout", type=unit_float, metavar="D", help="dropout probability for attention weights")
         add(
             "--activation-dropout",
             "--relu-dropout",
-            type=float,
+            type=unit_float,
             metavar="D",
             help="dropout probability after the activation in the feed-forward sublayer",
         )
-        add("--decoder-embed-dim", type=int, metavar="N", help="width of the layers")
-        add("--decoder-output-dim", type=int, metavar="N", help="width of the output")
-        add("--decoder-input-dim", type=int, metavar="N", help="width of the token embeddings")
-        add("--decoder-ffn-embed-dim", type=int, metavar="N", help="width inside the feed-forward sublayer")
-        add("--decoder-layers", type=int, metavar="N", help="number of layers")
-        add("--decoder-attention-heads", type=int, metavar="N", help="number of attention heads")
+        add("--decoder-embed-dim", type=positive_int, metavar="N", help="width of the layers")
+        add("--decoder-output-dim", type=positive_int, metavar="N", help="width of the output")
+        add("--decoder-input-dim", type=positive_int, metavar="N", help="width of the token embeddings")
+        add("--decoder-ffn-embed-dim", type=positive_int, metavar="N", help="width inside the feed-forward sublayer")
+        add("--decoder-layers", type=natural_int, metavar="N", help="number of layers")
+        add("--decoder-attention-heads", type=positive_int, metavar="N", help="number of attention heads")
         add("--decoder-normalize-before", action="store_true", help="layer norm before each sublayer (always on)")
         add("--no-decoder-final-norm", action="store_true", help="no layer norm after the last layer")
         add(
             "--adaptive-softmax-cutoff", metavar="EXPR", help="first word ids of the tail clusters, such as 20000,60000"
         )
-        add("--adaptive-softmax-dropout", type=float, metavar="D", help="dropout in the adaptive softmax")
-        add("--adaptive-softmax-factor", type=float, metavar="N", help="by which the tails' widths shrink")
+        add("--adaptive-softmax-dropout", type=unit_float, metavar="D", help="dropout in the adaptive softmax")
+        add("--adaptive-softmax-factor", type=positive_float, metavar="N", help="by which the tails' widths shrink")
         add("--no-token-positional-embeddings", action="store_true", help="no position embeddings")
         add("--share-decoder-input-output-embed", action="store_true", help="output matrix = token embeddings")
         add("--character-embeddings", action="store_true", help="not supported; accepted to say so")
@@ -61,14 +62,14 @@ class TransformerLanguageModel(FairseqLanguageModel):
         add("--character-embedding-dim", type=int, metavar="N", default=4, help="of character embeddings")
         add("--char-embedder-highway-layers", type=int, metavar="N", default=2, help="of character embeddings")
         add("--adaptive-input", action="store_true", help="token embeddings in bands of falling width")
-        add("--adaptive-input-factor", type=float, metavar="N", help="by which the bands' widths shrink")
+        add("--adaptive-input-factor", type=positive_float, metavar="N", help="by which the bands' widths shrink")
         add("--adaptive-input-cutoff", metavar="EXPR", help="first word ids of the bands after the first")
         add("--tie-adaptive-weights", action="store_true", help="adaptive softmax uses the adaptive input's matrices")
         add("--tie-adaptive-proj", action="store_true", help="and its projections")
         add("--decoder-learned-pos", action="store_true", help="learned positions instead of sinusoids")
         add(
             "--decoder-layerdrop",
-            type=float,
+            type=unit_float,
             metavar="D",
             default=0,
             help="probability of skipping a layer in training",
@@ -115,7 +116,7 @@ class TransformerLanguageModel(FairseqLanguageModel):
                 args.decoder_input_dim,
                 args.adaptive_input_factor,
                 args.decoder_embed_dim,
-                utils.eval_str_list(args.adaptive_input_cutoff, type=int) or [],
+                utils.eval_str_list(args.adaptive_input_cutoff, int, "--adaptive-input-cutoff") or [],
             )
         else:
             embed_tokens = Embedding(len(dictionary), args.decoder_input_dim, dictionary.pad())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fairseq import utils
 from fairseq.errors import BadFlag
+from fairseq.flag_types import natural_float
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from fairseq.optim.fairseq_optimizer import Float32Math
 
@@ -27,8 +28,10 @@ class FairseqAdam(FairseqOptimizer):
     @staticmethod
     def add_args(parser: Any) -> None:
         parser.add_argument("--adam-betas", default="(0.9, 0.999)", metavar="B", help="betas of Adam")
-        parser.add_argument("--adam-eps", type=float, default=1e-8, metavar="D", help="epsilon of Adam")
-        parser.add_argument("--weight-decay", "--wd", default=0.0, type=float, metavar="WD", help="weight decay")
+        parser.add_argument("--adam-eps", type=natural_float, default=1e-8, metavar="D", help="epsilon of Adam")
+        parser.add_argument(
+            "--weight-decay", "--wd", default=0.0, type=natural_float, metavar="WD", help="weight decay"
+        )
         parser.add_argument(
             "--use-old-adam", action="store_true", help="accepted for compatibility; there is one Adam"
         )
@@ -45,7 +48,7 @@ class FairseqAdam(FairseqOptimizer):
 
 def parse_betas(text: Any, flag: str = "--adam-betas") -> tuple[float, float]:
     """Two numbers in [0, 1) from "(0.9, 0.999)"; a literal, nothing is evaluated."""
-    betas = utils.eval_str_list(text, type=float) or []
+    betas = utils.eval_str_list(text, flag=flag) or []
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise BadFlag(flag, repr(text), "two numbers from 0 to below 1 such as '(0.9, 0.999)'")
     return betas[0], betas[1]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairseq.flag_types import finite_float, natural_float
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from fairseq.optim.fairseq_optimizer import Float32Math
 
@@ -24,8 +25,10 @@ class FairseqNAG(FairseqOptimizer):
 
     @staticmethod
     def add_args(parser: Any) -> None:
-        parser.add_argument("--momentum", default=0.99, type=float, metavar="M", help="momentum factor")
-        parser.add_argument("--weight-decay", "--wd", default=0.0, type=float, metavar="WD", help="weight decay")
+        parser.add_argument("--momentum", default=0.99, type=finite_float, metavar="M", help="momentum factor")
+        parser.add_argument(
+            "--weight-decay", "--wd", default=0.0, type=natural_float, metavar="WD", help="weight decay"
+        )
 
     @property
     def optimizer_config(self) -> dict[str, Any]:

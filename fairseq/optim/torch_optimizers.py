@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairseq.flag_types import natural_float, unit_float
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from fairseq.optim.adam import parse_betas
 
 
 def _weight_decay(parser: Any) -> None:
-    parser.add_argument("--weight-decay", "--wd", default=0.0, type=float, metavar="WD", help="weight decay")
+    parser.add_argument("--weight-decay", "--wd", default=0.0, type=natural_float, metavar="WD", help="weight decay")
 
 
 @register_optimizer("sgd")
@@ -27,7 +28,7 @@ class SGD(FairseqOptimizer):
 
     @staticmethod
     def add_args(parser: Any) -> None:
-        parser.add_argument("--momentum", default=0.0, type=float, metavar="M", help="momentum factor")
+        parser.add_argument("--momentum", default=0.0, type=natural_float, metavar="M", help="momentum factor")
         _weight_decay(parser)
 
     @property
@@ -62,8 +63,10 @@ class Adadelta(FairseqOptimizer):
 
     @staticmethod
     def add_args(parser: Any) -> None:
-        parser.add_argument("--adadelta-rho", type=float, default=0.9, metavar="RHO", help="decay of the average")
-        parser.add_argument("--adadelta-eps", type=float, default=1e-6, metavar="EPS", help="term for stability")
+        parser.add_argument("--adadelta-rho", type=unit_float, default=0.9, metavar="RHO", help="decay of the average")
+        parser.add_argument(
+            "--adadelta-eps", type=natural_float, default=1e-6, metavar="EPS", help="term for stability"
+        )
         _weight_decay(parser)
 
     @property
@@ -87,7 +90,7 @@ class FairseqAdamax(FairseqOptimizer):
     @staticmethod
     def add_args(parser: Any) -> None:
         parser.add_argument("--adamax-betas", default="(0.9, 0.999)", metavar="B", help="betas of Adamax")
-        parser.add_argument("--adamax-eps", type=float, default=1e-8, metavar="D", help="epsilon of Adamax")
+        parser.add_argument("--adamax-eps", type=natural_float, default=1e-8, metavar="D", help="epsilon of Adamax")
         _weight_decay(parser)
 
     @property

@@ -17,7 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fairseq.atomic_io import make_parent, publish, read_json, require_free_space, temporary_path, write_json, writing
+from fairseq.atomic_io import (
+    make_parent,
+    publish,
+    read_json,
+    require_free_space,
+    sync,
+    temporary_path,
+    write_json,
+    writing,
+)
 from fairseq.errors import BadFile, BadFlag, UserError
 from fairseq.refusals import require_memory
 from fairseq.retrieval.belonging import datastore_files
@@ -123,7 +132,10 @@ class IndexBuilder:
 
     def _trained_index(self) -> Any:
         if os.path.exists(self.trained_path) and self._trained_for_this():
-            index = read_faiss_index(self.trained_path)
+            try:
+                index = read_faiss_index(self.trained_path)
+            except BadFile as error:
+                raise BadFile(error.file, error.found, error.expected, "delete this file to train again") from error
             self._check_trained(index)
             logger.info("using the trained index %s", self.trained_path)
             return index
@@ -278,6 +290,7 @@ class IndexBuilder:
         temporary = self._write(index, self.path)
         content = {"index": describe_content(temporary)}
         origin = {"datastore_files": datastore_files(self.datastore), "content": content}
+        sync(temporary)  # now, since it takes time: between here and the new sidecar there is none
         remove_sidecar(self.path)
         publish(temporary, self.path)
         write_sidecar(self.path, KIND, {**self.identity, **origin, "entries": int(index.ntotal)})

@@ -161,10 +161,11 @@ def _infer_layout(
     fallback_dimension: int | None,
 ) -> _Layout:
     """Rows, dimension and types of the two files, from whatever is known; checks everything that can be checked."""
-    remedy = "check --dstore-filename"
+    remedy = "check the prefix that was given for the datastore"
     value_bytes = file_size(values_path(prefix), remedy)
     has_keys = need_keys or os.path.exists(keys_path(prefix))
-    key_bytes = file_size(keys_path(prefix), remedy + ", or give --no-load-keys") if has_keys else None
+    without = " (eval_lm.py can do without keys: --no-load-keys)"
+    key_bytes = file_size(keys_path(prefix), remedy + without) if has_keys else None
     if info:
         return _checked_against_sidecar(prefix, info, size, dimension, fp16, value_bytes, key_bytes)
 
@@ -182,7 +183,7 @@ def _infer_layout(
             f"{key_bytes} bytes",
             f"{rows * dimension * key_itemsize} bytes for {rows} entries of dimension {dimension} "
             f"in {'half' if key_itemsize == 2 else 'single'} precision",
-            "check the size, the dimension and --dstore-fp16",
+            "check the size, the dimension and the precision that were given",
         )
     return _Layout(rows, dimension, KEY_DTYPES[key_itemsize], value_dtype)
 

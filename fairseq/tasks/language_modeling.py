@@ -20,6 +20,7 @@ from fairseq.data import (
     data_utils,
 )
 from fairseq.errors import BadFlag, MissingFile
+from fairseq.flag_types import finite_float, positive_int
 from fairseq.tasks import FairseqTask, register_task
 
 logger = logging.getLogger(__name__)
@@ -37,21 +38,31 @@ class LanguageModelingTask(FairseqTask):
         add = parser.add_argument
         add("data", help="folder with dict.txt and the binarised splits; several are separated by colons")
         add("--sample-break-mode", choices=BREAK_MODES, help="how the text is cut into samples (none)")
-        add("--tokens-per-sample", default=1024, type=int, help="longest sample; evaluation uses the checkpoint's")
+        add(
+            "--tokens-per-sample",
+            default=1024,
+            type=positive_int,
+            help="longest sample; evaluation uses the checkpoint's",
+        )
         add("--output-dictionary-size", default=-1, type=int, help="keep only this many words in the targets")
         add("--self-target", action="store_true", help="include the token itself as target")
         add("--future-target", action="store_true", help="include the next token as target")
         add("--past-target", action="store_true", help="include the previous token as target")
         add("--add-bos-token", action="store_true", help="prepend <s> to each sample")
-        add("--max-target-positions", type=int, metavar="N", help="longest input of the model (--tokens-per-sample)")
+        add(
+            "--max-target-positions",
+            type=positive_int,
+            metavar="N",
+            help="longest input of the model (--tokens-per-sample)",
+        )
         add("--truncate-sequence", action="store_true", help="cut each line to --tokens-per-sample")
         add("--knn-keytype", help="which activation is the key: last_ffn_input")
         add("--probe", default=8, type=int, help="lists of the index that a search visits")
         add("--k", default=1024, type=int, help="neighbours that a search returns")
-        add("--dstore-size", type=int, help="entries of the datastore (default: known from its files)")
+        add("--dstore-size", type=positive_int, help="entries of the datastore (default: known from its files)")
         add("--dstore-filename", metavar="PREFIX", help="prefix of the datastore's files")
         add("--indexfile", metavar="FILE", help="FAISS index of the datastore's keys")
-        add("--lmbda", default=0.0, type=float, help="weight of the retrieval distribution")
+        add("--lmbda", default=0.0, type=finite_float, help="weight of the retrieval distribution")
         add(
             "--knn-sim-func",
             help="score of an entry: do_not_recomp_l2 (the index's distance), dot; default: exact L2 from the keys",
@@ -99,15 +110,14 @@ class LanguageModelingTask(FairseqTask):
         path = os.path.join(folders[epoch % len(folders)], split)
         dataset = data_utils.load_indexed_dataset(path, self.dictionary, self.args.dataset_impl, combine=combine)
         if dataset is None:
-            remedy = f"the split {split} is missing; check the folder and --gen-subset or the like"
-            raise MissingFile(path + ".idx", remedy)
+            flags = "--gen-subset, --train-subset or --valid-subset"
+            raise MissingFile(path + ".idx", f"the split {split!r} is not in this folder; check it and {flags}")
         if getattr(self.args, "truncate_sequence", False):
             dataset = TruncateDataset(dataset, self.args.tokens_per_sample)
         mode = self.args.sample_break_mode
         block_size = self.args.tokens_per_sample
         if block_size < 1 and mode != "eos":
-            found = "a value that leaves no room for scored tokens"
-            raise BadFlag("--context-window", found, "less than tokens_per_sample")
+            raise BadFlag("--tokens-per-sample", block_size, "at least 1")
         dataset = TokenBlockDataset(
             dataset,
             dataset.sizes,

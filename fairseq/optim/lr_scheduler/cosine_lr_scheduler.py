@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from fairseq.errors import BadFlag
+from fairseq.flag_types import finite_float, natural_float, natural_int, positive_float
 from fairseq.optim.fairseq_optimizer import FairseqOptimizer
 from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
 from fairseq.optim.lr_scheduler.fairseq_lr_scheduler import linear
@@ -35,17 +36,44 @@ class CosineSchedule(FairseqLRScheduler):
         if self.period <= 0:
             self.period = args.max_update - self.warmup
             if self.period <= 0:
-                raise BadFlag("--lr-period-updates", self.period, "more than 0", "or pass --max-update")
+                limit = f"fewer than --max-update {args.max_update}" if args.max_update else "--max-update beside it"
+                raise BadFlag("--warmup-updates", self.warmup, limit, "or give --lr-period-updates")
 
     @staticmethod
     def add_args(parser: Any) -> None:
         add = parser.add_argument
-        add("--warmup-updates", default=0, type=int, metavar="N", help="linear warm-up over the first N updates")
-        add("--warmup-init-lr", default=-1.0, type=float, metavar="LR", help="rate at the start of the warm-up (--lr)")
-        add("--max-lr", default=None, type=float, metavar="LR", help="peak rate, above --lr (else --lr is the peak)")
-        add("--t-mult", default=1.0, type=float, metavar="M", help="factor by which each period outlasts the last")
-        add("--lr-period-updates", default=-1.0, type=float, metavar="N", help="updates in the first period")
-        add("--lr-shrink", default=0.1, type=float, metavar="LS", help="factor on both rates from period to period")
+        add(
+            "--warmup-updates", default=0, type=natural_int, metavar="N", help="linear warm-up over the first N updates"
+        )
+        add(
+            "--warmup-init-lr",
+            default=-1.0,
+            type=finite_float,
+            metavar="LR",
+            help="rate at the start of the warm-up (--lr)",
+        )
+        add(
+            "--max-lr",
+            default=None,
+            type=positive_float,
+            metavar="LR",
+            help="peak rate, above --lr (else --lr is the peak)",
+        )
+        add(
+            "--t-mult",
+            default=1.0,
+            type=positive_float,
+            metavar="M",
+            help="factor by which each period outlasts the last",
+        )
+        add("--lr-period-updates", default=-1.0, type=finite_float, metavar="N", help="updates in the first period")
+        add(
+            "--lr-shrink",
+            default=0.1,
+            type=natural_float,
+            metavar="LS",
+            help="factor on both rates from period to period",
+        )
 
     def step_update(self, num_updates: int) -> float:
         if num_updates < self.warmup:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from fairseq.flag_types import natural_float, natural_int
 from fairseq.optim.fairseq_optimizer import FairseqOptimizer
 from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
 
@@ -30,8 +31,10 @@ class FixedSchedule(FairseqLRScheduler):
     def add_args(parser: Any) -> None:
         add = parser.add_argument
         add("--force-anneal", "--fa", default=None, type=int, metavar="N", help="anneal from this epoch on")
-        add("--lr-shrink", "--ls", default=0.1, type=float, metavar="LS", help="factor per annealed epoch")
-        add("--warmup-updates", default=0, type=int, metavar="N", help="linear warm-up over the first N updates")
+        add("--lr-shrink", "--ls", default=0.1, type=natural_float, metavar="LS", help="factor per annealed epoch")
+        add(
+            "--warmup-updates", default=0, type=natural_int, metavar="N", help="linear warm-up over the first N updates"
+        )
 
     def step(self, epoch: int, val_loss: float | None = None) -> float:
         super().step(epoch, val_loss)

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from fairseq.errors import BadFlag
+from fairseq.flag_types import finite_float, natural_int
 from fairseq.optim.fairseq_optimizer import FairseqOptimizer
 from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
 from fairseq.optim.lr_scheduler.fairseq_lr_scheduler import linear
@@ -25,8 +26,20 @@ class InverseSquareRootSchedule(FairseqLRScheduler):
     @staticmethod
     def add_args(parser: Any) -> None:
         add = parser.add_argument
-        add("--warmup-updates", default=4000, type=int, metavar="N", help="linear warm-up over the first N updates")
-        add("--warmup-init-lr", default=-1.0, type=float, metavar="LR", help="rate at the start of the warm-up (0)")
+        add(
+            "--warmup-updates",
+            default=4000,
+            type=natural_int,
+            metavar="N",
+            help="linear warm-up over the first N updates",
+        )
+        add(
+            "--warmup-init-lr",
+            default=-1.0,
+            type=finite_float,
+            metavar="LR",
+            help="rate at the start of the warm-up (0)",
+        )
 
     def step_update(self, num_updates: int) -> float:
         if num_updates < self.warmup:

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from fairseq.errors import BadFlag
+from fairseq.flag_types import finite_float, natural_float, natural_int, positive_int
 from fairseq.optim.fairseq_optimizer import FairseqOptimizer
 from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
 from fairseq.optim.lr_scheduler.fixed_schedule import annealed
@@ -26,10 +27,18 @@ class PolynomialDecaySchedule(FairseqLRScheduler):
     def add_args(parser: Any) -> None:
         add = parser.add_argument
         add("--force-anneal", "--fa", default=None, type=int, metavar="N", help="ignore the list of --lr from here on")
-        add("--warmup-updates", default=0, type=int, metavar="N", help="linear warm-up over the first N updates")
-        add("--end-learning-rate", default=0.0, type=float, metavar="LR", help="rate at the end")
-        add("--power", default=1.0, type=float, metavar="P", help="exponent of the decay")
-        add("--total-num-update", default=1000000, type=int, metavar="N", help="update at which the end is reached")
+        add(
+            "--warmup-updates", default=0, type=natural_int, metavar="N", help="linear warm-up over the first N updates"
+        )
+        add("--end-learning-rate", default=0.0, type=natural_float, metavar="LR", help="rate at the end")
+        add("--power", default=1.0, type=finite_float, metavar="P", help="exponent of the decay")
+        add(
+            "--total-num-update",
+            default=1000000,
+            type=positive_int,
+            metavar="N",
+            help="update at which the end is reached",
+        )
 
     def step(self, epoch: int, val_loss: float | None = None) -> float:
         super().step(epoch, val_loss)

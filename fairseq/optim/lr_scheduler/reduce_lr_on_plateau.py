@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fairseq.flag_types import finite_float, natural_float, natural_int
 from fairseq.optim.fairseq_optimizer import FairseqOptimizer
 from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
 from fairseq.optim.lr_scheduler.fairseq_lr_scheduler import linear
@@ -33,11 +34,21 @@ class ReduceLROnPlateau(FairseqLRScheduler):
     @staticmethod
     def add_args(parser: Any) -> None:
         add = parser.add_argument
-        add("--lr-shrink", default=0.1, type=float, metavar="LS", help="factor on a plateau")
-        add("--lr-threshold", default=1e-4, type=float, metavar="LT", help="relative change that counts as progress")
-        add("--lr-patience", default=0, type=int, metavar="N", help="epochs without progress that are tolerated")
-        add("--warmup-updates", default=0, type=int, metavar="N", help="linear warm-up over the first N updates")
-        add("--warmup-init-lr", default=-1.0, type=float, metavar="LR", help="rate at the start of the warm-up")
+        add("--lr-shrink", default=0.1, type=natural_float, metavar="LS", help="factor on a plateau")
+        add(
+            "--lr-threshold",
+            default=1e-4,
+            type=finite_float,
+            metavar="LT",
+            help="relative change that counts as progress",
+        )
+        add(
+            "--lr-patience", default=0, type=natural_int, metavar="N", help="epochs without progress that are tolerated"
+        )
+        add(
+            "--warmup-updates", default=0, type=natural_int, metavar="N", help="linear warm-up over the first N updates"
+        )
+        add("--warmup-init-lr", default=-1.0, type=finite_float, metavar="LR", help="rate at the start of the warm-up")
 
     def state_dict(self) -> dict[str, Any]:
         return {

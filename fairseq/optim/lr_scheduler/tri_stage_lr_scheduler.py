@@ -6,6 +6,7 @@ import argparse
 import math
 from typing import Any
 
+from fairseq.flag_types import natural_float, natural_int, positive_float
 from fairseq.optim.fairseq_optimizer import FairseqOptimizer
 from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
 from fairseq.optim.lr_scheduler.fairseq_lr_scheduler import linear
@@ -22,11 +23,11 @@ class TriStageLRSchedule(FairseqLRScheduler):
     @staticmethod
     def add_args(parser: Any) -> None:
         add = parser.add_argument
-        add("--warmup-steps", default=4000, type=int, metavar="N", help="updates of the linear warm-up")
-        add("--hold-steps", default=20000, type=int, metavar="N", help="updates at the peak")
-        add("--decay-steps", default=60000, type=int, metavar="N", help="updates of the decay")
-        add("--init-lr-scale", default=0.01, type=float, help="first rate, as a share of the peak")
-        add("--final-lr-scale", default=0.01, type=float, help="last rate, as a share of the peak")
+        add("--warmup-steps", default=4000, type=natural_int, metavar="N", help="updates of the linear warm-up")
+        add("--hold-steps", default=20000, type=natural_int, metavar="N", help="updates at the peak")
+        add("--decay-steps", default=60000, type=natural_int, metavar="N", help="updates of the decay")
+        add("--init-lr-scale", default=0.01, type=natural_float, help="first rate, as a share of the peak")
+        add("--final-lr-scale", default=0.01, type=positive_float, help="last rate, as a share of the peak")
 
     def step_update(self, num_updates: int) -> float:
         args, n = self.args, num_updates

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from fairseq.errors import BadFlag
+from fairseq.flag_types import finite_float, natural_float, positive_float
 from fairseq.optim.fairseq_optimizer import FairseqOptimizer
 from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
 
@@ -25,9 +26,9 @@ class TriangularSchedule(FairseqLRScheduler):
     @staticmethod
     def add_args(parser: Any) -> None:
         add = parser.add_argument
-        add("--max-lr", default=None, type=float, metavar="LR", help="peak rate, above --lr")
-        add("--lr-period-updates", default=5000.0, type=float, metavar="N", help="updates in a cycle")
-        add("--lr-shrink", default=0.1, type=float, metavar="LS", help="factor from cycle to cycle")
+        add("--max-lr", default=None, type=positive_float, metavar="LR", help="peak rate, above --lr")
+        add("--lr-period-updates", default=5000.0, type=finite_float, metavar="N", help="updates in a cycle")
+        add("--lr-shrink", default=0.1, type=natural_float, metavar="LS", help="factor from cycle to cycle")
         add("--shrink-min", action="store_true", help="shrink the smallest rate too")
 
     def step_update(self, num_updates: int) -> float:
