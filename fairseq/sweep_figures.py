@@ -26,6 +26,7 @@ NAMES = {
     "retomaton": "RetoMaton",
     "retomaton_adaptret": "RetoMaton with AdaptRet",
     "retomaton_chains": "RetoMaton with chains",
+    "retomaton_chains_adaptret": "chains with AdaptRet",
 }
 WITHOUT = " without clusters"
 # Colour-blind safe (Okabe and Ito), dark enough on white; each with a line and a marker of its own.

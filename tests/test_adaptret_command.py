@@ -141,6 +141,24 @@ def test_retomaton_with_a_gate(trained: Path, golden: Path, monkeypatch: pytest.
     assert sum(result.searched.sum() for result in fewer) < sum(result.searched.sum() for result in learned)
 
 
+def test_chains_with_a_gate(trained: Path, golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The walk of chains; the odds of lambda move a part of the way to the learned ones."""
+    checkpoint = ["--adaptret-checkpoint", str(trained / "gate.pt")]
+    both = ["--strategy", "retomaton_chains_adaptret", *checkpoint]
+    sequences = list(ScoreCache.open(str(trained / "scores")).sequences())[:20]
+    chains = build(golden, monkeypatch, "--strategy", "retomaton_chains").score(sequences)
+    closed = build(golden, monkeypatch, *both, "--chain-gate", "0").score(sequences)
+    half = build(golden, monkeypatch, *both, "--chain-gate", "0.5").score(sequences)
+    learned = build(golden, monkeypatch, "--strategy", "adaptret", *checkpoint, "--target-foss", "0").score(sequences)
+    for a, b, c, d in zip(chains, closed, half, learned):
+        torch.testing.assert_close(a.log_probs, b.log_probs, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(a.searched, c.searched)
+        torch.testing.assert_close(a.knn_log_probs, c.knn_log_probs)
+        shift = 0.5 * (torch.logit(d.lmbda.clamp(1e-4, 1 - 1e-4)) - math.log(0.25 / 0.75))
+        torch.testing.assert_close(torch.logit(c.lmbda) - torch.logit(a.lmbda), shift, rtol=1e-3, atol=1e-3)
+        assert shift.abs().max() > 0.01
+
+
 def test_mistakes_are_one_sentence(trained: Path, golden: Path, run_cli: Callable[..., Any], tmp_path: Path) -> None:
     def error(command: str, words: str) -> str:
         return run_cli(command, words.split(), cwd=golden).error

@@ -97,6 +97,7 @@ register_retriever = class_registrar("--strategy", RETRIEVER_REGISTRY, Retriever
 from fairseq.retrieval.retrievers import (  # noqa: E402, F401  (they fill the registry)
     adaptret,
     chains,
+    chains_adaptret,
     knnlm,
     random_skip,
     retomaton,

@@ -1,0 +1,51 @@
+"""RetoMaton with chains and AdaptRet: chains decide who votes and when to search, and the odds of lambda are drawn
+towards the weight that AdaptRet's network has learned for the token. Only a part of the way, because the network knows
+nothing of chains and was trained on searches, on little text."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+from fairseq.flag_types import unit_float
+from fairseq.retrieval.retrievers import Proposal, Resources, Step, register_retriever
+from fairseq.retrieval.retrievers.adaptret import AdaptRetRetriever, Gate, add_gate_args, weight_of
+from fairseq.retrieval.retrievers.chains import ChainsRetriever
+
+EXTREME = 1e-4  # how near to 0 and 1 a weight may be before its odds are taken
+
+
+@register_retriever("retomaton_chains_adaptret")
+class ChainsAdaptRetRetriever(ChainsRetriever):
+    """The odds of chains' lambda times (the network's odds / the odds of `--lmbda`) ** `--chain-gate`."""
+
+    needs = AdaptRetRetriever.needs
+
+    def __init__(self, args: argparse.Namespace, resources: Resources) -> None:
+        super().__init__(args, resources)
+        self.gate = Gate(args, resources.device)
+
+    @staticmethod
+    def add_args(parser: Any) -> None:
+        """The flags of chains and of the gate, and `--chain-gate`."""
+        ChainsRetriever.add_args(parser)
+        add_gate_args(parser)
+        parser.add_argument(
+            "--chain-gate",
+            type=unit_float,
+            default=0.3,
+            metavar="G",
+            help="how far lambda follows the learned weight, from 0 (not at all) to 1",
+        )
+
+    def propose(self, step: Step) -> Proposal:
+        """As chains; lambda by the learned weight too."""
+        proposal = super().propose(step)
+        assert proposal.lmbda is not None
+        learned = weight_of(self.gate.log_weights(step)).clamp(EXTREME, 1 - EXTREME)
+        constant = torch.tensor(self.resources.lmbda, device=learned.device).clamp(EXTREME, 1 - EXTREME)
+        change = self.args.chain_gate * (torch.logit(learned) - torch.logit(constant))
+        proposal.lmbda = torch.sigmoid(torch.logit(proposal.lmbda, eps=1e-7) + change)
+        return proposal
