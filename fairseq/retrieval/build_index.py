@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 KIND = "index"
 TRAINING_SAMPLE = 1_000_000
 SAFE_POINT_SECONDS = 30.0
-REFINE = 1.5
+REFINE = 1.3
+ROTATION_ITERATIONS = 15
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class IndexRecipe:
     """What decides an index's bytes. ncentroids: inverted lists; code_size: bytes a vector (8-bit sub-quantisers);
     pca: dimensions kept by a rotated PCA in front, 0 for none; probe: stored nprobe; seed: of the training sample.
 
-    fast: the same bytes as twice as many 4-bit sub-quantisers of the keys themselves, which FAISS scans in registers.
-    They find less by themselves, so the keys choose from `REFINE` times as many entries (`refined`)."""
+    fast: the same bytes as twice as many 4-bit sub-quantisers of the keys themselves, rotated to suit them (OPQ, unless
+    there is a PCA); FAISS scans them in registers. They find less by themselves, so the keys choose from `REFINE` times
+    as many entries (`refined`)."""
 
     ncentroids: int
     code_size: int
@@ -171,9 +173,17 @@ class IndexBuilder:
         ivfpq = faiss.IndexIVFPQ(faiss.IndexFlatL2(width), width, recipe.ncentroids, parts, bits)
         ivfpq.by_residual = not recipe.fast  # without residuals one table serves all lists of a query
         ivfpq.nprobe = recipe.probe
-        if not recipe.pca:
+        if recipe.pca:
+            return faiss.IndexPreTransform(faiss.PCAMatrix(self.dimension, recipe.pca, 0, True), ivfpq)
+        if not recipe.fast:
             return ivfpq
-        return faiss.IndexPreTransform(faiss.PCAMatrix(self.dimension, recipe.pca, 0, True), ivfpq)
+        rotation = faiss.OPQMatrix(width, parts)
+        rotation.niter = ROTATION_ITERATIONS
+        coder = faiss.ProductQuantizer(width, parts, bits)
+        rotation.pq = coder  # on which it is trained; FAISS does not keep it alive
+        index = faiss.IndexPreTransform(rotation, ivfpq)
+        index.referenced_objects = [*getattr(index, "referenced_objects", []), coder]
+        return index
 
     def _training_sample(self) -> NDArray[np.float32]:
         """At most a million distinct keys, read in ascending order so that the disk is read sequentially."""
@@ -265,11 +275,9 @@ class IndexBuilder:
         if not self.recipe.fast:
             return index
         faiss = require_faiss()
-        wrapped = isinstance(index, faiss.IndexPreTransform)
-        finished = faiss.IndexIVFPQFastScan(faiss.downcast_index(index.index) if wrapped else index)
-        if wrapped:
-            finished = faiss.IndexPreTransform(index.chain.at(0), finished)
-        kept = [*getattr(finished, "referenced_objects", []), index]  # it owns the centroids and the transform
+        codes = faiss.IndexIVFPQFastScan(faiss.downcast_index(index.index))
+        finished = faiss.IndexPreTransform(index.chain.at(0), codes)
+        kept = [*getattr(finished, "referenced_objects", []), codes, index]  # it owns the centroids and the transform
         finished.referenced_objects = kept
         return finished
 

@@ -185,9 +185,12 @@ def packed_items(distances: NDArray[np.float32], ids: NDArray[np.int64]) -> NDAr
 
 
 def nearest_items(items: NDArray[np.uint64], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(distances, ids), both (B, k), of the k least of the items (B, C >= k), which are moved; an id of -1 for none."""
-    items.partition(k - 1, axis=1)
-    best = np.sort(items[:, :k], axis=1)
+    """(distances, ids), both (B, k), of the k least of the items (B, C >= k), which may be moved; an id of -1
+    for none."""
+    if items.shape[1] > 2 * k:
+        items.partition(k - 1, axis=1)
+        items = items[:, :k]
+    best = np.sort(items, axis=1)[:, :k]
     distances = (best >> np.uint64(ENTRY_BITS)).astype(np.uint32).view(np.float32)
     ids = (best & np.uint64((1 << ENTRY_BITS) - 1)).astype(np.int64)
     distances[best == NOTHING], ids[best == NOTHING] = UNFOUND, -1

@@ -142,3 +142,46 @@ def key_distances(
                     difference = query[d] - key[d] * scale
                     total += difference * difference
                 out[first + position] = total
+
+
+@compiled
+def half_key_distances(
+    first_row: int,
+    last_row: int,
+    bounds: np.ndarray,
+    queries: np.ndarray,
+    ids: np.ndarray,
+    words: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """The same for float16 keys of even width, faster: words (N, D / 2) uint32, the bits of two halves each. A key that
+    is not finite is infinitely far."""
+    pairs = words.shape[1]
+    local = np.empty((RUN, pairs), np.uint32)
+    asked = np.empty((2, pairs), np.float32)
+    bits = np.empty((2, pairs), np.int32)
+    keys = bits.view(np.float32)
+    value, sign, signs = np.int32(0x0FFFE000), np.int32(-0x80000000), np.int32(-0x7FFF8000)
+    scale = np.float32(2.0**112)
+    for row in range(first_row, last_row):
+        for d in range(pairs):
+            asked[0, d], asked[1, d] = queries[row, 2 * d], queries[row, 2 * d + 1]
+        for first in range(bounds[row], bounds[row + 1], RUN):
+            count = min(RUN, bounds[row + 1] - first)
+            for position in range(count):
+                source = words[ids[first + position]]
+                for d in range(pairs):
+                    local[position, d] = source[d]
+            for position in range(count):
+                carries = np.int32(0)  # into the sign bits, from exponents of nothing but ones
+                for d in range(pairs):
+                    word = np.int32(local[position, d])
+                    low, high = (word << np.int32(13)) & value, (word >> np.int32(3)) & value
+                    carries |= (word & np.int32(0x7C007C00)) + np.int32(0x04000400)
+                    bits[0, d] = low | ((word << np.int32(16)) & sign)
+                    bits[1, d] = high | (word & sign)
+                total = np.float32(0)
+                for d in range(pairs):
+                    even, odd = asked[0, d] - keys[0, d] * scale, asked[1, d] - keys[1, d] * scale
+                    total += even * even + odd * odd
+                out[first + position] = total if carries & signs == 0 else np.float32(np.inf)

@@ -205,10 +205,12 @@ def key_distances(keys: np.ndarray, queries: Tensor, rows: Tensor, ids: Tensor, 
     rows must be ascending. An id of -1 reads the last key, as in the original."""
     result = queries.new_empty(len(ids))
     if kernels.AVAILABLE and queries.device.type == "cpu" and not inner_product:
-        words = keys.view(np.uint16 if keys.itemsize == 2 else np.uint32)
+        kernel, words = exact_kernels.key_distances, keys.view(np.uint16 if keys.itemsize == 2 else np.uint32)
+        if keys.itemsize == 2 and keys.shape[1] % 2 == 0:
+            kernel, words = exact_kernels.half_key_distances, keys.view(np.uint32)
         bounds = bounds_of(torch.bincount(rows, minlength=len(queries))).numpy()
         arrays = (queries.contiguous().numpy(), ids.numpy(), words, result.numpy())
-        kernels.run_by_rows(exact_kernels.key_distances, bounds, *arrays)
+        kernels.run_by_rows(kernel, bounds, *arrays)
         return result
     step = max(1, RECONSTRUCT_CHUNK // keys.shape[1])
     host_ids = ids.cpu().numpy()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -37,7 +38,7 @@ def run_by_rows(kernel: Callable[..., None], bounds: np.ndarray, *arguments: Any
     """Calls `kernel(first_row, last_row, bounds, *arguments)` for ranges of rows with about equally many entries each.
 
     bounds: (B + 1,) int64, where each row's entries begin in the flat arrays."""
-    rows, threads = len(bounds) - 1, torch.get_num_threads()
+    rows, threads = len(bounds) - 1, _threads()
     cuts = np.searchsorted(bounds, np.linspace(0, bounds[-1], threads + 1)[1:-1])
     edges = [0, *cuts.tolist(), rows]
     ranges = [(first, last) for first, last in itertools.pairwise(edges) if first < last]
@@ -49,9 +50,27 @@ def run_by_rows(kernel: Callable[..., None], bounds: np.ndarray, *arguments: Any
         future.result()
 
 
+def in_threads(work: Callable[[int, int], Any], rows: int) -> list[Any]:
+    """Results, in order, of `work(first, last)` for about equal ranges of rows, one for each of torch's threads.
+    Kernels that `work` runs stay in its thread."""
+    edges = np.linspace(0, rows, min(_threads(), max(rows, 1)) + 1).astype(int).tolist()
+    ranges = list(itertools.pairwise(edges))
+    if len(ranges) == 1:
+        return [work(*ranges[0])]
+    return list(_pool().map(lambda edge: work(*edge), ranges))
+
+
+_worker = threading.local()
+
+
+def _threads() -> int:
+    """How many threads to use: one within a thread of the pool, which must not wait for others of it."""
+    return 1 if getattr(_worker, "inside", False) else torch.get_num_threads()
+
+
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="kernels")
+    return ThreadPoolExecutor(thread_name_prefix="kernels", initializer=lambda: setattr(_worker, "inside", True))
 
 
 @_compile
