@@ -1,4 +1,4 @@
-"""Distances from stored keys to queries: halves read two at a time, singles, odd widths, and keys that are no numbers."""
+"""Distances from stored keys to queries: halves read two at a time, singles, odd widths, keys that are not finite."""
 
 from __future__ import annotations
 
