@@ -50,7 +50,7 @@ def main() -> None:
             "k-means": name,
             "seconds": spent,
             "times as fast": seconds["faiss.Kmeans"] / spent,
-            "mean squared distance to the cluster's mean": objective(keys, found[name], clusters),
+            "sum of squared distances to the clusters' means": f"{objective(keys, found[name], clusters):.0f}",
         }
         for name, spent in seconds.items()
     ]
