@@ -130,13 +130,15 @@ class SafePoints:
     def __init__(self) -> None:
         self._last, self._seconds = time.monotonic(), 0.0
 
-    def save_if_due(self, args: argparse.Namespace, trainer: Any, epoch_itr: Any) -> None:
-        """Saves the state between two updates, when it is time; nothing with --no-save or --no-last-checkpoints."""
-        began = time.monotonic()
+    def due(self, args: argparse.Namespace) -> bool:
+        """Whether it is time; never with --no-save or --no-last-checkpoints."""
         if args.no_save or args.no_last_checkpoints or not distributed_utils.is_master(args):
-            return
-        if began - self._last < max(SAFE_POINT_SECONDS, SAFE_POINT_SHARE * self._seconds):
-            return
+            return False
+        return time.monotonic() - self._last >= max(SAFE_POINT_SECONDS, SAFE_POINT_SHARE * self._seconds)
+
+    def save(self, args: argparse.Namespace, trainer: Any, epoch_itr: Any) -> None:
+        """Saves the state between two updates."""
+        began = time.monotonic()
         extra_state: dict[str, Any] = {"train_iterator": epoch_itr.state_dict(), "val_loss": None}
         if trainer.best_score is not None:
             extra_state["best"] = trainer.best_score

@@ -37,6 +37,6 @@ def quick_fingerprint(path: str) -> str:
 def split_fingerprints(folder: str, split: str) -> dict[str, str]:
     """Fingerprints of the dictionary and of a split's files in a data folder, by file name; absent files are left
     out."""
-    names = ["dict.txt", split + ".bin", split + ".idx", split]
+    names = ["dict.txt", split + ".bin", split + ".idx", split, split + ".None-None"]
     paths = {name: os.path.join(folder, name) for name in names}
     return {name: file_fingerprint(path) for name, path in paths.items() if os.path.isfile(path)}

@@ -447,6 +447,8 @@ def _warn_of_surprises(args: argparse.Namespace) -> None:
     max_knns = args.k if args.max_knns is None else args.max_knns
     if args.lmbda == 0 and args.strategy is None:
         logger.warning("--lmbda 0: retrieval has no weight in the result; the paper's is 0.25")
+    if args.lmbda == 1 and args.strategy is None:
+        logger.warning("--lmbda 1: the model has no weight, so words that retrieval does not find are impossible")
     if getattr(args, "dstore_weights", False) and RETRIEVER_REGISTRY[strategy_name(args)].sequential:
         logger.warning("--dstore-weights: in a merged datastore a pointer leads to the next entry that was kept")
     if args.no_pointer:

@@ -141,7 +141,9 @@ def train(args: argparse.Namespace, trainer: Trainer, task: Any, epoch_itr: Any,
                 break
             if validate_and_save(args, trainer, task, epoch_itr, progress, end=False):
                 return True
-            progress.safe_points.save_if_due(args, trainer, epoch_itr)
+            if progress.safe_points.due(args):
+                stop_if_diverged(metrics.get_smoothed_values("train"), trainer)
+                progress.safe_points.save(args, trainer, epoch_itr)
         progress.last_train = training_stats(trainer, metrics.get_smoothed_values("train"))
         bar.print(progress.last_train, tag="train", step=trainer.get_num_updates())
     stop_if_diverged(progress.last_train, trainer)
@@ -162,6 +164,8 @@ def validate_and_save(
     if end:
         save = save or stopped or epoch % args.save_interval == 0
         check = check or stopped or epoch % args.validate_interval == 0
+    if not end and (save or check):
+        stop_if_diverged(metrics.get_smoothed_values("train"), trainer)  # no checkpoint of what is lost
     valid_losses: list[float | None] = [None]
     if check and not args.disable_validation:
         valid_losses = [*validate(args, trainer, task, epoch_itr, args.valid_subset.split(","), progress)]
@@ -214,7 +218,11 @@ def validate(
             stats[f"best_{metric}"] = choose(trainer.best_score, stats[metric])
         bar.print(stats, tag=subset, step=trainer.get_num_updates())
         progress.last_valid[subset] = dict(stats)
-        values.append(stats[metric])
+        value = stats[metric]
+        if isinstance(value, float) and math.isnan(value):
+            sentence = f"the {metric} on {subset} is nan after {trainer.get_num_updates()} updates, expected a number"
+            raise UserError(f"{sentence}; lower the learning rate, or go back to an earlier checkpoint")
+        values.append(value)
     return values
 
 

@@ -132,6 +132,16 @@ def test_raw_copies_the_text_under_a_name_with_languages(text):
     preprocess.main(arguments(text, trainpref=str(text / "text"), dataset_impl="raw"))
     assert names(text / "bin") == ["dict.txt", "preprocess.log", "train.None-None"]
     assert (text / "bin" / "train.None-None").read_bytes() == (text / "text").read_bytes()
+    dictionary = Dictionary.load(str(text / "bin" / "dict.txt"))
+    for impl in (None, "raw"):  # it is found under the split's name
+        dataset = data_utils.load_indexed_dataset(str(text / "bin" / "train"), dictionary, impl)
+        assert [dataset[i].tolist() for i in range(3)] == [[4, 5, 2], [2], [4, 6, 2]]
+
+
+def test_a_byte_order_mark_is_said(text, caplog):
+    (text / "text").write_bytes(b"\xef\xbb\xbf" + (text / "text").read_bytes())
+    preprocess.main(arguments(text, trainpref=str(text / "text")))
+    assert "begins with a byte order mark, which becomes part of its first word" in caplog.text
 
 
 def test_dictionary_only(text):

@@ -209,3 +209,22 @@ def test_the_genuine_checkpoint_can_be_trained_further(run_cli, golden, tmp_path
     assert "(epoch 18 @ 600 updates)" in out
     loss = float(re.search(r"valid on 'valid' subset \| loss ([\d.]+)", out)[1])
     assert loss < 5.0
+
+
+def test_a_loss_that_is_no_number_stops_the_training_before_anything_is_saved(train, tmp_path) -> None:
+    flags = ("--max-update", 12, "--log-interval", 1000, "--clip-norm", 0)
+    recipe = ["--optimizer", "adam", "--lr", "1e30", "--lr-scheduler", "fixed"]
+    for more in (["--validate-interval-updates", 4], ["--save-interval-updates", 4], []):
+        error = train(*flags, *more, recipe=recipe).error
+        assert "the training loss is nan after" in error and "lower the learning rate" in error
+        assert not (tmp_path / "ckpt").exists()
+
+
+def test_a_split_without_text(run_cli, golden, tmp_path) -> None:
+    shutil.copytree(golden / "data-bin", tmp_path / "bin")
+    (tmp_path / "empty").write_text("")
+    flags = ["--only-source", "--validpref", tmp_path / "empty", "--srcdict", golden / "data-bin" / "dict.txt"]
+    assert run_cli("preprocess", [*flags, "--destdir", tmp_path / "bin"]).status == 0
+    error = run_cli("train", [tmp_path / "bin", *TINY, *SGD, "--save-dir", tmp_path / "c", "--max-update", 1]).error
+    assert "bin/valid: found a split without any text, expected at least one token" in error
+    assert not (tmp_path / "c").exists()

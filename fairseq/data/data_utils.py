@@ -61,7 +61,7 @@ def load_indexed_dataset(
 
     datasets: list[Any] = []
     for k in itertools.count():
-        shard = path + (str(k) if k > 0 else "")
+        shard = _raw_copy(path + (str(k) if k > 0 else ""))
         impl = dataset_impl or indexed_dataset.infer_dataset_impl(shard) or "cached"
         dataset = indexed_dataset.make_dataset(shard, impl, fix_lua_indexing=True, dictionary=dictionary)
         if dataset is None:
@@ -73,6 +73,15 @@ def load_indexed_dataset(
     if not datasets:
         return None
     return datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)
+
+
+def _raw_copy(path: str) -> str:
+    """The name of a split: `path`, or what `preprocess.py --only-source --dataset-impl raw` makes of it when only that
+    is there. fairseq writes the second and reads the first."""
+    from fairseq.data import indexed_dataset
+
+    named = path + ".None-None"
+    return named if indexed_dataset.infer_dataset_impl(path) is None and os.path.isfile(named) else path
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ class MultiheadAttention(nn.Module):
         self_attention: bool = False,
     ) -> None:
         super().__init__()
-        if embed_dim % num_heads != 0:
+        if not isinstance(num_heads, int) or num_heads < 1 or embed_dim % num_heads != 0:
             raise UserError(
                 f"--decoder-attention-heads: found {num_heads}, expected a divisor of the width {embed_dim}; change one"
             )

@@ -71,7 +71,9 @@ class FaissIndex:
         self.core, self._transforms, self._id_map = _unwrapped(self.faiss_index, path)
         self._codes: PQCodes | None = None
         if probe is not None and self.ivf is not None:
-            self.ivf.nprobe = probe
+            if probe > self.ivf.nlist:
+                logger.warning("--probe %d: %s has %d lists, and all of them are searched", probe, path, self.ivf.nlist)
+            self.ivf.nprobe = min(probe, self.ivf.nlist)
         if self.count > size:
             expected = f"at most the datastore's {size}"
             raise BadFile(path, f"{self.count} entries", expected, "check which index belongs to it")

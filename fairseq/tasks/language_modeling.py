@@ -8,6 +8,7 @@ import logging
 import os
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from fairseq import utils
@@ -19,7 +20,7 @@ from fairseq.data import (
     TruncatedDictionary,
     data_utils,
 )
-from fairseq.errors import BadFlag, MissingFile
+from fairseq.errors import BadFile, BadFlag, MissingFile
 from fairseq.flag_types import finite_float, positive_int
 from fairseq.tasks import FairseqTask, register_task
 
@@ -112,6 +113,8 @@ class LanguageModelingTask(FairseqTask):
         if dataset is None:
             flags = "--gen-subset, --train-subset or --valid-subset"
             raise MissingFile(path + ".idx", f"the split {split!r} is not in this folder; check it and {flags}")
+        if not np.asarray(dataset.sizes).any():
+            raise BadFile(path, "a split without any text", "at least one token", "preprocess it again from a text")
         if getattr(self.args, "truncate_sequence", False):
             dataset = TruncateDataset(dataset, self.args.tokens_per_sample)
         mode = self.args.sample_break_mode

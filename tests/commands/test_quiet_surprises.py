@@ -97,3 +97,13 @@ def test_shards_would_break_the_context(run_cli: Any, golden: Any) -> None:
 
 def test_a_window_that_leaves_no_room_is_refused(run_cli: Any, golden: Any) -> None:
     assert "--context-window" in run_cli("eval_lm", shlex.split(LM + "--context-window 128"), cwd=golden).error
+
+
+def test_more_lists_than_there_are(run_cli: Any, golden: Any) -> None:
+    said = warnings(run_cli, golden, "eval_lm", KNN + "--lmbda 0.25 --probe 999")
+    assert any(re.match(r"--probe 999: \S+ has \d+ lists, and all of them are searched", line) for line in said)
+
+
+def test_no_weight_for_the_model(run_cli: Any, golden: Any) -> None:
+    said = warnings(run_cli, golden, "eval_lm", KNN + "--lmbda 1")
+    assert "--lmbda 1: the model has no weight, so words that retrieval does not find are impossible" in said

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -137,3 +138,10 @@ def test_old_options_and_names():
 def test_encoder_attention_is_refused():
     with pytest.raises(UserError, match="encoder attention"):
         TransformerDecoderLayer(layer_args(), no_encoder_attn=False)
+
+
+@pytest.mark.parametrize("heads", [0, -1, 3, 0.5, float("nan"), None])
+def test_heads_that_do_not_divide_the_width(heads: Any) -> None:
+    """A checkpoint's options may say anything."""
+    with pytest.raises(UserError, match="--decoder-attention-heads: found"):
+        MultiheadAttention(8, heads)
