@@ -14,7 +14,7 @@ SHARES=(0.1 0.3 0.5 0.7 0.9)
 # parse_options "$@": sets SCALE, OUT, TEXT, LM_TEXT, MEGABYTES, EVALUATE (kilobytes), UPDATES, DOWNLOAD, PLAN_ONLY;
 # enters the repository.
 parse_options() {
-    SCALE=full OUT='' TEXT='' LM_TEXT='' MEGABYTES=8 EVALUATE=500 UPDATES=3000 DOWNLOAD=0 PLAN_ONLY=0
+    SCALE=full OUT='' TEXT='' LM_TEXT='' MEGABYTES=8 EVALUATE=200 UPDATES=3000 DOWNLOAD=0 PLAN_ONLY=0
     while (($#)); do
         case $1 in
             --scale) [[ ${2:-} == full || ${2:-} == small ]] || fail "--scale: found ${2:-nothing}, expected full or small"

@@ -14,7 +14,7 @@
 # --lm-text FOLDER small scale: tokenised text of another domain for the language model, named *train* and *valid*
 # --out FOLDER     where everything goes (reproduce-law, or ...-small)
 # --megabytes N    small scale: how much of each training text to use (8)
-# --evaluate N     small scale: how many kilobytes of the validation and test text to use (500)
+# --evaluate N     small scale: how many kilobytes of the validation text and of each test text to use (200)
 # --updates N      small scale: how long to train (3000); fine-tuning takes a third of it
 # --plan           only say what would be done, and what it takes
 #
@@ -56,8 +56,8 @@ clustered_datastore() {
 if [[ $SCALE == small ]]; then
     [[ -n $TEXT && -n $LM_TEXT ]] || fail "--scale small needs --text FOLDER and --lm-text FOLDER"
     plan 4 "small scale: $MEGABYTES MB of $LM_TEXT for the language model and of $TEXT for datastore and fine-tuning
- 1 BPE and binarise, 3 min   2 train $UPDATES updates, 5 to 10 min   3 datastore, index, clusters, 3 min
- 4 scores, searches, AdaptRet, sweeps, 5 min   5 fine-tune, 3 min   6 steps 3 and 4 again; 4 GB of memory"
+ 1 BPE and binarise, 2 min   2 train $UPDATES updates, 5 min   3 datastore, index, clusters, 4 min
+ 4 scores, searches, AdaptRet, sweeps, 5 min   5 fine-tune, 2 min   6 steps 3 and 4 again; 4 GB of memory"
     begin "small $MEGABYTES $EVALUATE $UPDATES $TEXT $LM_TEXT"
     lm_train=$(text_of "$LM_TEXT" train) lm_valid=$(text_of "$LM_TEXT" valid dev)
     train=$(text_of "$TEXT" train) valid=$(text_of "$TEXT" valid dev)

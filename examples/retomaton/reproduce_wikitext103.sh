@@ -14,7 +14,7 @@
 #                  *test* files each gets its own tables and figures
 # --out FOLDER     where everything goes (reproduce-wikitext103, or ...-small)
 # --megabytes N    small scale: how much of the training text to use (8)
-# --evaluate N     small scale: how many kilobytes of the validation and test text to use (500)
+# --evaluate N     small scale: how many kilobytes of the validation text and of each test text to use (200)
 # --updates N      small scale: how long to train (3000)
 # --plan           only say what would be done, and what it takes
 #
@@ -31,8 +31,8 @@ LMBDA=0.25 KNN_TEMP=1 K=1024 MERGE=15 NEIGHBOURS=()
 if [[ $SCALE == small ]]; then
     [[ -n $TEXT ]] || fail "--scale small needs --text FOLDER"
     plan 3 "small scale: $MEGABYTES MB of $TEXT
- 1 binarise, 1 min   2 train $UPDATES updates, 5 to 10 min   3 save and index the datastore, 2 min
- 4 four clusterings, 4 min   5 scores, searches, AdaptRet, 5 min   6 sweeps, tables, figures, 5 min; 4 GB of memory"
+ 1 binarise, 1 min   2 train $UPDATES updates, 5 to 10 min   3 save and index the datastore, 4 min
+ 4 three clusterings, 4 min   5 scores, searches, AdaptRet, 5 min   6 sweeps, tables, figures, 4 min; 4 GB of memory"
     begin "small $MEGABYTES $EVALUATE $UPDATES $TEXT"
     train=$(text_of "$TEXT" train) valid=$(text_of "$TEXT" valid dev)
     tests_of "$TEXT"
