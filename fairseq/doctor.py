@@ -62,7 +62,10 @@ def examine(args: argparse.Namespace) -> Iterator[Finding]:
         yield from _of_clusters(args, stores)
     yield from _of_text(args, scoring, stores)
     yield from _of_keys(args, stores, scoring)
-    yield from _of_lambda(args, scoring, stores)
+    try:
+        yield from _of_lambda(args, scoring, stores)
+    except UserError as error:
+        yield Finding(WRONG, str(error))
 
 
 def _with_keys(args: argparse.Namespace, dimension: int, opened: Datastore) -> Datastore:

@@ -18,11 +18,22 @@ from fairseq_cli.entry import cli_entry
 logger = logging.getLogger("fairseq_cli.doctor")
 
 VERIFY = "verify"
+USAGE = """fairseq-doctor DATA FLAGS OF eval_lm.py
+       fairseq-doctor verify ARTEFACT..."""
+EXAMINING = """Looks at checkpoint, dictionary, text, datastore, index and clusters as an evaluation with these flags of
+eval_lm.py would use them, and says in plain sentences what is wrong or suspicious: files that do not belong together,
+keys that are no numbers or that the model does not reproduce, values outside the dictionary, an index that misses
+entries or finds few of the true neighbours, clusters that miss entries, evaluated text that the datastore holds, a
+weight that makes it worse. Reads samples. --knnlm is implied by --dstore-filename.
+Exit status: 0, 1 when something is wrong, 2 when a flag is."""
+VERIFYING = """Reads every byte of artefacts and compares it with the digests in their descriptions (NAME.json); says
+which part of which file differs. Exit status: 0, 1 when something differs or is not described, 2 when a flag is
+wrong."""
 
 
 def get_verify_parser() -> argparse.ArgumentParser:
     """Parser of `fairseq-doctor verify`."""
-    parser = Parser(prog=f"fairseq-doctor {VERIFY}", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog=f"fairseq-doctor {VERIFY}", description=VERIFYING, allow_abbrev=False)
     parser.add_argument("artefact", nargs="+", help="a datastore's prefix, an index, members, or a folder of clusters")
     parser.add_argument("--results-json", metavar="FILE", help="write the findings here")
     return parser
@@ -53,7 +64,9 @@ def main(words: list[str]) -> int:
     if words[:1] == [VERIFY]:
         args = get_verify_parser().parse_args(words[1:])
         return report(verify(args.artefact), args)
-    return run(options.parse_args_and_arch(options.get_eval_lm_parser(), words))
+    parser = options.get_eval_lm_parser()
+    parser.prog, parser.usage, parser.description = "fairseq-doctor", USAGE, EXAMINING
+    return run(options.parse_args_and_arch(parser, words))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -155,6 +155,21 @@ def clusters_that_miss(folder: Path) -> None:
     (folder / "c_s4000_k20_members.pkl").write_bytes(pickle.dumps(matrix))
 
 
+def broken_weights(folder: Path) -> None:
+    """As training that went wrong leaves them."""
+    undescribed(folder)
+    path = folder / "checkpoints" / "checkpoint_best.pt"
+    state = torch.load(path, weights_only=False)
+    next(value for name, value in state["model"].items() if "fc2.weight" in name)[0, 0] = np.nan
+    (folder / "checkpoints").unlink()
+    (folder / "checkpoints").mkdir()
+    torch.save(state, path)
+
+
+def infinite_keys(keys: np.ndarray) -> None:
+    keys[::7] = np.inf
+
+
 ILLNESSES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "another checkpoint": (other_weights, WRONG, "saved with the weights"),
     "another checkpoint, no sidecar": (
@@ -163,6 +178,8 @@ ILLNESSES: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "does not reproduce",
     ),
     "keys that are no numbers": (changed_keys(nan_keys), WRONG, "are not finite"),
+    "keys that are infinite": (changed_keys(infinite_keys), WRONG, "are not finite"),
+    "weights that are no numbers": (broken_weights, WRONG, "gave a log-probability that is not a number"),
     "keys that are all the same": (changed_keys(same_keys), WRONG, "all sampled keys are the same"),
     "keys in another order": (changed_keys(shuffled_keys), WRONG, "does not reproduce"),
     "values that are no words": (foreign_values, WRONG, "but the dictionary has the words 0 to"),
@@ -199,6 +216,22 @@ def test_stored_text_under_another_name(folder: Path, run_cli: Any, healthy: Pat
 def test_a_weight_that_does_not_suit(healthy: Path, run_cli: Any) -> None:
     _, text = doctor(healthy, run_cli, f"{LM} {STORE.replace('--lmbda 0.25', '--lmbda 0.99')}")
     assert "wrong: --lmbda 0.99 makes it worse than the model alone" in text
+
+
+def test_broken_weights_save_nothing(folder: Path, run_cli: Any) -> None:
+    broken_weights(folder)
+    before = {path.name for path in folder.iterdir()}
+    error = run_cli("eval_lm", f"{LM} --gen-subset valid --no-progress-bar".split(), cwd=folder).error
+    assert "the language model gave a log-probability that is not a number" in error
+    save = "--gen-subset valid --save-knnlm-dstore --dstore-mmap n --dstore-fp16 --no-progress-bar"
+    assert "is infinite or not a number in float16" in run_cli("eval_lm", f"{LM} {save}".split(), cwd=folder).error
+    assert {path.name for path in folder.iterdir()} == before
+
+
+def test_help_of_the_doctor(run_cli: Any) -> None:
+    for words, part in (["--help"], "Reads samples."), (["verify", "--help"], "Reads every byte of artefacts"):
+        done = run_cli("doctor", words)
+        assert done.status == 0 and part in " ".join(done.stdout.split()) and "fairseq-doctor" in done.stdout
 
 
 def test_a_small_share_of_the_lists(healthy: Path, tmp_path: Path) -> None:

@@ -112,8 +112,14 @@ class DatastoreWriter:
         write_json(self._progress, {"identity": self.identity, "written": self.written, **more})
 
     def close(self) -> None:
-        """Leaves an unfinished datastore in a state from which the same command goes on."""
+        """Leaves an unfinished datastore in a state from which the same command goes on; nothing if it is empty."""
         if self._files[0].closed:
+            return
+        if not self.written:
+            for stream, path in zip(self._files, self._paths, strict=True):
+                with contextlib.suppress(OSError):
+                    stream.close()
+                path.unlink()
             return
         try:
             self.safe_point()

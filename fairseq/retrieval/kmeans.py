@@ -145,7 +145,7 @@ def _assign(
 ) -> NDArray[np.int32]:
     """(N,) int32: the nearest centroid of each of `keys`; by an inverted file when `two-level` has many centroids."""
     centroids = state.arrays["centroids"]
-    assignment = state.open_assignment(len(keys), batch)
+    assignment = state.open_assignment(len(keys), batch, len(centroids))
     inverted = None
     if recipe.algorithm != "lloyd" and len(centroids) > EXACT_ASSIGNMENT:
         inverted = InvertedFile(centroids, recipe.seed, "final")

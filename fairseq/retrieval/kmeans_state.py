@@ -7,7 +7,9 @@ from __future__ import annotations
 import json
 import os
 import time
+import tokenize
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from numpy.typing import NDArray
 from fairseq.atomic_io import atomic_write
 
 SAFE_POINT_SECONDS = 30.0
+UNREADABLE: tuple[type[Exception], ...] = (OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError)
+UNREADABLE += (SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)  # what numpy may raise
 MOST_OF_THE_TIME = 10  # a safe point may take a tenth of the time between two of them
 
 
@@ -41,7 +45,7 @@ class KMeansState:
         try:
             with np.load(self.path, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+        except UNREADABLE:
             return {}
         return arrays if str(arrays.pop("identity", "")) == self.identity else {}
 
@@ -61,9 +65,9 @@ class KMeansState:
         """Whether the last safe point is long ago."""
         return time.monotonic() - self._last >= self._interval
 
-    def open_assignment(self, count: int, batch: int) -> Assignment:
-        """The clusters of `count` keys, as far as they are known in whole batches."""
-        return Assignment(self.assignment_path, count, batch)
+    def open_assignment(self, count: int, batch: int, clusters: int) -> Assignment:
+        """The clusters (of `clusters`) of `count` keys, as far as they are known in whole batches."""
+        return Assignment(self.assignment_path, count, batch, clusters)
 
     def clear(self) -> None:
         """Removes the files, once the results are in place."""
@@ -75,13 +79,15 @@ class KMeansState:
 class Assignment:
     """The cluster of each key in order, appended batch by batch; on disk when there is a path."""
 
-    def __init__(self, path: str | None, count: int, batch: int) -> None:
+    def __init__(self, path: str | None, count: int, batch: int, clusters: int) -> None:
         self.path, self.count, self.done = path, count, 0
         self._parts: list[NDArray[np.int32]] = []
         self._synced = time.monotonic()
         if path is not None:
-            known = os.path.getsize(path) // 4 if os.path.exists(path) else 0
-            self.done = count if known >= count else known // batch * batch
+            known = np.fromfile(path, np.int32, count) if os.path.exists(path) else np.zeros(0, np.int32)
+            self.done = count if len(known) == count else len(known) // batch * batch
+            if known.min(initial=0) < 0 or known.max(initial=0) >= clusters:
+                self.done = 0  # what a machine that lost power may have left
             self._stream = open(path, "r+b" if self.done else "wb")  # noqa: SIM115  (closed in result)
             self._stream.truncate(self.done * 4)
             self._stream.seek(0, os.SEEK_END)

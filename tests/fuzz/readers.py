@@ -7,25 +7,33 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import pickle
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import scipy.sparse
 import torch
 
 from fairseq import checkpoint_utils, options, tasks
-from fairseq.atomic_io import write_json
+from fairseq.atomic_io import read_json, write_json
 from fairseq.data import Dictionary, TokenBlockDataset, data_utils
 from fairseq.data.indexed_dataset import make_builder
-from fairseq.retrieval.clusters import Clusters, load_clusters, save_clusters
+from fairseq.retrieval.automaton import Automaton, Entries
+from fairseq.retrieval.belonging import check_belongs, datastore_files
+from fairseq.retrieval.clusters import Clusters, load_clusters, save_clusters, save_members_pickle
 from fairseq.retrieval.datastore import Datastore, count_filled_rows
+from fairseq.retrieval.datastore_writer import DatastoreWriter
+from fairseq.retrieval.inspection import verify_artefact
+from fairseq.retrieval.kmeans import KMeansRecipe, cluster_keys
 
 GOLDEN = Path(__file__).resolve().parent.parent / "fixtures" / "golden"
 ENTRIES, WIDTH = 60, 4
+RECIPE = KMeansRecipe(5, 40, 2)
 
 
 @dataclass(frozen=True)
@@ -106,14 +114,70 @@ def _read_members(folder: Path) -> object:
 
 
 def _use_clusters(clusters: Clusters) -> object:
+    clusters.check()
     clusters.to_csr()
+    _expand(clusters)
     own = clusters.cluster_of[:ENTRIES]
     return [clusters.members[clusters.indptr[c] : clusters.indptr[c + 1]].sum() for c in own]
 
 
+def _expand(clusters: Clusters) -> None:
+    """What following pointers does with clusters."""
+    automaton = Automaton(ENTRIES, 40, clusters)
+    ids = torch.arange(ENTRIES)
+    automaton.expand(Entries(ids // 6, ids), ENTRIES // 6)
+
+
 def _clusters(folder: Path) -> list[Path]:
     save_clusters(str(folder / "c"), Clusters.from_assignment(np.arange(ENTRIES) % 7), {})
+    described = read_json(folder / "c" / "clusters.json")
+    write_json(folder / "c" / "clusters.json", {**described, "content": {}})  # or digests would refuse every change
     return [folder / "c" / name for name in ("clusters.json", "indptr.npy", "members.npy", "cluster_of.npy")]
+
+
+def _read_large_clusters(folder: Path) -> object:
+    """Arrays that are too large to be looked at on opening."""
+    with mock.patch("fairseq.retrieval.clusters.CHECKED_ENTRIES", 0):
+        _expand(load_clusters(str(folder / "c"), ENTRIES))
+    return None
+
+
+def _sidecars(folder: Path) -> list[Path]:
+    writer = DatastoreWriter(str(folder / "d"), ENTRIES, WIDTH, True, {"vocabulary": 100})
+    writer.append(small_keys(), np.arange(4, 4 + ENTRIES))
+    writer.finish({"vocabulary": 100})
+    datastore = Datastore.open(str(folder / "d"))
+    clusters, origin = Clusters.from_assignment(np.arange(ENTRIES) % 7), {"datastore_files": datastore_files(datastore)}
+    save_clusters(str(folder / "c"), clusters, origin)
+    save_members_pickle(str(folder / "m.pkl"), clusters, origin)
+    return [folder / "d.json", folder / "c" / "clusters.json", folder / "m.pkl.json"]
+
+
+def _read_sidecars(folder: Path) -> object:
+    for name in ("d", "d_keys.npy", "c", "m.pkl"):
+        list(verify_artefact(str(folder / name)))
+    datastore = Datastore.open(str(folder / "d"))
+    for name in ("c/clusters", "m.pkl"):
+        check_belongs("--members", str(folder / name), datastore)
+    load_clusters(str(folder / "c"), ENTRIES)
+    return load_clusters(str(folder / "m.pkl"), ENTRIES)
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    clusters, state = cluster_keys(small_keys(), RECIPE, 16, False, prefix=str(folder / "k"))
+    assert state.path is not None and state.assignment_path is not None and len(clusters) == ENTRIES
+    os.truncate(state.assignment_path, 4 * 32)
+    return [folder / "k.kmeans.tmp", folder / "k.assignment.tmp"]
+
+
+def _read_unfinished(folder: Path) -> object:
+    """k-means goes on from whatever is there, or begins anew."""
+    whole = {path: path.read_bytes() for path in folder.iterdir()}
+    clusters, state = cluster_keys(small_keys(), RECIPE, 16, False, prefix=str(folder / "k"))
+    state.clear()
+    for path, content in whole.items():
+        path.write_bytes(content)
+    return Clusters.from_assignment(clusters, RECIPE.clusters)
 
 
 def _read_clusters(folder: Path) -> object:
@@ -204,6 +268,9 @@ READERS: dict[str, Reader] = {
     "datastore and sidecar": Reader(_datastore, _read_datastore),
     "members, pickle": Reader(_members, _read_members),
     "members, arrays": Reader(_clusters, _read_clusters),
+    "members, large arrays": Reader(_clusters, _read_large_clusters),
+    "sidecars": Reader(_sidecars, _read_sidecars),
+    "k-means, unfinished": Reader(_unfinished, _read_unfinished),
     "checkpoint, zip": Reader(_checkpoint(True), _read_checkpoint),
     "checkpoint, legacy": Reader(_checkpoint(False), _read_checkpoint),
     "checkpoint, options": Reader(_options, _read_options),

@@ -19,4 +19,5 @@ def test_damage_is_read_or_refused(name: str) -> None:
     outcome = run(name, cases)
     assert sum(outcome.counts.values()) == cases
     assert not outcome.failures, "\n".join(f"seed {seed}: {what}" for seed, what in outcome.failures[:3])
-    assert outcome.counts["refused"], "no input was damaged enough to be refused"
+    if name != "k-means, unfinished":  # which begins anew instead
+        assert outcome.counts["refused"], "no input was damaged enough to be refused"
