@@ -77,6 +77,15 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def torch_writing() -> Iterator[None]:
+    """For `torch.save` into a stream: it hides what the system said, and raises something of its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(None, f"torch.save: {str(error).splitlines()[0][-120:]}") from error
+
+
 def sync(path: str | os.PathLike[str]) -> None:
     """Makes sure that the bytes of a file that another library wrote are on the disk."""
     with open(path, "rb") as stream:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fairseq import distributed_utils
-from fairseq.atomic_io import atomic_write, make_folder, publish, temporary_path
+from fairseq.atomic_io import atomic_write, make_folder, publish, temporary_path, torch_writing
 from fairseq.errors import UserError
 from fairseq.flag_types import literal_dict
 
@@ -65,11 +65,8 @@ def save_state(
 
 def torch_persistent_save(content: Any, filename: str) -> None:
     """`torch.save` under a temporary name, then a rename."""
-    with atomic_write(filename) as stream:
-        try:
-            torch.save(content, stream)
-        except RuntimeError as error:  # torch hides what the system said
-            raise OSError(None, f"torch.save: {str(error).splitlines()[0][-120:]}") from error
+    with atomic_write(filename) as stream, torch_writing():
+        torch.save(content, stream)
 
 
 def to_cpu(content: Any, dtype: torch.dtype | None = None, _seen: dict[Any, torch.Tensor] | None = None) -> Any:

@@ -150,7 +150,11 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     subprocess.run(["umount", "-l", str(place)], capture_output=True, check=False)
 
 
-@pytest.mark.parametrize(("name", "size"), [("preprocess", "1200k"), ("train", "200k"), ("k-means", "80k")])
+FULL = [("preprocess", "1200k"), ("train", "200k"), ("k-means", "80k"), ("k-means", "20k"), ("two-level k-means", "300k")]
+FULL += [("greedy merging", "1800k"), ("AdaptRet", "40k"), ("sweep", "40k")]
+
+
+@pytest.mark.parametrize(("name", "size"), FULL)
 def test_a_full_disk(name: str, size: str, small_disk: Any, tmp_path: Path) -> None:
     disk = small_disk(f"size={size}")
     folder = tmp_path / "job"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fairseq import safe_pickle
-from fairseq.atomic_io import atomic_write
+from fairseq.atomic_io import atomic_write, torch_writing
 from fairseq.errors import BadFile, UserError
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class AdaptRet:
             "thresholds": self.thresholds,
             "info": self.info,
         }
-        with atomic_write(path) as stream:
+        with atomic_write(path) as stream, torch_writing():
             torch.save(content, stream)
 
     @classmethod
@@ -232,7 +232,7 @@ class _Training:
             self.best = selected
             figures = {"epoch": self.epoch, "held_out_perplexity": curve, "lm_perplexity": float(np.exp(-lm.mean()))}
             replace(result, thresholds=thresholds, info={**self.info, **figures}).save(self.path)
-        with atomic_write(self.last) as stream:
+        with atomic_write(self.last) as stream, torch_writing():
             state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
             torch.save({**state, "epoch": self.epoch, "best": self.best, "identity": self._identity()}, stream)
 

@@ -45,7 +45,11 @@ class DatastoreWriter:
         self._row_bytes = (dimension * self.key_dtype.itemsize, self.value_dtype.itemsize)
         make_parent(prefix)
         self._resume()
-        require_free_space(prefix, (rows - self.written) * sum(self._row_bytes), "the datastore")
+        try:
+            require_free_space(prefix, (rows - self.written) * sum(self._row_bytes), "the datastore")
+        except UserError:
+            self._remove_if_empty()
+            raise
         self._files = [open(path, "r+b") for path in self._paths]  # noqa: SIM115  (closed in finish and close)
         for stream, row_bytes in zip(self._files, self._row_bytes, strict=True):
             stream.truncate(self.written * row_bytes)
@@ -77,6 +81,11 @@ class DatastoreWriter:
         for temporary, path, row_bytes in zip(self._paths, names, self._row_bytes, strict=True):
             if not temporary.exists() and os.path.exists(path) and os.path.getsize(path) == self.rows * row_bytes:
                 os.replace(path, temporary)
+
+    def _remove_if_empty(self) -> None:
+        if not self.written:
+            for path in self._paths:
+                path.unlink()
 
     @property
     def room(self) -> int:
@@ -116,10 +125,10 @@ class DatastoreWriter:
         if self._files[0].closed:
             return
         if not self.written:
-            for stream, path in zip(self._files, self._paths, strict=True):
+            for stream in self._files:
                 with contextlib.suppress(OSError):
                     stream.close()
-                path.unlink()
+            self._remove_if_empty()
             return
         try:
             self.safe_point()

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fairseq.atomic_io import require_free_space, staged, write_json
+from fairseq.atomic_io import require_free_space, staged, temporary_path, write_json
 from fairseq.errors import BadFile
 from fairseq.retrieval import kernels
 from fairseq.retrieval.array_stream import ArrayStream, open_array, rows_done
@@ -175,8 +175,14 @@ def write_merged(datastore: Datastore, result: Merge, prefix: str, info: dict[st
         stream.write(result.weights[kept].astype("<i8").tobytes())
     inherited = {name: datastore.info[name] for name in SAME_FOR_MERGED if name in datastore.info}
     identity = {**inherited, **info, "of": datastore.info or {"rows": datastore.size}}
-    writer = DatastoreWriter(prefix, len(kept), keys.shape[1], keys.dtype == np.float16, identity)
-    for start in range(writer.written, len(kept), COPY_ROWS):
-        rows = kept[start : start + COPY_ROWS]
-        writer.append(np.asarray(keys[rows]), np.asarray(datastore.values[rows]))
-    writer.finish({**identity, "vote_weights": True}, {"weights": weights_path(prefix)})
+    try:
+        writer = DatastoreWriter(prefix, len(kept), keys.shape[1], keys.dtype == np.float16, identity)
+        try:
+            for start in range(writer.written, len(kept), COPY_ROWS):
+                rows = kept[start : start + COPY_ROWS]
+                writer.append(np.asarray(keys[rows]), np.asarray(datastore.values[rows]))
+            writer.finish({**identity, "vote_weights": True}, {"weights": weights_path(prefix)})
+        finally:
+            writer.close()
+    finally:
+        temporary_path(weights_path(prefix)).unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairseq.atomic_io import atomic_write
+from fairseq.atomic_io import atomic_write, writing
 
 SAFE_POINT_SECONDS = 30.0
 UNREADABLE: tuple[type[Exception], ...] = (OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError)
@@ -99,16 +99,18 @@ class Assignment:
         if self.path is None:
             self._parts.append(part)
             return
-        self._stream.write(part.data)
-        if time.monotonic() - self._synced > SAFE_POINT_SECONDS:
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-            self._synced = time.monotonic()
+        with writing(self.path):
+            self._stream.write(part.data)
+            if time.monotonic() - self._synced > SAFE_POINT_SECONDS:
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
+                self._synced = time.monotonic()
 
     def result(self) -> NDArray[np.int32]:
         """(count,) int32, when all are there."""
         assert self.done == self.count
         if self.path is None:
             return np.concatenate([*self._parts, np.zeros(0, np.int32)])
-        self._stream.close()
+        with writing(self.path):
+            self._stream.close()
         return np.fromfile(self.path, np.int32)
