@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from typing import Any
 
 import faiss
 import torch
-from timing import conditions, table
+from timing import clock, conditions, table
 
 from fairseq import options
 from fairseq.lm_scoring import LMScoring
@@ -37,10 +36,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--processor-time", action="store_true", help="not wall-clock time: where other work disturbs")
     parser.add_argument("--members", help="clusters; without them only the first two settings run")
     own, flags = parser.parse_known_args()
-    clock = time.process_time if own.processor_time else time.perf_counter
     eval_lm.Stopwatch.clock = staticmethod(clock)
     torch.set_num_threads(own.threads)
     faiss.omp_set_num_threads(own.threads)

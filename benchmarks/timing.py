@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import shlex
 import statistics
@@ -12,8 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
+PROCESSOR_TIME = os.environ.get("BENCHMARK_CLOCK") == "processor"  # of all threads, where other work disturbs
+clock = time.process_time if PROCESSOR_TIME else time.perf_counter
+
+
 def side_by_side(ways: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True) -> dict[str, float]:
-    """Median wall-clock seconds of each callable, which take turns, so that what else the machine does hits all alike.
+    """Median seconds of each callable, which take turns, so that what else the machine does hits all alike.
 
     Each is called once before, untimed, if `warm_up`."""
     for way in ways.values() if warm_up else ():
@@ -21,9 +26,9 @@ def side_by_side(ways: Mapping[str, Callable[[], object]], repeats: int, warm_up
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
-            started = time.perf_counter()
+            started = clock()
             way()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -38,7 +43,7 @@ def conditions() -> str:
     """One line: date, command and processor."""
     command = shlex.join(["python", *sys.argv])
     processor = platform.processor() or platform.machine()
-    return f"{datetime.date.today()}, `{command}`, {processor}"
+    return f"{datetime.date.today()}, `{command}`, {processor}, {'processor' if PROCESSOR_TIME else 'wall-clock'} time"
 
 
 def _cell(value: Any) -> str:
