@@ -4,7 +4,8 @@ build, and memory for one block of keys whatever the datastore's size.
 Keys stream from disk in their order, a block at a time, for all queries of a batch. One matrix product estimates half
 of all squared distances of a block; an error bound says by how much an estimate may be too large; and only for entries
 that may be among the k nearest is the distance itself computed, by subtraction in float32. So estimates may be rough
-(bfloat16 where the processor multiplies it fast, else float32), while the result is that of computing every distance:
+(bfloat16 where the processor multiplies it fast, else float32), while the result is that of computing every distance.
+Wide keys are first searched by rougher products yet (`exact_whole`), which leave less to compute.
 
     |q - x|^2 / 2 = <-q, x> + |x|^2 / 2 + |q|^2 / 2        a product of vectors with a few more coordinates
     |<q, x> - <q', x'>| <= |q - q'| |x| + |q'| |x - x'|    for rounded q' and x' (Cauchy and Schwarz)
@@ -23,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fairseq.retrieval import exact_kernels, kernels
+from fairseq.retrieval import exact_kernels, exact_whole, kernels
 from fairseq.retrieval.automaton import starts_of
 from fairseq.retrieval.index import RECONSTRUCT_CHUNK, key_distances, pairwise
 
@@ -34,7 +35,9 @@ BATCH = 1024  # queries that share a pass over the keys
 BLOCK_SCORES = 1 << 22  # numbers that a matrix product makes: 8 or 16 MB
 BLOCK_KEYS = 1 << 19  # numbers of a block of keys: 2 MB, which the processor's cache holds while distances are computed
 LEAST_BLOCK, LARGEST_BLOCK = 256, 16384  # keys
-CENTRE_ROWS = 4096
+WHOLE_WIDTH, WHOLE_QUERIES = 256, 64  # from which on products of whole numbers are faster
+WHOLE_K = 4096  # up to which the candidates of such a pass take little memory: 216 MB for a batch
+SOME_KEYS = 4096  # looked at to choose a centre
 ENTRY_BITS = 32  # of an item that holds a distance and an entry
 PARTS = 3  # bfloat16 numbers whose sum is any float32 one
 NOTHING = np.uint64(2**64 - 1)
@@ -53,7 +56,8 @@ class Rounded:
 class ExactIndex:
     """The index that is the keys (N, D) themselves, float16 or float32; distances are squared L2.
 
-    narrow: multiply in bfloat16; compiled: use the compiled loop; both as is fastest when None."""
+    narrow: multiply in bfloat16; compiled: use the compiled loops; whole: search in whole numbers first. All as is
+    fastest when None, and whole never where narrow is given."""
 
     inner_product = False
     exact = True
@@ -64,6 +68,7 @@ class ExactIndex:
         device: torch.device | str = "cpu",
         narrow: bool | None = None,
         compiled: bool | None = None,
+        whole: bool | None = None,
     ) -> None:
         self.keys, self.device = keys, torch.device(device)
         self.size, self.dimension = keys.shape
@@ -71,18 +76,25 @@ class ExactIndex:
         possible = kernels.AVAILABLE and self.device.type == "cpu" and self.size <= 1 << ENTRY_BITS
         self.compiled = possible if compiled is None else compiled
         self.narrow = self.compiled and (_bfloat16_is_fast() if narrow is None else narrow)
-        self.centre = self._centre().to(self.device)
+        self.least_queries = WHOLE_QUERIES if whole is None else 1
+        if whole is None:
+            whole = narrow is None and self.compiled and exact_whole.is_fast() and self.dimension >= WHOLE_WIDTH
+        some = self._some_keys()
+        centre = some.mean(0) if len(some) else np.zeros(self.dimension, np.float32)
+        self.centre = torch.from_numpy(centre).to(self.device)  # any vector would do
+        self.columns = exact_whole.Columns(some, centre) if whole else None
 
-    def _centre(self) -> Tensor:
-        """(D,): about the mean of the keys; any vector would do."""
-        some = np.asarray(self.keys[:: max(1, self.size // CENTRE_ROWS)], np.float32)
-        finite = some[np.isfinite(some).all(1)]
-        return torch.from_numpy(finite.mean(0) if len(finite) else np.zeros(self.dimension, np.float32))
+    def _some_keys(self) -> NDArray[np.float32]:
+        """(n, D): from all over the datastore, those that are finite."""
+        some = np.asarray(self.keys[:: max(1, self.size // SOME_KEYS)], np.float32)
+        return some[np.isfinite(some).all(1)]
 
     def describe(self) -> str:
         """One line for the log: what is searched, where, and how."""
         product = "bfloat16" if self.narrow else "float32"
         how = f"{product} products and the compiled loop" if self.compiled else f"{product} products and tensors"
+        if self.columns is not None:
+            how = f"products of 8 bit numbers ({self.columns.width} columns), else {how}"
         return f"exact search of {self.size} x {self.dimension} {self.keys.dtype} keys on {self.device}, {how}"
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -95,6 +107,33 @@ class ExactIndex:
         return key_distances(self.keys, queries, rows, ids, inner_product=False)
 
     def _search_some(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        if self.columns is not None and len(queries) >= self.least_queries and 0 < min(k, self.size) <= WHOLE_K:
+            found = self._search_whole(queries, min(k, self.size))
+        else:
+            found = self._search_rounded(queries, k)
+        distances, ids = found
+        if distances.shape[1] < k:  # fewer entries than asked for
+            missing = (0, k - distances.shape[1])
+            distances = torch.nn.functional.pad(distances, missing, value=UNFOUND)
+            ids = torch.nn.functional.pad(ids, missing, value=-1)
+        return distances, ids
+
+    def _search_whole(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """By candidates that products of whole numbers leave; queries of which too many are left, in the other way."""
+        assert self.columns is not None
+        candidates = exact_whole.Candidates(queries.contiguous().numpy(), self.columns, k)
+        step = max(LEAST_BLOCK, min(LARGEST_BLOCK, exact_whole.BLOCK, BLOCK_KEYS // self.dimension))
+        for start in range(0, self.size, step):
+            keys = torch.from_numpy(np.array(self.keys[start : start + step])).float()
+            if not candidates.offer(keys.numpy(), start):
+                return self._search_rounded(queries, k)
+        distances, ids = (torch.from_numpy(found) for found in nearest_items(candidates.result(self.keys), k))
+        rest = torch.from_numpy(candidates.counts < 0).nonzero().squeeze(1)
+        if len(rest):
+            distances[rest], ids[rest] = self._search_rounded(queries[rest], k)
+        return distances, ids
+
+    def _search_rounded(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         best = (_Items if self.compiled else _Table)(queries, min(k, self.size))
         asked = self._rounded(queries, are_queries=True)
         fitting = BLOCK_KEYS // max(1, self.dimension)
@@ -107,12 +146,7 @@ class ExactIndex:
                 scores = asked.matrix.new_empty(len(queries), len(keys))
             torch.mm(asked.matrix, known.matrix.T, out=scores)
             best.offer(scores, self._slack(asked, known), keys, start)
-        distances, ids = best.result()
-        if distances.shape[1] < k:  # fewer entries than asked for
-            missing = (0, k - distances.shape[1])
-            distances = torch.nn.functional.pad(distances, missing, value=UNFOUND)
-            ids = torch.nn.functional.pad(ids, missing, value=-1)
-        return distances, ids
+        return best.result()
 
     def _rounded(self, vectors: Tensor, are_queries: bool) -> Rounded:
         """Centred, with the coordinates that add both squared norms: those of a query meet ones of a key, and the other

@@ -10,13 +10,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fairseq.retrieval import exact, kernels
+from fairseq.retrieval import exact, exact_whole, kernels
 from fairseq.retrieval.exact import UNFOUND, ExactIndex
 from fairseq.retrieval.index import key_distances, pairwise
 
 WAYS = {
     "bfloat16": {"compiled": True, "narrow": True},
     "float32": {"compiled": True, "narrow": False},
+    "whole": {"compiled": True, "whole": True},
     "tensors": {"compiled": False, "narrow": False},
     **({"cuda": {"device": "cuda"}} if torch.cuda.is_available() else {}),
 }
@@ -26,6 +27,8 @@ WAYS = {
 def make(request: pytest.FixtureRequest) -> Callable[..., ExactIndex]:
     if "compiled" in WAYS[request.param] and WAYS[request.param]["compiled"] and not kernels.AVAILABLE:
         pytest.skip("numba is not installed")
+    if "whole" in WAYS[request.param] and not exact_whole.is_fast():
+        pytest.skip("this processor multiplies 8 bit numbers in no way that is known to be exact")
     return lambda keys: ExactIndex(keys, **WAYS[request.param])
 
 
@@ -131,3 +134,49 @@ def test_infinite_halves_stay_infinite() -> None:
 def test_the_log_says_how_it_searches() -> None:
     said = ExactIndex(np.zeros((4, 3), np.float16), compiled=False).describe()
     assert "4 x 3" in said and "float32" in said and "cpu" in said
+
+
+@pytest.fixture
+def whole_numbers() -> None:
+    if not (kernels.AVAILABLE and exact_whole.is_fast()):
+        pytest.skip("needs numba and fast products of 8 bit numbers")
+
+
+@pytest.mark.usefixtures("whole_numbers")
+def test_bounds_hold_whatever_the_keys() -> None:
+    """Also for coordinates far beyond the columns chosen for them."""
+    generator = np.random.default_rng(0)
+    keys = (generator.standard_normal((400, 40)) / np.arange(1, 41)).astype(np.float32)
+    columns = exact_whole.Columns(keys[:100], keys[:100].mean(0))
+    keys[::7] *= 20
+    queries = (generator.standard_normal((9, 40)) / np.arange(1, 41)).astype(np.float32)
+    queries[3] *= 50
+    candidates = exact_whole.Candidates(queries, columns, 5)
+    assert candidates.offer(keys, 1000) and (candidates.counts == 400).all()
+    half = np.square(queries[:, None].astype(np.float64) - keys).sum(2) / 2
+    items = candidates.items[:, :400]
+    lower = (items >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    np.testing.assert_array_equal(items & np.uint64(2**32 - 1), np.tile(np.arange(1000, 1400), (9, 1)))
+    assert (lower <= half).all() and (half <= candidates.highest[:, :400]).all()
+    assert np.median(candidates.highest[:, :400] - lower) < 0.2 * np.median(half)
+
+
+@pytest.mark.usefixtures("whole_numbers")
+@pytest.mark.parametrize("strange", [1, 20])
+def test_queries_with_too_many_candidates_are_searched_otherwise(strange: int) -> None:
+    generator = np.random.default_rng(0)
+    keys = generator.standard_normal((12000, 20)).astype(np.float32)
+    queries = torch.from_numpy(generator.standard_normal((40, 20)).astype(np.float32))
+    queries[:strange] += 3000  # clipped to almost nothing
+    index = ExactIndex(keys, whole=True)
+    candidates = exact_whole.Candidates(queries.numpy(), index.columns, 9)
+    goes_on = [candidates.offer(keys[start : start + 500], start) for start in range(0, len(keys), 500)]
+    assert all(goes_on) == (strange == 1) and (candidates.counts < 0).sum() == strange
+    check(index, keys, queries, 9)
+
+
+@pytest.mark.usefixtures("whole_numbers")
+def test_huge_keys_are_no_reason_to_miss_entries() -> None:
+    keys = np.full((50, 4), 4e18, np.float32)  # from their centre, farther than sums of squares may be
+    keys[::2] *= -1
+    check(ExactIndex(keys, whole=True), keys, torch.full((3, 4), 3e18), 30)
