@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-
 PROCESSOR_TIME = os.environ.get("BENCHMARK_CLOCK") == "processor"  # of all threads, where other work disturbs
 clock = time.process_time if PROCESSOR_TIME else time.perf_counter
 
