@@ -29,7 +29,6 @@ LIMIT = 127  # steps that a column holds
 ROOM = 4  # times k: bounds kept of a query before those above the limit are dropped
 LARGEST = 1e36  # squared norm that float32 sums hold safely
 BLOCK = 512  # keys looked at together, for each of which a product with each query is kept
-TILE_KEYS = 256  # keys converted together for distances
 SHIFT = np.uint64(32)
 NOTHING = np.uint64(2**64 - 1)
 
@@ -45,7 +44,7 @@ class Columns:
 
     def __init__(self, some: NDArray[np.float32], centre: NDArray[np.float32]) -> None:
         dimension = some.shape[1]
-        spread = np.square(some - centre).mean(0) ** 0.5 if len(some) else np.ones(dimension)
+        spread = np.square(some - centre, dtype=np.float64).mean(0) ** 0.5 if len(some) else np.ones(dimension)
         spread = np.maximum(spread, max(1e-6 * float(spread.max(initial=0)), 1e-30))
         width = max(-(-round(dimension * (1 + EXTRA)) // 64) * 64, dimension)
         self.centre, self.step = centre, np.float32(_least_step(spread, width))
@@ -133,19 +132,12 @@ class Candidates:
 
     def _measure(self, keys: NDArray[np.floating], begins: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
         """Puts distances into the items begins[b] to ends[b] of query b, reading the keys in their order."""
-        flat, capacity = self.items.reshape(-1), self.items.shape[1]
+        capacity = self.items.shape[1]
         pairs = np.concatenate([
             (line[begin:end] << SHIFT) | np.arange(number * capacity + begin, number * capacity + end, dtype=np.uint64)
             for number, (line, begin, end) in enumerate(zip(self.items, begins.tolist(), ends.tolist(), strict=True))
         ])
         pairs.sort()
-        entries = (pairs >> SHIFT).astype(np.int64)
-        firsts = np.flatnonzero(np.diff(entries, prepend=-1))
-        wanted, bounds = entries[firsts], np.append(firsts, len(pairs))
-        for start in range(0, len(wanted), TILE_KEYS):
-            some = wanted[start : start + TILE_KEYS]
-            dense = some[-1] - some[0] + 1 == len(some)
-            tile = np.array(keys[some[0] : some[-1] + 1]) if dense else keys[some]
-            theirs = bounds[start : start + len(some) + 1]
-            arrays = (pairs[theirs[0] :], self.queries, torch.from_numpy(tile).float().numpy(), capacity, flat)
-            kernels.run_by_rows(whole_kernels.measure, theirs - theirs[0], *arrays)
+        bounds = np.append(np.flatnonzero(np.diff(pairs >> SHIFT, prepend=NOTHING)), len(pairs))
+        words = keys.view(np.uint16 if keys.itemsize == 2 else np.uint32)
+        kernels.run_by_rows(whole_kernels.measure, bounds, pairs, self.queries, words, self.items)

@@ -220,22 +220,39 @@ def measure(
     bounds: np.ndarray,
     pairs: np.ndarray,
     queries: np.ndarray,
-    tile: np.ndarray,
-    capacity: int,
+    words: np.ndarray,
     items: np.ndarray,
 ) -> None:
-    """Squared L2 distances of pairs[bounds[n]:bounds[n + 1]] uint64, an entry and a place in the flat items, to the
-    keys tile[n] (D,), into those items, of which `capacity` belong to a query (D,)."""
+    """Squared L2 distances of the entry that pairs[bounds[n]:bounds[n + 1]] share to their queries, into their items.
+
+    pairs uint64, an entry and a place in the flat items (B, C); queries (B, D); words (N, D), the bits of the keys, as
+    in `exact_kernels.key_distances`."""
+    dimension, capacity = queries.shape[1], items.shape[1]
+    half = words.itemsize == 2
+    bits = np.empty(dimension, np.int32)
+    key = bits.view(np.float32)
+    scale = np.float32(2.0**112) if half else np.float32(1)
     one = np.empty(1, np.float32)
     word = one.view(np.uint32)
     for row in range(first_row, last_row):
-        key = tile[row]
+        entry = pairs[bounds[row]] >> np.uint64(32)
+        source = words[np.int64(entry)]
+        if half:
+            for d in range(dimension):
+                number = np.int32(source[d])
+                magnitude = np.int32((number & np.int32(0x7FFF)) << np.int32(13))
+                bits[d] = magnitude | np.int32((number & np.int32(0x8000)) << np.int32(16))
+            for d in range(dimension):
+                key[d] *= scale
+        else:
+            for d in range(dimension):
+                bits[d] = np.int32(source[d])
         for position in range(bounds[row], bounds[row + 1]):
             place = np.int64(pairs[position] & np.uint64(0xFFFFFFFF))
             query = queries[place // capacity]
             distance = np.float32(0)
-            for d in range(len(key)):
+            for d in range(dimension):
                 difference = query[d] - key[d]
                 distance += difference * difference
             one[0] = distance
-            items[place] = (np.uint64(word[0]) << np.uint64(32)) | (pairs[position] >> np.uint64(32))
+            items[place // capacity, place % capacity] = (np.uint64(word[0]) << np.uint64(32)) | entry
