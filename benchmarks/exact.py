@@ -22,10 +22,9 @@ def main() -> None:
     keys, queries = data.load(args)
     flat = faiss.IndexFlatL2(keys.shape[1])
     flat.add(np.asarray(keys, np.float32))
-    ours = {
-        f"--index exact, {'bfloat16' if narrow else 'float32'} products": ExactIndex(keys, narrow=narrow)
-        for narrow in ((True, False) if kernels.AVAILABLE else (False,))
-    }
+    ours = {"--index exact": ExactIndex(keys)}
+    for narrow in (True, False) if kernels.AVAILABLE else (False,):
+        ours[f"--index exact, {'bfloat16' if narrow else 'float32'} products"] = ExactIndex(keys, narrow=narrow)
     asked = torch.from_numpy(queries)
     rows = []
     for threads in args.threads:
