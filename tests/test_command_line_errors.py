@@ -249,3 +249,15 @@ def test_through_the_door(door: str, tmp_path: Path, run_door: Any) -> None:
     finished = run_door(door + ".py", ["--task", "language_modeling", "--no-such-flag"], cwd=tmp_path)
     assert re.fullmatch(rf"{door}\.py: error: .*see {door}\.py --help", finished.error)
     assert finished.stdout == ""
+
+
+def test_a_trained_index_that_is_cut_short(golden: Path, tmp_path: Path, run_cli: Any) -> None:
+    """What is left of an index names the one file that is in the way."""
+    flags = f"--dstore_mmap checkpoints/dstore16 --dstore_fp16 --dimension 32 --faiss_index {tmp_path}/i --ncentroids 4"
+    assert run_cli("build_dstore", [*flags.split(), "--code_size", "2"], cwd=golden).status == 0
+    half("i.trained")(tmp_path)
+    error = run_cli("build_dstore", [*flags.split(), "--code_size", "2"], cwd=golden).error
+    assert "i.trained: found a file that FAISS cannot read" in error and "delete this file to train again" in error
+    (tmp_path / "i.trained").unlink()
+    assert run_cli("build_dstore", [*flags.split(), "--code_size", "2"], cwd=golden).status == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["i", "i.json", "i.trained", "i.trained.json"]

@@ -218,3 +218,15 @@ def test_allot(sizes: list[int], data: st.DataObject) -> None:
     shares = kmeans_two_level.allot(np.array(sizes), total)
     assert shares.sum() == total
     assert ((shares >= 0) & (shares <= sizes)).all()
+
+
+def test_an_assignment_that_a_dead_machine_left_is_made_again(tmp_path: Path) -> None:
+    """Numbers that no cluster has cannot be what was written."""
+    keys = np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32)
+    recipe, prefix = KMeansRecipe(5, 100, 3), str(tmp_path / "k")
+    whole, _ = cluster_keys(keys, recipe, 50, False, prefix=prefix)
+    np.full(100, 77, np.int32).tofile(prefix + ".assignment.tmp")
+    again, state = cluster_keys(keys, recipe, 50, False, prefix=prefix)
+    np.testing.assert_array_equal(again, whole)
+    state.clear()
+    assert not list(tmp_path.iterdir())
