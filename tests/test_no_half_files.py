@@ -150,8 +150,8 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     subprocess.run(["umount", "-l", str(place)], capture_output=True, check=False)
 
 
-FULL = [("preprocess", "1200k"), ("train", "200k"), ("k-means", "80k"), ("k-means", "20k"), ("two-level k-means", "300k")]
-FULL += [("greedy merging", "1800k"), ("AdaptRet", "40k"), ("sweep", "40k")]
+FULL = [("preprocess", "1200k"), ("train", "200k"), ("k-means", "80k"), ("k-means", "20k")]
+FULL += [("two-level k-means", "300k"), ("greedy merging", "1800k"), ("AdaptRet", "40k"), ("sweep", "40k")]
 
 
 @pytest.mark.parametrize(("name", "size"), FULL)

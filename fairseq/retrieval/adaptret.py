@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from fairseq import safe_pickle
 from fairseq.atomic_io import atomic_write, torch_writing
-from fairseq.errors import BadFile, UserError
+from fairseq.errors import BadFile, MissingFile, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -136,8 +136,13 @@ class AdaptRet:
     def load(cls, path: str) -> AdaptRet:
         """Reads a checkpoint that `save` wrote, executing nothing; BadFile when it is something else."""
         expected = "an AdaptRet checkpoint that fairseq-adaptret wrote"
-        with safe_pickle.pickle_errors(path, expected), open(path, "rb") as stream:
-            content = torch.load(stream, map_location="cpu", weights_only=True)
+        if not os.path.exists(path):
+            raise MissingFile(path, "check --adaptret-checkpoint, or train one with fairseq-adaptret")
+        try:
+            with safe_pickle.pickle_errors(path, expected), open(path, "rb") as stream:
+                content = torch.load(stream, map_location="cpu", weights_only=True)
+        except BadFile as error:  # torch's own words advise to load it unsafely
+            raise BadFile(path, "another or a damaged file", expected, "train one with fairseq-adaptret") from error
         if not isinstance(content, dict) or content.get("adaptret") != 1:
             raise BadFile(path, "another kind of file", expected, "train one with fairseq-adaptret")
         with safe_pickle.pickle_errors(path, expected):

@@ -28,13 +28,13 @@ from fairseq.atomic_io import (
     writing,
 )
 from fairseq.errors import BadFile, BadFlag, UserError
-from fairseq.refusals import require_memory
+from fairseq.refusals import refuse, require_memory
 from fairseq.retrieval.belonging import datastore_files
 from fairseq.retrieval.content import describe_content
-from fairseq.retrieval.datastore import Datastore
+from fairseq.retrieval.datastore import Datastore, keys_path, values_path
 from fairseq.retrieval.faiss_import import require_faiss
-from fairseq.retrieval.index_file import read_faiss_index
-from fairseq.retrieval.sidecar import read_sidecar, remove_sidecar, write_sidecar
+from fairseq.retrieval.index_file import looks_like_an_index, read_faiss_index
+from fairseq.retrieval.sidecar import read_sidecar, remove_sidecar, sidecar_path, write_sidecar
 
 logger = logging.getLogger(__name__)
 
@@ -79,14 +79,25 @@ class IndexBuilder:
         self.progress_path = path + ".progress.json"
         self.identity = {**recipe.identity(), "size": size, "dimension": self.dimension}
         self.identity["datastore"] = self._datastore_identity()
+        self._refuse_to_replace_others()
+        if recipe.pca > self.dimension:
+            raise BadFlag("--pca", recipe.pca, f"at most the keys' dimension {self.dimension}")
         width = recipe.pca or self.dimension
         if width % (recipe.code_size * (2 if recipe.fast else 1)):
             half = "half " if recipe.fast else ""
             raise BadFlag("--code_size", recipe.code_size, f"a divisor of {half}the dimension {width}")
-        if recipe.pca > self.dimension:
-            raise BadFlag("--pca", recipe.pca, f"at most the keys' dimension {self.dimension}")
         if size < recipe.ncentroids:
             raise BadFlag("--ncentroids", recipe.ncentroids, f"at most the datastore's {size} entries")
+
+    def _refuse_to_replace_others(self) -> None:
+        """BadFlag when the index would replace a file that is no index: never the datastore's, others with --force."""
+        prefix = self.datastore.prefix
+        own = {os.path.realpath(path) for path in (keys_path(prefix), values_path(prefix), sidecar_path(prefix))}
+        if os.path.realpath(self.path) in own:
+            raise BadFlag("--faiss_index", f"{self.path}, which the datastore consists of", "another file")
+        if os.path.isfile(self.path) and not looks_like_an_index(self.path):
+            found, expected = f"{self.path}, which is no index", "a new file, or an index to replace"
+            refuse(BadFlag("--faiss_index", found, expected, "choose another name, or go on with --force"))
 
     def _datastore_identity(self) -> dict[str, Any]:
         """What the index remembers of its datastore: the sidecar's fields, or the sizes when there is none."""
@@ -139,6 +150,8 @@ class IndexBuilder:
             except BadFile as error:
                 raise BadFile(error.file, error.found, error.expected, "delete this file to train again") from error
             self._check_trained(index)
+            ivf = require_faiss().extract_index_ivf(index)
+            ivf.nprobe = self.recipe.probe
             logger.info("using the trained index %s", self.trained_path)
             return index
         for stale in (self.codes_path, self.progress_path, self.trained_path):
@@ -150,6 +163,9 @@ class IndexBuilder:
         try:
             index.train(sample)
         except RuntimeError as error:
+            if not np.isfinite(sample).all():
+                found = "a sampled key that is not finite"
+                raise BadFile(keys_path(self.datastore.prefix), found, "numbers", "save the datastore again") from error
             reason = str(error).splitlines()[0][-160:]
             raise UserError(f"{self.path}: FAISS could not train the index ({reason})") from error
         write_sidecar(self.trained_path, KIND, self.identity)  # first, so that the file never stands without it
@@ -157,10 +173,16 @@ class IndexBuilder:
         return index
 
     def _trained_for_this(self) -> bool:
-        """Whether an earlier run trained for the same datastore and recipe. A trained index that nothing describes is
-        used, as in the original."""
+        """Whether an earlier run trained for the same datastore and recipe, but for the probe, which has no part in it.
+        A trained index that nothing describes is used, as in the original."""
         described = read_sidecar(self.trained_path, KIND, {})
-        if described is None or all(described.get(name) == value for name, value in self.identity.items()):
+        if described is None:
+            return True
+        known, wanted = (
+            {name: value for name, value in fields.items() if name not in ("kind", "format_version", "probe")}
+            for fields in (described, self.identity)
+        )
+        if known == wanted:
             return True
         logger.warning("%s was trained for another datastore or recipe; training again", self.trained_path)
         return False

@@ -83,6 +83,7 @@ class ExactIndex:
         centre = some.mean(0) if len(some) else np.zeros(self.dimension, np.float32)
         self.centre = torch.from_numpy(centre).to(self.device)  # any vector would do
         self.columns = exact_whole.Columns(some, centre) if whole else None
+        self.all_finite = True  # as far as is known
 
     def _some_keys(self) -> NDArray[np.float32]:
         """(n, D): from all over the datastore, those that are finite."""
@@ -127,11 +128,17 @@ class ExactIndex:
             keys = torch.from_numpy(np.array(self.keys[start : start + step])).float()
             if not candidates.offer(keys.numpy(), start):
                 return self._search_rounded(queries, k)
+        self._note_finite(not candidates.met_odd)
         distances, ids = (torch.from_numpy(found) for found in nearest_items(candidates.result(self.keys), k))
         rest = torch.from_numpy(candidates.counts < 0).nonzero().squeeze(1)
         if len(rest):
             distances[rest], ids[rest] = self._search_rounded(queries[rest], k)
         return distances, ids
+
+    def _note_finite(self, finite: bool) -> None:
+        if not finite and self.all_finite:
+            self.all_finite = False
+            logger.warning("keys that are infinite, NaN or very large are never found; save the datastore again")
 
     def _search_rounded(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         best = (_Items if self.compiled else _Table)(queries, min(k, self.size))
@@ -142,6 +149,7 @@ class ExactIndex:
         for start in range(0, self.size if len(queries) and k else 0, step):
             keys = torch.from_numpy(np.array(self.keys[start : start + step])).to(self.device).float()
             known = self._rounded(keys, are_queries=False)
+            self._note_finite(bool(known.norms.isfinite().all()))
             if scores.shape != (len(queries), len(keys)):
                 scores = asked.matrix.new_empty(len(queries), len(keys))
             torch.mm(asked.matrix, known.matrix.T, out=scores)

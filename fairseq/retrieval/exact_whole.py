@@ -96,6 +96,7 @@ class Candidates:
         self.rows, self.facts = columns.rounded(queries, are_queries=True)
         self.items = np.empty((len(queries), ROOM * k + 2048), np.uint64)
         self.highest = np.empty(self.items.shape, np.float32)
+        self.met_odd = False  # whether keys were left out because they are not finite
         self.counts = np.where(self.facts[0] < LARGEST, 0, -1)
         self.limits = np.full(len(queries), LARGEST, np.float32)
         self.rounding = np.float32(2.0**-21 * (queries.shape[1] + 32))  # of sums of float32 numbers
@@ -105,6 +106,7 @@ class Candidates:
         rows, facts = self.columns.rounded(keys, are_queries=False)
         odd = np.flatnonzero(~(facts[0] < LARGEST))
         if len(odd):
+            self.met_odd = True
             if np.isfinite(keys[odd]).all(1).any():
                 return False  # their distances might be finite
             facts[:, odd] = np.array([[np.inf], [0], [0], [0]])  # never found

@@ -74,6 +74,10 @@ class FaissIndex:
             if probe > self.ivf.nlist:
                 logger.warning("--probe %d: %s has %d lists, and all of them are searched", probe, path, self.ivf.nlist)
             self.ivf.nprobe = min(probe, self.ivf.nlist)
+        if self.count == 0 and size:
+            trained = path.endswith(".trained")
+            remedy = "give the file that build_dstore.py wrote in the end" if trained else "build it again"
+            raise BadFile(path, "an index without entries", f"one of the datastore's {size}", remedy)
         if self.count > size:
             expected = f"at most the datastore's {size}"
             raise BadFile(path, f"{self.count} entries", expected, "check which index belongs to it")

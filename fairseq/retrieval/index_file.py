@@ -30,6 +30,13 @@ def read_faiss_index(path: str) -> Any:
         return index
 
 
+def looks_like_an_index(path: str) -> bool:
+    """Whether a file begins as FAISS's indexes do: four letters or digits, the first of them an I."""
+    with open(path, "rb") as stream:
+        kind = stream.read(4)
+    return len(kind) == 4 and kind[:1] == b"I" and kind.isalnum()
+
+
 @contextlib.contextmanager
 def faiss_errors(path: str, action: str) -> Iterator[None]:
     """Turns what FAISS raises about the index in `path` into a BadFile."""
