@@ -150,6 +150,15 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     subprocess.run(["umount", "-l", str(place)], capture_output=True, check=False)
 
 
+def job_on(disk: Path, name: str, tmp_path: Path) -> Path:
+    """A folder in which the stage can run, whose output goes to `disk`."""
+    folder = tmp_path / "job"
+    folder.mkdir()
+    STAGES[name].prepare(folder)
+    (folder / "out").symlink_to(disk)
+    return folder
+
+
 FULL = [("preprocess", "1200k"), ("train", "200k"), ("k-means", "80k"), ("k-means", "20k")]
 FULL += [("two-level k-means", "300k"), ("greedy merging", "1800k"), ("AdaptRet", "40k"), ("sweep", "40k")]
 
@@ -157,10 +166,7 @@ FULL += [("two-level k-means", "300k"), ("greedy merging", "1800k"), ("AdaptRet"
 @pytest.mark.parametrize(("name", "size"), FULL)
 def test_a_full_disk(name: str, size: str, small_disk: Any, tmp_path: Path) -> None:
     disk = small_disk(f"size={size}")
-    folder = tmp_path / "job"
-    folder.mkdir()
-    STAGES[name].prepare(folder)
-    (folder / "out").symlink_to(disk)
+    folder = job_on(disk, name, tmp_path)
     status, text = in_child(STAGES[name].command, flags_of(name), folder, lambda: None)
     assert status == 2, text
     assert "No space left on device" in one_sentence(text) or "free some space" in one_sentence(text)
@@ -170,10 +176,7 @@ def test_a_full_disk(name: str, size: str, small_disk: Any, tmp_path: Path) -> N
 def test_a_plan_larger_than_the_disk(name: str, small_disk: Any, tmp_path: Path) -> None:
     """Refused before any work."""
     disk = small_disk("size=40k")
-    folder = tmp_path / "job"
-    folder.mkdir()
-    STAGES[name].prepare(folder)
-    (folder / "out").symlink_to(disk)
+    folder = job_on(disk, name, tmp_path)
     status, text = in_child(STAGES[name].command, flags_of(name), folder, lambda: None)
     assert status == 2, text
     assert "GB free; free some space" in one_sentence(text)
@@ -188,10 +191,7 @@ def test_a_folder_that_cannot_be_written(name: str, small_disk: Any, tmp_path: P
     (disk / "old").write_text("old")
     if not mount("-o", "remount,ro", str(disk)):
         pytest.skip("remounting is not permitted here")
-    folder = tmp_path / "job"
-    folder.mkdir()
-    STAGES[name].prepare(folder)
-    (folder / "out").symlink_to(disk)
+    folder = job_on(disk, name, tmp_path)
     status, text = in_child(STAGES[name].command, flags_of(name), folder, lambda: None)
     assert status == 2, text
     assert "out" in one_sentence(text) and "ead-only file system" in one_sentence(text)

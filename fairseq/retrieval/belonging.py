@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import os
 
-from fairseq.atomic_io import read_json
 from fairseq.errors import BadFile
 from fairseq.fingerprint import quick_fingerprint
 from fairseq.refusals import refuse
 from fairseq.retrieval.datastore import Datastore, keys_path, values_path
-from fairseq.retrieval.sidecar import sidecar_path
+from fairseq.retrieval.sidecar import peek_sidecar
 
 
 def datastore_files(datastore: Datastore) -> dict[str, str]:
@@ -22,9 +21,7 @@ def datastore_files(datastore: Datastore) -> dict[str, str]:
 def check_belongs(flag: str, artefact: str, datastore: Datastore) -> None:
     """Refuses an index or clusters made from another datastore than `datastore`. Artefacts without a sidecar, or with
     one that does not say, pass."""
-    path = sidecar_path(artefact)
-    described = read_json(path) if os.path.isfile(path) else None
-    known = described.get("datastore_files") if isinstance(described, dict) else None
+    known = peek_sidecar(artefact).get("datastore_files")
     if not isinstance(known, dict):
         return
     present = datastore_files(datastore)

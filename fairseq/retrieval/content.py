@@ -9,10 +9,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from fairseq.atomic_io import read_json
 from fairseq.errors import BadFile
 from fairseq.refusals import refuse
-from fairseq.retrieval.sidecar import sidecar_path
+from fairseq.retrieval.sidecar import peek_sidecar
 
 PIECES = 64
 SAMPLE = 1 << 16
@@ -80,9 +79,7 @@ def verify(path: str, content: Any) -> str | None:
 
 def check_opened(artefact: str, files: dict[str, str]) -> None:
     """Samples the content of an artefact's files (name in the sidecar -> path) against its sidecar, if it has one."""
-    path = sidecar_path(artefact)
-    described = read_json(path) if os.path.isfile(path) else None
-    content = described.get("content") if isinstance(described, dict) else None
+    content = peek_sidecar(artefact).get("content")
     if isinstance(content, dict):
         for name, file in files.items():
             if os.path.isfile(file):  # who opens a missing one says so

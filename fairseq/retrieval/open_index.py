@@ -3,18 +3,15 @@ or the keys themselves (`--index exact`)."""
 
 from __future__ import annotations
 
-import os
-
 import torch
 
-from fairseq.atomic_io import read_json
 from fairseq.errors import BadFile
 from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.device_search import DeviceIndex
 from fairseq.retrieval.exact import ExactIndex
 from fairseq.retrieval.index import FaissIndex, Index
 from fairseq.retrieval.refined import RefinedIndex
-from fairseq.retrieval.sidecar import sidecar_path
+from fairseq.retrieval.sidecar import peek_sidecar, sidecar_path
 
 EXACT = "exact"
 
@@ -36,11 +33,8 @@ def open_index(
 def refinement(path: str | None) -> float | None:
     """How many times k entries an index file's search should return for the keys to choose from, as its sidecar says;
     None for an index that answers by itself."""
-    if path is None or not os.path.isfile(sidecar_path(path)):
-        return None
-    described = read_json(sidecar_path(path))
-    factor = described.get("refine") if isinstance(described, dict) else None
-    if factor is None:
+    factor = None if path is None else peek_sidecar(path).get("refine")
+    if path is None or factor is None:
         return None
     if not isinstance(factor, int | float) or not 1 <= factor <= 100:
         raise BadFile(sidecar_path(path), f"refine {factor!r}", "a number from 1 to 100", "build the index again")

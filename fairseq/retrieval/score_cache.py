@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fairseq.errors import BadFile, UserError
 from fairseq.retrieval.array_stream import ArrayStream, open_array
-from fairseq.retrieval.sidecar import read_sidecar, sidecar_path, write_sidecar
+from fairseq.retrieval.sidecar import read_sidecar, remove_sidecar, write_sidecar
 from fairseq.scored_sequences import ScoredSequence
 
 KIND = "scores"
@@ -41,8 +41,7 @@ class ScoreWriter:
         self._streams: dict[str, ArrayStream] = {}
 
     def _open(self, sequence: ScoredSequence) -> None:
-        if os.path.exists(sidecar_path(os.path.join(self.folder, KIND))):
-            os.unlink(sidecar_path(os.path.join(self.folder, KIND)))
+        remove_sidecar(os.path.join(self.folder, KIND))
         half = sequence.queries.dtype in (torch.float16, torch.bfloat16)
         dtypes = {name: kinds[0] for name, kinds in DTYPES.items()}
         dtypes["queries"] = "<f2" if half else "<f4"

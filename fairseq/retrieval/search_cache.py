@@ -31,7 +31,7 @@ from fairseq.retrieval.datastore import keys_path
 from fairseq.retrieval.index import Index
 from fairseq.retrieval.open_index import EXACT
 from fairseq.retrieval.score_cache import ScoreCache
-from fairseq.retrieval.sidecar import read_sidecar, sidecar_path, write_sidecar
+from fairseq.retrieval.sidecar import read_sidecar, remove_sidecar, write_sidecar
 from fairseq.scored_sequences import ScoredSequence
 
 logger = logging.getLogger(__name__)
@@ -143,8 +143,7 @@ def _search_all(
     description = {**identity, "k": k}
     progress_path = os.path.join(folder, "progress.json")
     done = rows_done(progress_path, description)
-    if os.path.exists(sidecar_path(os.path.join(folder, KIND))):
-        os.unlink(sidecar_path(os.path.join(folder, KIND)))
+    remove_sidecar(os.path.join(folder, KIND))
     require_free_space(os.path.join(folder, "ids.npy"), (len(scores) - done) * row_bytes, "the saved searches")
     try:
         streams = _streams(folder, dtype, k, done)

@@ -50,6 +50,13 @@ def remove_sidecar(artefact: str) -> None:
         os.unlink(sidecar_path(artefact))
 
 
+def peek_sidecar(artefact: str) -> dict[str, Any]:
+    """Whatever is known of `artefact`, whose kind and fields are not looked at; nothing when it has no description."""
+    path = sidecar_path(artefact)
+    content = read_json(path) if os.path.isfile(path) else None
+    return content if isinstance(content, dict) else {}
+
+
 def read_any_sidecar(path: str) -> tuple[str, dict[str, Any]]:
     """(artefact, fields) for a datastore's prefix or one of its two files, an index or members file, or a folder of
     clusters; MissingFile when nothing describes it."""
