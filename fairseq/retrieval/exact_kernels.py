@@ -105,41 +105,27 @@ def key_distances(
     bounds: np.ndarray,
     queries: np.ndarray,
     ids: np.ndarray,
-    words: np.ndarray,
+    keys: np.ndarray,
     out: np.ndarray,
 ) -> None:
     """Squared L2 distance of query b to the keys of entries ids[bounds[b]:bounds[b + 1]], into out (n,) float32.
 
-    queries (B, D) float32; words (N, D), the bits of the keys: uint16 (float16) or uint32 (float32). The bits of a
-    half, moved to their places in a single, are 2^-112 times its value, also below the normal range. Keys are first
-    copied together: they lie anywhere in memory, and a loop that does nothing else has many reads under way at once."""
+    queries (B, D), keys (N, D) float32. Keys are first copied together: they lie anywhere in memory, and a loop that
+    does nothing else has many reads under way at once."""
     dimension = queries.shape[1]
-    half = words.itemsize == 2
-    local = np.empty((RUN, dimension), words.dtype)
-    bits = np.empty(dimension, np.int32)
-    key = bits.view(np.float32)
-    scale = np.float32(2.0**112) if half else np.float32(1)
+    local = np.empty((RUN, dimension), np.float32)
     for row in range(first_row, last_row):
         query = queries[row]
         for first in range(bounds[row], bounds[row + 1], RUN):
             count = min(RUN, bounds[row + 1] - first)
             for position in range(count):
-                source = words[ids[first + position]]
+                source = keys[ids[first + position]]
                 for d in range(dimension):
                     local[position, d] = source[d]
             for position in range(count):
-                if half:
-                    for d in range(dimension):
-                        word = np.int32(local[position, d])
-                        rest = (word & np.int32(0x7FFF)) << np.int32(13)
-                        rest |= np.int32(0x7F800000) if rest >= np.int32(0x0F800000) else np.int32(0)  # not finite
-                        bits[d] = rest | ((word & np.int32(0x8000)) << np.int32(16))
-                else:
-                    for d in range(dimension):
-                        bits[d] = np.int32(local[position, d])
                 total = np.float32(0)
                 for d in range(dimension):
-                    difference = query[d] - key[d] * scale
+                    difference = query[d] - local[position, d]
                     total += difference * difference
                 out[first + position] = total
 
@@ -154,8 +140,9 @@ def half_key_distances(
     words: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """The same for float16 keys of even width, faster: words (N, D / 2) uint32, the bits of two halves each. A key that
-    is not finite is infinitely far."""
+    """The same for float16 keys of even width: words (N, D / 2) uint32, the bits of two halves each. The bits of a
+    half, moved to their places in a single, are 2^-112 times its value, also below the normal range. A key that is not
+    finite is infinitely far."""
     pairs = words.shape[1]
     local = np.empty((RUN, pairs), np.uint32)
     asked = np.empty((2, pairs), np.float32)

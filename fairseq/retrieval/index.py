@@ -210,9 +210,10 @@ def key_distances(keys: np.ndarray, queries: Tensor, rows: Tensor, ids: Tensor, 
 
     rows must be ascending. An id of -1 reads the last key, as in the original."""
     result = queries.new_empty(len(ids))
-    if kernels.AVAILABLE and queries.device.type == "cpu" and not inner_product:
-        kernel, words = exact_kernels.key_distances, keys.view(np.uint16 if keys.itemsize == 2 else np.uint32)
-        if keys.itemsize == 2 and keys.shape[1] % 2 == 0:
+    odd_halves = keys.itemsize == 2 and keys.shape[1] % 2  # the compiled loop reads two halves at a time
+    if kernels.AVAILABLE and queries.device.type == "cpu" and not inner_product and not odd_halves:
+        kernel, words = exact_kernels.key_distances, keys
+        if keys.itemsize == 2:
             kernel, words = exact_kernels.half_key_distances, keys.view(np.uint32)
         bounds = bounds_of(torch.bincount(rows, minlength=len(queries))).numpy()
         arrays = (queries.contiguous().numpy(), ids.numpy(), words, result.numpy())

@@ -225,8 +225,9 @@ def measure(
 ) -> None:
     """Squared L2 distances of the entry that pairs[bounds[n]:bounds[n + 1]] share to their queries, into their items.
 
-    pairs uint64, an entry and a place in the flat items (B, C); queries (B, D); words (N, D), the bits of the keys, as
-    in `exact_kernels.key_distances`."""
+    pairs uint64, an entry and a place in the flat items (B, C); queries (B, D); words (N, D), the bits of the keys:
+    uint16 (float16) or uint32 (float32). The bits of a half, moved to their places in a single, are 2^-112 times its
+    value, also below the normal range."""
     dimension, capacity = queries.shape[1], items.shape[1]
     half = words.itemsize == 2
     bits = np.empty(dimension, np.int32)
