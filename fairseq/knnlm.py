@@ -15,57 +15,32 @@ distance computation a step."""
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import math
-import os
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fairseq.errors import BadFlag, UserError
+from fairseq.errors import BadFlag
 from fairseq.retrieval import kernels
 from fairseq.retrieval.automaton import Entries, as_tensor, bounds_of, no_entries
-from fairseq.retrieval.belonging import check_belongs
-from fairseq.retrieval.clusters import KIND as CLUSTERS_KIND
-from fairseq.retrieval.clusters import Clusters, load_clusters
-from fairseq.retrieval.datastore import Datastore, read_weights
-from fairseq.retrieval.index import Index, check_dimension
-from fairseq.retrieval.open_index import EXACT, open_index, refinement
+from fairseq.retrieval.datastore import Datastore
+from fairseq.retrieval.index import Index
+from fairseq.retrieval.lockstep import Lockstep, RetrievalResult
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY, Proposal, Resources, Retriever, Step
 from fairseq.retrieval.search_cache import SearchCache
-from fairseq.retrieval.similarity import Similarity, WeightedSimilarity, build_similarity, needs_keys
+from fairseq.retrieval.similarity import Similarity
+from fairseq.retrieval.stores import Stores, open_stores, require_stores
 from fairseq.scored_sequences import ScoredSequence
 
 logger = logging.getLogger(__name__)
 
 NO_MATCH = -10000.0  # log p_kNN of a token that no candidate has as its value, as in the original
 CHUNK_CANDIDATES = 1 << 23  # bounds the scratch memory of one search of independent tokens
-
-
-@dataclass
-class RetrievalResult:
-    """What retrieval made of one ScoredSequence; all arrays are (T,).
-
-    log_probs: log of the mixture, nats; searched: whether the index was searched; candidates: how many entries voted;
-    matched: how many of them had the right value; lmbda: the weight of p_kNN; by_temperature: (T, S) log p_kNN, nats,
-    at each of the KNNLM's S temperatures, the first of which is the one that was mixed."""
-
-    sample_id: int
-    log_probs: Tensor
-    searched: NDArray[np.bool_]
-    candidates: NDArray[np.int64]
-    matched: NDArray[np.int64]
-    lmbda: Tensor
-    by_temperature: Tensor
-
-    @property
-    def knn_log_probs(self) -> Tensor:
-        """(T,) log p_kNN at the temperature that was mixed, nats."""
-        return self.by_temperature[:, 0]
 
 
 def mix(lm_log_probs: Tensor, knn_log_probs: Tensor, lmbda: Tensor) -> Tensor:
@@ -96,23 +71,62 @@ class KNNLM:
         self.k, self.lmbda = k, lmbda
         self.device = torch.device(device)
         self.inverse_temperatures = 1 / torch.tensor([temperature, *more_temperatures], device=self.device)  # (S,)
+        self._team: list[Retriever] = []
+        self._stopped = threading.Event()
         self.values, self.keys = as_tensor(datastore.values).to(self.device), datastore.keys
 
     def score(self, sequences: list[ScoredSequence]) -> list[RetrievalResult]:
-        """Advances all `sequences` together and returns a result for each."""
+        """Advances all `sequences` together and returns a result for each.
+
+        Where each step needs the one before, steps are too short to be shared by threads of the CPU, so that each
+        thread takes some of the sequences."""
         if not sequences:
             return []
-        batch = _Batch(sequences, self.device, len(self.inverse_temperatures), self.retriever.needs)
-        self.retriever.start()
-        for tokens in batch.steps(self.retriever.sequential, max(1, CHUNK_CANDIDATES // self.k)):
-            self._advance(batch, tokens)
+        sequential = self.retriever.sequential and self.device.type == "cpu"
+        teams = min(torch.get_num_threads(), len(sequences)) if sequential else 1
+        if teams == 1:
+            return self._score_together(sequences, self.retriever)
+        longest_first = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+        self._read_what_is_read_late(sequences[longest_first[0]])
+        parts = [longest_first[team::teams] for team in range(teams)]
+        self._stopped.clear()
+        try:
+            found = kernels.each_in_thread(
+                self._score_together, [[sequences[i] for i in part] for part in parts], self._retrievers(teams)
+            )
+        except BaseException:
+            self._stopped.set()
+            raise
+        placed = dict(zip(itertools.chain.from_iterable(parts), itertools.chain.from_iterable(found), strict=True))
+        return [placed[i] for i in range(len(sequences))]
+
+    def _retrievers(self, count: int) -> list[Retriever]:
+        """The retriever and others like it, one a thread."""
+        if self._team[:1] != [self.retriever]:
+            self._team = [self.retriever]
+        self._team += [self.retriever.twin() for _ in range(count - len(self._team))]
+        return self._team[:count]
+
+    def _read_what_is_read_late(self, sequence: ScoredSequence) -> None:
+        """Tables that are made at first use are made now, and not by several threads at once."""
+        query = sequence.queries[:1].float()
+        first = torch.zeros(len(query), dtype=torch.int64)
+        self.similarity.of_entries(query, first, first)
+
+    def _score_together(self, sequences: list[ScoredSequence], retriever: Retriever) -> list[RetrievalResult]:
+        batch = Lockstep(sequences, self.device, len(self.inverse_temperatures), retriever.needs)
+        retriever.start()
+        for tokens in batch.steps(retriever.sequential, max(1, CHUNK_CANDIDATES // self.k)):
+            if self._stopped.is_set():
+                return []
+            self._advance(batch, tokens, retriever)
         return batch.results()
 
-    def _advance(self, batch: _Batch, tokens: Tensor) -> None:
+    def _advance(self, batch: Lockstep, tokens: Tensor, retriever: Retriever) -> None:
         """One step: the tokens at flat positions `tokens` (B,) of the batch."""
         step = batch.step(tokens)
         targets = batch.targets[tokens]
-        proposal = self.retriever.propose(step)
+        proposal = retriever.propose(step)
         found = self._search(step, proposal, targets)
         given = self._score_entries(step, proposal.entries, targets)
 
@@ -126,7 +140,7 @@ class KNNLM:
         knn = torch.where(candidates[:, None] == 0, -math.inf, torch.clamp(knn, min=NO_MATCH))
 
         lmbda = torch.full_like(knn[:, 0], self.lmbda) if proposal.lmbda is None else proposal.lmbda.to(knn)
-        self.retriever.observe(step, matched)
+        retriever.observe(step, matched)
         counts = matched.counts(len(step))
         batch.store(tokens, mix(step.lm_log_probs, knn[:, 0], lmbda), knn, lmbda, proposal.search, candidates, counts)
 
@@ -238,169 +252,6 @@ def _log_sum_exp(entries: Entries, rows: int, inverse_temperatures: Tensor) -> T
     return peak[:, None] * inverse_temperatures + total.log()
 
 
-class _Batch:
-    """The tokens of several sequences as flat arrays, longest sequence first, so that those still running at any step
-    are a prefix; and the arrays that results go into."""
-
-    def __init__(
-        self, sequences: list[ScoredSequence], device: torch.device, temperatures: int, needs: Collection[str] = ()
-    ) -> None:
-        self.sequences = sequences
-        lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-        self.starts = np.cumsum(lengths) - lengths
-        self.order = np.argsort(-lengths, kind="stable")
-        self.lengths = lengths
-        self.device = device
-        self.queries = torch.cat([sequence.queries for sequence in sequences]).to(device, torch.float32)
-        self.targets = torch.cat([sequence.targets for sequence in sequences]).to(device)
-        self.lm_log_probs = torch.cat([sequence.lm_log_probs for sequence in sequences]).to(device, torch.float32)
-        self.features = {name: _feature(sequences, name).to(device) for name in sorted(needs)}
-        ids = torch.tensor([sequence.sample_id for sequence in sequences])
-        self.sample_ids = ids.repeat_interleave(torch.from_numpy(lengths)).to(device)
-        positions = np.arange(lengths.sum()) - np.repeat(self.starts, lengths)
-        self.positions = torch.from_numpy(positions).to(device)
-        count = len(self.targets)
-        self.log_probs = torch.zeros(count, device=device)
-        self.knn_log_probs = torch.zeros(count, temperatures, device=device)
-        self.lmbda = torch.zeros(count, device=device)
-        self.searched = torch.zeros(count, dtype=torch.bool, device=device)
-        self.candidates = torch.zeros(count, dtype=torch.int64, device=device)
-        self.matched = torch.zeros(count, dtype=torch.int64, device=device)
-
-    def steps(self, sequential: bool, chunk: int) -> Iterator[Tensor]:
-        """Flat positions of the tokens of each step: token t of every running sequence, or, when tokens do not depend
-        on each other, chunks of all tokens."""
-        if not sequential:
-            yield from torch.arange(len(self.targets), device=self.device).split(chunk)
-            return
-        descending = self.lengths[self.order]
-        starts = torch.from_numpy(self.starts[self.order]).to(self.device)
-        running = np.searchsorted(-descending, -np.arange(descending.max(initial=0)), side="left")
-        for position, count in enumerate(running.tolist()):
-            yield starts[:count] + position
-
-    def step(self, tokens: Tensor) -> Step:
-        """What a retriever may see of these tokens."""
-        features = {name: values[tokens] for name, values in self.features.items()}
-        return Step(
-            self.sample_ids[tokens], self.positions[tokens], self.queries[tokens], self.lm_log_probs[tokens], features
-        )
-
-    def store(
-        self,
-        tokens: Tensor,
-        mixed: Tensor,
-        knn: Tensor,
-        lmbda: Tensor,
-        searched: Tensor,
-        candidates: Tensor,
-        matched: Tensor,
-    ) -> None:
-        """Keeps the results of a step."""
-        self.log_probs[tokens], self.knn_log_probs[tokens], self.lmbda[tokens] = mixed, knn, lmbda
-        self.searched[tokens], self.candidates[tokens], self.matched[tokens] = searched, candidates, matched
-
-    def results(self) -> list[RetrievalResult]:
-        """One result per sequence; UserError when a log-probability is not a number."""
-        if torch.isnan(self.log_probs).any():
-            raise UserError("the retrieval produced a value that is not a number; check the datastore and index with k")
-        log_probs, knn, lmbda = self.log_probs.cpu(), self.knn_log_probs.cpu(), self.lmbda.cpu()
-        searched, candidates, matched = (t.cpu().numpy() for t in (self.searched, self.candidates, self.matched))
-        results = []
-        for sequence, start, length in zip(self.sequences, self.starts, self.lengths, strict=True):
-            span = slice(start, start + length)
-            results.append(
-                RetrievalResult(
-                    sequence.sample_id,
-                    log_probs[span],
-                    searched[span],
-                    candidates[span],
-                    matched[span],
-                    lmbda[span],
-                    knn[span],
-                )
-            )
-        return results
-
-
-def _feature(sequences: list[ScoredSequence], name: str) -> Tensor:
-    """(tokens, ...): a feature of all sequences; UserError when they were scored without it."""
-    if not all(name in sequence.features for sequence in sequences):
-        raise UserError(
-            f"--strategy: found scores without {name}, which this strategy needs; "
-            "save them with eval_lm.py --save-scores DIR --save-features"
-        )
-    return torch.cat([sequence.features[name] for sequence in sequences])
-
-
-@dataclass
-class Stores:
-    """What is opened once for any number of KNNLMs: datastore, index, distances, and clusters by path."""
-
-    datastore: Datastore
-    index: Index
-    similarity: Similarity
-    device: torch.device | str = "cpu"
-    _clusters: dict[str, Clusters] = field(default_factory=dict)
-
-    def clusters(self, path: str) -> Clusters:
-        """The clusters of a members file, read at first use."""
-        if path not in self._clusters:
-            self._clusters[path] = load_clusters(path, self.datastore.size)
-            described = os.path.join(path, CLUSTERS_KIND) if os.path.isdir(path) else path
-            check_belongs("--members", described, self.datastore)
-            clusters = self._clusters[path]
-            logger.info("clusters %s: %d of %d entries", path, clusters.count, len(clusters.members))
-        return self._clusters[path]
-
-
-def open_stores(args: argparse.Namespace, dimension: int, device: torch.device | str = "cpu") -> Stores:
-    """Opens the datastore and index that eval_lm's flags name, for queries of width `dimension`."""
-    _require_stores(args)
-    function = args.knn_sim_func
-    datastore = Datastore.open(
-        args.dstore_filename,
-        args.dstore_size,
-        dimension,
-        args.dstore_fp16 or None,
-        load_keys=not args.no_load_keys and (needs_keys(function, args.faiss_metric_type) or _index_needs_keys(args)),
-        in_memory=args.move_dstore_to_mem,
-    )
-    logger.info("datastore %s: %d entries of dimension %d", args.dstore_filename, datastore.size, dimension)
-    if args.knnlm_gpu and torch.device(device).type == "cpu":
-        logger.warning("--knnlm-gpu: no GPU is used in this run, so the index is searched on the CPU")
-    index = open_index(args.indexfile, datastore, args.probe, device)
-    if args.indexfile is not None:
-        check_dimension(index.dimension, dimension, args.indexfile)
-        check_belongs("--indexfile", args.indexfile, datastore)
-    logger.info("index %s: %s", args.indexfile or args.index, index.describe())
-    if getattr(args, "index_recall", None) is not None:
-        datastore.require_keys("--index-recall")
-        if index.inner_product:
-            raise BadFlag("--index-recall", "an inner-product index", "one of L2 distances", "drop the flag")
-    similarity = build_similarity(function, args.faiss_metric_type, datastore, index)
-    if getattr(args, "dstore_weights", False):
-        similarity = WeightedSimilarity(similarity, torch.from_numpy(read_weights(datastore)).to(device))
-    return Stores(datastore, index, similarity, device)
-
-
-def _require_stores(args: argparse.Namespace) -> None:
-    if args.dstore_filename is None:
-        raise BadFlag("--dstore-filename", "nothing", "the prefix of the datastore to use with --knnlm")
-    if args.indexfile is None and args.index != EXACT:
-        expected = "the index of the datastore to use with --knnlm"
-        raise BadFlag("--indexfile", "nothing", expected, "give it, or --index exact")
-    if args.indexfile is not None and args.index == EXACT:
-        raise BadFlag("--index", "exact beside --indexfile", "one of them", "drop the other")
-    if args.probe < 1:
-        raise BadFlag("--probe", args.probe, "at least 1")
-
-
-def _index_needs_keys(args: argparse.Namespace) -> bool:
-    recall = getattr(args, "index_recall", None) is not None
-    return recall or args.index == EXACT or refinement(args.indexfile) is not None
-
-
 def strategy_name(args: argparse.Namespace) -> str:
     """The strategy that the flags choose."""
     return args.strategy or ("knnlm" if args.no_pointer else "retomaton")
@@ -416,7 +267,7 @@ def build_knnlm(
 ) -> KNNLM:
     """The KNNLM that eval_lm's flags describe, for queries of width `dimension`; `stores` if they are open already."""
     if stores is None:
-        _require_stores(args)
+        require_stores(args)
     if not 0 <= args.lmbda <= 1:
         raise BadFlag("--lmbda", args.lmbda, "a number from 0 to 1")
     if args.k < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,54 @@ def test_members(build: Any, tmp_path: Path) -> None:
     assert result.candidates.tolist() == [1, 3]
     knn = 2 * math.exp(-1) / (2 * math.exp(-1) + math.exp(-18))
     assert result.knn_log_probs[1].exp().item() == pytest.approx(knn, rel=1e-5)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's number of threads until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def strolls(count: int, longest: int) -> list[ScoredSequence]:
+    """Sequences of differing lengths, none of them alike."""
+    rng = np.random.default_rng(5)
+    places = [rng.integers(0, 4, rng.integers(0, longest)) for _ in range(count)]
+    return [sequence(*[((KEYS[p] + rng.normal(0, 0.3, 2)).tolist(), int(VALUES[p])) for p in some]) for some in places]
+
+
+@pytest.mark.parametrize("strategy", ["retomaton", "retomaton_chains"])
+def test_threads_share_the_sequences_and_change_nothing(build: Any, threads: Any, strategy: str) -> None:
+    knnlm, sequences = build("--strategy", strategy, "--min-knns", "2"), strolls(7, 30)
+    results = []
+    for count in (1, 3):
+        threads(count)
+        results.append(knnlm.score(sequences))
+        assert torch.get_num_threads() == count
+    for alone, shared, scored in zip(*results, sequences, strict=True):
+        assert len(shared.log_probs) == len(scored)
+        assert 0 < alone.searched.sum() <= len(scored) or not len(scored)
+        np.testing.assert_array_equal(alone.searched, shared.searched)
+        np.testing.assert_array_equal(alone.candidates, shared.candidates)
+        np.testing.assert_allclose(alone.log_probs, shared.log_probs, rtol=1e-6)
+
+
+def test_a_failing_thread_stops_the_others(build: Any, threads: Any) -> None:
+    threads(2)
+    knnlm, sequences = build(), strolls(6, 2000)
+    searches, search = [], knnlm.index.search
+
+    def fails_at_third(queries: torch.Tensor, k: int) -> Any:
+        searches.append(len(queries))
+        if len(searches) >= 3:
+            raise UserError("no more")
+        return search(queries, k)
+
+    knnlm.index.search = fails_at_third
+    with pytest.raises(UserError, match="no more"):
+        knnlm.score(sequences)
+    assert len(searches) <= 4, "each thread fails at most once"
 
 
 def test_wrong_width(build: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from types import ModuleType
 
@@ -21,3 +22,11 @@ def require_faiss() -> ModuleType:
         ) from error
     module: ModuleType = faiss
     return module
+
+
+def limit_faiss_threads() -> None:
+    """FAISS, if it is there, uses no other threads for what the calling thread asks of it."""
+    with contextlib.suppress(ImportError):
+        import faiss
+
+        faiss.omp_set_num_threads(1)

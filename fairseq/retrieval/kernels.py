@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
+
+from fairseq.retrieval.faiss_import import limit_faiss_threads
 
 numba: Any
 try:
@@ -38,7 +39,7 @@ def run_by_rows(kernel: Callable[..., None], bounds: np.ndarray, *arguments: Any
     """Calls `kernel(first_row, last_row, bounds, *arguments)` for ranges of rows with about equally many entries each.
 
     bounds: (B + 1,) int64, where each row's entries begin in the flat arrays."""
-    rows, threads = len(bounds) - 1, _threads()
+    rows, threads = len(bounds) - 1, torch.get_num_threads()
     cuts = np.searchsorted(bounds, np.linspace(0, bounds[-1], threads + 1)[1:-1])
     edges = [0, *cuts.tolist(), rows]
     ranges = [(first, last) for first, last in itertools.pairwise(edges) if first < last]
@@ -51,26 +52,31 @@ def run_by_rows(kernel: Callable[..., None], bounds: np.ndarray, *arguments: Any
 
 
 def in_threads(work: Callable[[int, int], Any], rows: int) -> list[Any]:
-    """Results, in order, of `work(first, last)` for about equal ranges of rows, one for each of torch's threads.
-    Kernels that `work` runs stay in its thread."""
-    edges = np.linspace(0, rows, min(_threads(), max(rows, 1)) + 1).astype(int).tolist()
-    ranges = list(itertools.pairwise(edges))
-    if len(ranges) == 1:
-        return [work(*ranges[0])]
-    return list(_pool().map(lambda edge: work(*edge), ranges))
+    """Results, in order, of `work(first, last)` for about equal ranges of rows, one for each of torch's threads."""
+    edges = np.linspace(0, rows, min(torch.get_num_threads(), max(rows, 1)) + 1).astype(int).tolist()
+    if len(edges) == 2:
+        return [work(*edges)]
+    return each_in_thread(work, edges[:-1], edges[1:])
 
 
-_worker = threading.local()
+def each_in_thread(work: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
+    """As `map`, each call in a thread of its own, within which torch, FAISS and these kernels use no others."""
+    threads = torch.get_num_threads()
 
+    def alone(*some: Any) -> Any:
+        torch.set_num_threads(1)
+        limit_faiss_threads()
+        return work(*some)
 
-def _threads() -> int:
-    """How many threads to use: one within a thread of the pool, which must not wait for others of it."""
-    return 1 if getattr(_worker, "inside", False) else torch.get_num_threads()
+    try:
+        return list(_pool().map(alone, *arguments))
+    finally:
+        torch.set_num_threads(threads)  # what it sets of the whole process; the rest is each thread's own
 
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="kernels", initializer=lambda: setattr(_worker, "inside", True))
+    return ThreadPoolExecutor(thread_name_prefix="kernels")
 
 
 @_compile

@@ -80,6 +80,10 @@ class Retriever:
     def add_args(parser: Any) -> None:
         """Adds the strategy's own flags."""
 
+    def twin(self) -> Retriever:
+        """Another like this one, with a state of its own, for sequences that advance in another thread."""
+        return type(self)(self.args, self.resources)
+
     def start(self) -> None:
         """Called when a new group of sequences begins."""
 
