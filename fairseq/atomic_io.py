@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from fairseq.errors import BadFile, MissingFile, UserError
 from fairseq.refusals import refuse
+from fairseq.sizes import size_text
 
 
 def temporary_path(path: str | os.PathLike[str]) -> Path:
@@ -161,7 +162,7 @@ def require_free_space(path: str | os.PathLike[str], needed: int, what: str) -> 
     if needed > free:
         refuse(
             UserError(
-                f"{what} needs {needed / 1e9:.2f} GB in {folder}, which has {free / 1e9:.2f} GB free; "
+                f"{what} needs {size_text(needed)} in {folder}, which has {size_text(free)} free; "
                 "free some space, choose another place, or go on with --force"
             )
         )

@@ -27,6 +27,7 @@ from fairseq.refusals import refuse
 from fairseq.retrieval.datastore import KIND
 from fairseq.retrieval.datastore_writer import DatastoreWriter
 from fairseq.retrieval.sidecar import read_sidecar
+from fairseq.sizes import size_text
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +71,12 @@ def save_datastore(scoring: LMScoring, args: argparse.Namespace) -> dict[str, An
     writer = DatastoreWriter(args.dstore_mmap, rows, scoring.key_dimension, args.dstore_fp16, identity)
     row_bytes = scoring.key_dimension * writer.key_dtype.itemsize + 8
     logger.info(
-        "saving %d entries of dimension %d (%s) to %s: %.3f GB; key type %s%s",
+        "saving %d entries of dimension %d (%s) to %s: %s; key type %s%s",
         rows,
         scoring.key_dimension,
         writer.key_dtype.name,
         args.dstore_mmap,
-        rows * row_bytes / 1e9,
+        size_text(rows * row_bytes),
         args.knn_keytype,
         f"; going on after {writer.written} entries" if writer.written else "",
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import ast
 import math
+import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -30,6 +31,18 @@ def literal_dict(flag: str, text: str | dict[str, Any] | None) -> dict[str, Any]
     if not isinstance(value, dict):
         raise BadFlag(flag, repr(text), "a dictionary such as \"{'knn_keytype': 'last_ffn_input'}\"")
     return value
+
+
+def output_file(text: str) -> str:
+    """argparse type: a file that a command writes in the end; whether it can is known in the beginning."""
+    folder = os.path.dirname(os.path.abspath(text))
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"found the folder {text}, expected the name of a file to write")
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"found {text!r}, but nothing can be written in {folder}")
+    return text
 
 
 def int_list(text: str) -> list[int]:

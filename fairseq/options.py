@@ -18,6 +18,7 @@ from fairseq.flag_types import (
     int_list,
     natural_float,
     natural_int,
+    output_file,
     positive_float,
     positive_int,
     rate_list,
@@ -446,6 +447,7 @@ def add_index_arg(parser: Any) -> None:
 def add_results_args(parser: argparse.ArgumentParser) -> Any:
     """A results file that a script can read."""
     group = parser.add_argument_group("Results")
-    group.add_argument("--results-json", metavar="FILE", help="write settings, versions, counts, losses and times here")
+    add = group.add_argument
+    add("--results-json", type=output_file, metavar="FILE", help="write settings, versions, losses and times here")
     add_force(group)
     return group

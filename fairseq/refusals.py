@@ -8,6 +8,7 @@ import logging
 from typing import Any
 
 from fairseq.errors import UserError
+from fairseq.sizes import size_text
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def require_memory(needed: int, what: str, remedy: str) -> None:
     if available is not None and needed > available:
         refuse(
             UserError(
-                f"{what} needs about {needed / 1e9:.2f} GB of memory, and {available / 1e9:.2f} GB are free; "
+                f"{what} needs about {size_text(needed)} of memory, and {size_text(available)} are free; "
                 f"{remedy}, or go on with --force"
             )
         )

@@ -1,5 +1,5 @@
 """`fairseq-adaptret`: trains the network of AdaptRet, which decides which tokens are worth a search, from the scores of
-a held-out split that `eval_lm.py --save-scores DIR --save-features` kept. Parses, calls, reports.
+a held-out split that `eval_lm.py --save-scores DIR --save-features` kept.
 
 Afterwards: eval_lm.py --strategy adaptret --adaptret-checkpoint FILE --target-foss 0.5."""
 
@@ -19,7 +19,7 @@ from fairseq import options
 from fairseq.data import Dictionary, data_utils
 from fairseq.errors import BadFile, BadFlag
 from fairseq.fingerprint import split_fingerprints
-from fairseq.flag_types import Parser, finite_float, positive_float, positive_int, seed_int, unit_float
+from fairseq.flag_types import Parser, finite_float, output_file, positive_float, positive_int, seed_int, unit_float
 from fairseq.knnlm import build_knnlm, open_stores
 from fairseq.provenance import write_results
 from fairseq.refusals import add_force
@@ -50,7 +50,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--ngram-split", default="train", metavar="SPLIT", help="split to count")
     add("--ngrams", metavar="DIR", help="folder for the counts (FILE.ngrams)")
     add("--ngram-memory", type=positive_float, default=2.0, metavar="GB", help="memory for counting")
-    add("--results-json", metavar="FILE", help="write figures, times and versions here")
+    add("--results-json", type=output_file, metavar="FILE", help="write figures, times and versions here")
     add_force(parser)
     add("--no-progress-bar", action="store_true", help="no progress bar")
     add = parser.add_argument_group("As for eval_lm.py").add_argument

@@ -1,4 +1,4 @@
-"""`build_dstore.py`: builds the FAISS index of a datastore. Parses, calls, reports."""
+"""`build_dstore.py`: builds the FAISS index of a datastore."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from fairseq.atomic_io import make_parent
 from fairseq.errors import BadFlag
-from fairseq.flag_types import Parser, natural_int, positive_int, seed_int
+from fairseq.flag_types import Parser, natural_int, output_file, positive_int, seed_int
 from fairseq.provenance import write_results
 from fairseq.refusals import add_force
 from fairseq.retrieval.build_index import IndexBuilder, IndexRecipe
@@ -38,7 +38,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--code_size", "--code-size", type=positive_int, default=64, help="bytes of a quantised vector")
     add("--probe", type=positive_int, default=8, help="lists visited by a search, stored in the file")
     add("--faiss_index", "--faiss-index", required=True, metavar="FILE", help="index to write")
-    add("--num_keys_to_add_at_a_time", "--num-keys-to-add-at-a-time", type=positive_int, default=1000000, metavar="N")
+    add("--num_keys_to_add_at_a_time", "--num-keys-to-add-at-a-time", type=positive_int, default=1000000, metavar="N",
+        help="keys read and added at a time; bounds the memory")
     add("--starting_point", "--starting-point", type=natural_int, default=0, help="accepted; a build goes on by itself")
     add("--pca", type=natural_int, default=0, metavar="D", help="reduce keys to D dimensions first (0: do not)")
     add(
@@ -62,7 +63,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="at the end, how much of an exact search the index finds for N queries; reads all keys again (0: do not)",
     )
     add("--no-progress-bar", action="store_true", help="no progress bar")
-    add("--results-json", metavar="FILE", help="write sizes, times and versions here")
+    add("--results-json", type=output_file, metavar="FILE", help="write sizes, times and versions here")
     add_force(parser)
     return parser
 

@@ -1,5 +1,5 @@
 """`fairseq-doctor`: with eval_lm.py's flags, says what is wrong or suspicious about the files that they name; with
-`verify FILE...`, compares every byte of artefacts with the digests in their sidecars. Parses, calls, reports."""
+`verify FILE...`, compares every byte of artefacts with the digests in their sidecars."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from fairseq import options
 from fairseq.doctor import examine
-from fairseq.options import Parser
+from fairseq.flag_types import Parser, output_file
 from fairseq.provenance import write_results
 from fairseq.retrieval.inspection import OK, WRONG, Finding, verify_artefact
 from fairseq_cli.entry import cli_entry
@@ -35,7 +35,7 @@ def get_verify_parser() -> argparse.ArgumentParser:
     """Parser of `fairseq-doctor verify`."""
     parser = Parser(prog=f"fairseq-doctor {VERIFY}", description=VERIFYING, allow_abbrev=False)
     parser.add_argument("artefact", nargs="+", help="a datastore's prefix, an index, members, or a folder of clusters")
-    parser.add_argument("--results-json", metavar="FILE", help="write the findings here")
+    parser.add_argument("--results-json", type=output_file, metavar="FILE", help="write the findings here")
     return parser
 
 

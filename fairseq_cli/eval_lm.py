@@ -1,4 +1,4 @@
-"""`eval_lm.py`: evaluates a language model, alone or with retrieval, or saves a datastore. Parses, calls, reports."""
+"""`eval_lm.py`: evaluates a language model, alone or with retrieval, or saves a datastore."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """`fairseq-greedy-merge`: merges neighbouring entries of a datastore that have the same value (He et al., 2021), into a
-smaller datastore with weights, into clusters for `--members`, or both. Parses, calls, reports.
+smaller datastore with weights, into clusters for `--members`, or both.
 
 The neighbours of all entries are searched first and kept beside the output, so that other --merge values are quick."""
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from fairseq.errors import BadFlag
 from fairseq.fingerprint import quick_fingerprint
-from fairseq.flag_types import Parser, positive_int, seed_int
+from fairseq.flag_types import Parser, output_file, positive_int, seed_int
 from fairseq.provenance import write_results
 from fairseq.refusals import add_force
 from fairseq.retrieval.belonging import check_belongs, datastore_files
@@ -45,7 +45,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--save", metavar="PREFIX", help="prefix of the files to write (default: dstore, beside the datastore)")
     add("--seed", type=seed_int, default=22, help="seed of the order in which entries absorb")
     add("--no-progress-bar", action="store_true", help="no progress bar")
-    add("--results-json", metavar="FILE", help="write counts, times and versions here")
+    add("--results-json", type=output_file, metavar="FILE", help="write counts, times and versions here")
     add_force(parser)
     return parser
 

@@ -1,4 +1,4 @@
-"""`kmeans.py`: clusters a datastore's keys and writes the members of each cluster. Parses, calls, reports."""
+"""`kmeans.py`: clusters a datastore's keys and writes the members of each cluster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 
 from fairseq.atomic_io import make_parent
 from fairseq.errors import BadFlag
-from fairseq.flag_types import Parser, positive_float, positive_int, small_seed_int
+from fairseq.flag_types import Parser, output_file, positive_float, positive_int, small_seed_int
 from fairseq.provenance import write_results
 from fairseq.refusals import add_force
 from fairseq.retrieval.belonging import datastore_files
@@ -38,7 +38,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--algorithm", choices=ALGORITHMS, default="lloyd", help="lloyd as published, or two-level: ten times faster")
     add("--memory-gb", type=positive_float, metavar="GB", help="most memory for sample and batches (default: no bound)")
     add("--no-progress-bar", action="store_true", help="no progress bar")
-    add("--results-json", metavar="FILE", help="write counts, times and versions here")
+    add("--results-json", type=output_file, metavar="FILE", help="write counts, times and versions here")
     add_force(parser)
     return parser
 

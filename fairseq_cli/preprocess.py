@@ -1,4 +1,4 @@
-"""`preprocess.py`: text files to a data folder (`dict.txt`, `train.bin`/`.idx`, ...). Parses, calls, reports.
+"""`preprocess.py`: text files to a data folder (`dict.txt`, `train.bin`/`.idx`, ...).
 
 File names, log lines and the dictionary's order follow fairseq 0.9; see `fairseq.binarizer` for how it is done."""
 

@@ -1,5 +1,5 @@
 """`fairseq-sweep`: from the scores that `eval_lm.py --save-scores` kept, the perplexity and the searches saved of every
-combination of the strategies, clusters and values named, in one table, and figures of it. Parses, calls, reports.
+combination of the strategies, clusters and values named, in one table, and figures of it.
 
 A strategy may come with its own flags, in quotes; of several values each is a point:
 --strategy knnlm retomaton "random_skip --skip-probability 0.25 0.5 0.75"."""

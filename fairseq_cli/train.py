@@ -23,6 +23,7 @@ from fairseq import checkpoint_saving, distributed_utils, metrics, options, prog
 from fairseq.data import iterators
 from fairseq.errors import BadFlag, UserError
 from fairseq.meters import TimeMeter
+from fairseq.sizes import size_text
 from fairseq.trainer import Trainer, training_device
 from fairseq_cli.entry import cli_entry
 
@@ -278,7 +279,7 @@ def log_plan(args: argparse.Namespace, trainer: Trainer, epoch_itr: Any) -> None
     tokens = int(np.sum(sizes)) // max(per_epoch, 1) if not isinstance(sizes, tuple) else 0
     disk = ""
     if not args.no_save:
-        disk = f", {shutil.disk_usage(args.save_dir).free / 1e9:.1f} GB free in {args.save_dir}"
+        disk = f", {size_text(shutil.disk_usage(args.save_dir).free)} free in {args.save_dir}"
     logger.info(
         "plan: %d parameters, %s updates (%d an epoch), about %d tokens per update, checkpoints of %.1f MB%s",
         parameters,

@@ -261,3 +261,11 @@ def test_a_trained_index_that_is_cut_short(golden: Path, tmp_path: Path, run_cli
     (tmp_path / "i.trained").unlink()
     assert run_cli("build_dstore", [*flags.split(), "--code_size", "2"], cwd=golden).status == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["i", "i.json", "i.trained", "i.trained.json"]
+
+
+@pytest.mark.parametrize("command", ["kmeans", "build_dstore", "eval_lm"])
+def test_results_that_could_not_be_written_are_refused_at_once(command: str, run_cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "r.json", tmp_path):
+        error = run_cli(command, ["--results-json", place]).error
+        assert "argument --results-json: found" in error and str(tmp_path) in error

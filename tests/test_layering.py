@@ -16,12 +16,13 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 # Rooms that know nothing of language models and of retrieval; what they may import of ours.
 GROUND: dict[str, set[str]] = {
     "errors": set(),
+    "sizes": set(),
     "scored_sequences": set(),
     "tokenizer": set(),
     "fingerprint": set(),
-    "refusals": {"errors"},
+    "refusals": {"errors", "sizes"},
     "pickle_calls": set(),
-    "atomic_io": {"errors", "refusals"},
+    "atomic_io": {"errors", "refusals", "sizes"},
     "safe_pickle": {"errors", "pickle_calls"},
     "flag_types": {"errors"},
     "registry": {"errors"},
@@ -46,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": FLOOR | {"data", "models", "criterions", "utils"},
     "retrieval": {
         "errors", "flag_types", "atomic_io", "safe_pickle", "registry", "scored_sequences", "provenance", "fingerprint",
-        "refusals",
+        "refusals", "sizes",
     },
     "target_foss": {"knnlm", "retrieval", "scored_sequences", "errors"},
     "sweep": {"knnlm", "retrieval", "scored_sequences", "errors", "atomic_io", "fingerprint"},

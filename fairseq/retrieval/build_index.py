@@ -35,6 +35,7 @@ from fairseq.retrieval.datastore import Datastore, keys_path, values_path
 from fairseq.retrieval.faiss_import import require_faiss
 from fairseq.retrieval.index_file import looks_like_an_index, read_faiss_index
 from fairseq.retrieval.sidecar import read_sidecar, remove_sidecar, sidecar_path, write_sidecar
+from fairseq.sizes import size_text
 
 logger = logging.getLogger(__name__)
 
@@ -129,14 +130,14 @@ class IndexBuilder:
         index_bytes = self.size * (recipe.code_size + 8)
         memory = index_bytes + max(sample, min(self.chunk, self.size)) * self.dimension * 4
         logger.info(
-            "index of %d keys x %d: %d lists, %d bytes a code%s; %.2f GB on disk, about %.2f GB of memory",
+            "index of %d keys x %d: %d lists, %d bytes a code%s; %s on disk, about %s of memory",
             self.size,
             self.dimension,
             recipe.ncentroids,
             recipe.code_size,
             f", PCA to {recipe.pca}" if recipe.pca else "",
-            index_bytes / 1e9,
-            memory / 1e9,
+            size_text(index_bytes),
+            size_text(memory),
         )
         require_free_space(self.path, 2 * index_bytes, "the index")
         require_memory(memory, "building the index", "lower --num_keys_to_add_at_a_time or --code_size")

@@ -18,6 +18,7 @@ from fairseq.errors import BadFlag
 from fairseq.retrieval import kmeans_two_level
 from fairseq.retrieval.kmeans_state import KMeansState
 from fairseq.retrieval.kmeans_two_level import InvertedFile, lloyd, nearest
+from fairseq.sizes import size_text
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +65,8 @@ class Plan:
         if memory_gb is not None:
             room = int(memory_gb * 1e9) - fixed
             if room < key * recipe.clusters:
-                need = (fixed + key * recipe.clusters) / 1e9
-                raise BadFlag("--memory-gb", memory_gb, f"at least {need:.2f} for one key a cluster")
+                need = 1.005 * (fixed + key * recipe.clusters) / 1e9  # rounded up
+                raise BadFlag("--memory-gb", memory_gb, f"at least {need:.3g} for one key a cluster")
             sample, batch = min(sample, room // key), max(1, min(batch, room // (2 * row)))
         return cls(sample, batch, fixed + max(sample * key, 2 * batch * row))
 
@@ -134,8 +135,8 @@ def cluster_keys(
 
 
 def _log_plan(plan: Plan, recipe: KMeansRecipe, count: int) -> None:
-    said = "k-means (%s): %d clusters of %d of %d keys, %d iterations, about %.2f GB of memory"
-    logger.info(said, recipe.algorithm, recipe.clusters, plan.sample, count, recipe.iterations, plan.memory / 1e9)
+    said = "k-means (%s): %d clusters of %d of %d keys, %d iterations, about %s of memory"
+    logger.info(said, recipe.algorithm, recipe.clusters, plan.sample, count, recipe.iterations, size_text(plan.memory))
     if plan.sample < min(recipe.sample, count):
         logger.warning("--memory-gb: centroids come from %d keys, not from %d", plan.sample, min(recipe.sample, count))
 

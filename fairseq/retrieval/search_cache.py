@@ -33,6 +33,7 @@ from fairseq.retrieval.open_index import EXACT
 from fairseq.retrieval.score_cache import ScoreCache
 from fairseq.retrieval.sidecar import read_sidecar, remove_sidecar, write_sidecar
 from fairseq.scored_sequences import ScoredSequence
+from fairseq.sizes import size_text
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def _search_all(
         streams = _streams(folder, dtype, k, done)
     except BadFile:  # the files of an earlier run are gone
         done, streams = 0, _streams(folder, dtype, k, 0)
-    logger.info("searching for %d tokens, k %d: %.2f GB in %s", len(scores), k, len(scores) * row_bytes / 1e9, folder)
+    logger.info("searching for %d tokens, k %d: %s in %s", len(scores), k, size_text(len(scores) * row_bytes), folder)
     step = max(1, CHUNK_NUMBERS // k)
     last_safe_point = time.monotonic()
     bar = tqdm(total=len(scores), initial=done, unit="tokens", unit_scale=True, disable=None if show_progress else True)

@@ -138,6 +138,9 @@ def test_a_text_that_is_in_the_datastore_wins(tmp_path: Path) -> None:
     assert long.knn_log_probs[6].exp() > 0.99 and flat.knn_log_probs[6].exp() < 0.3
     assert long.lmbda[0] == pytest.approx(1 / (1 + 2**0.8)) and (long.lmbda.diff() > 0).all()
     assert long.lmbda[1] == pytest.approx(0.5)
+    args.chain_power = 1e6
+    (endless,) = build(tmp_path, keys, values, None, args).score([sequence])
+    assert endless.knn_log_probs[6] == pytest.approx(0) and endless.log_probs.isfinite().all()
 
 
 def test_flag_types() -> None:

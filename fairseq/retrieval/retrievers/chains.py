@@ -19,6 +19,8 @@ from fairseq.flag_types import natural_float, positive_int
 from fairseq.retrieval.automaton import Automaton, Entries, best_of_rows, no_entries, starts_of
 from fairseq.retrieval.retrievers import Proposal, Resources, Retriever, Step, register_retriever
 
+HEAVIEST = 1e30  # votes of one entry, so that a sum of them is still a number
+
 
 @register_retriever("retomaton_chains")
 class ChainsRetriever(Retriever):
@@ -60,7 +62,7 @@ class ChainsRetriever(Retriever):
         offset = starts_of(entries.counts(count)) - starts_of(self.pointers.counts(count))
         place = torch.arange(len(self.lengths), device=offset.device) + offset[self.pointers.rows]
         entries.weights = torch.ones(len(entries), device=offset.device)
-        entries.weights[place] = (1 + self.lengths.float()) ** self.args.chain_power
+        entries.weights[place] = ((1 + self.lengths.float()) ** self.args.chain_power).clamp(max=HEAVIEST)
         return Proposal(kept < self.args.min_knns, entries, self._lmbda(count))
 
     def _cut(self, kept: Tensor) -> None:
