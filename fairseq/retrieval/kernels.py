@@ -141,6 +141,17 @@ def residual_l2_distances(
 
 
 @_compile
+def sums_of_look_ups(table: np.ndarray, codes: np.ndarray, out: np.ndarray) -> None:
+    """out[i] = sum over m of table[m, codes[i, m]]; table (M, 256) float32, codes (n, M), out (n,) float32."""
+    count, sub_quantisers = codes.shape
+    for entry in range(count):
+        total = np.float32(0)
+        for m in range(sub_quantisers):
+            total += table[m, codes[entry, m]]
+        out[entry] = total
+
+
+@_compile
 def votes(
     first_row: int,
     last_row: int,

@@ -13,6 +13,7 @@ stay when pointers are cut to `--max-knns`. So computed, distances are as good a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,32 +41,34 @@ class PQCodes:
         self.inner_product = ivfpq.metric_type == faiss.METRIC_INNER_PRODUCT
         centroids = faiss.vector_to_array(pq.centroids).reshape(self.m, pq.ksub, self.subdim)
         coarse = ivfpq.quantizer.reconstruct_n(0, ivfpq.nlist)
+        self.coarse = torch.from_numpy(coarse)
+        self.codebook = torch.from_numpy(centroids)
+        # inner products, and codes that are not of residuals, have no constant term
+        self.has_constants = self.by_residual and not self.inner_product
+        self.norms = self.codebook.square().sum(2)  # (M, 256)
         # One record an entry, so that following a pointer touches one place in memory: list, constant term, code.
-        self.records = torch.from_numpy(read_inverted_lists(ivfpq, size)).to(device)
+        records = read_inverted_lists(ivfpq, size, self._constant_terms if self.has_constants else None)
+        self.records = torch.from_numpy(records).to(device)
         words = self.records.view(torch.int32)
         self.lists, self.codes = words[:, 0], self.records[:, HEADER_BYTES : HEADER_BYTES + self.m]
-        self.codebook = torch.from_numpy(centroids).to(device)
-        self.coarse = torch.from_numpy(coarse).to(device, torch.float32 if self.inner_product else torch.float64)
+        self.constants = words[:, 1].view(torch.float32) if self.has_constants else None
+        self.codebook = self.codebook.to(device)
+        self.coarse = self.coarse.to(device, torch.float32 if self.inner_product else torch.float64)
         self.coarse_norms = self.coarse.square().sum(1)
-        self.constants = self._constant_terms(words[:, 1].view(torch.float32))
         self._compiled: tuple[np.ndarray, ...] | None = None  # what the compiled kernel takes, made at first use
 
-    def _constant_terms(self, result: Tensor) -> Tensor | None:
-        """Fills `result` (N,) float32 with ||r||^2 + 2<c, r>; None where distances have no such term (inner products,
-        no residuals)."""
-        if self.inner_product or not self.by_residual:
-            return None
-        norms = self.codebook.square().sum(2)  # (M, 256)
-        order = torch.argsort(self.lists, stable=True)
-        bounds = torch.searchsorted(self.lists[order].contiguous(), torch.arange(len(self.coarse) + 1).to(order))
+    def _constant_terms(self, number: int, codes: np.ndarray) -> np.ndarray:
+        """||r||^2 + 2<c, r> of entries of list `number` from their codes (n, M): (n,) float32."""
+        inner = torch.einsum("mkd,md->mk", self.codebook, self.coarse[number].view(self.m, -1))
+        table = self.norms + 2 * inner
+        result = np.empty(len(codes), np.float32)
+        if kernels.AVAILABLE:
+            kernels.sums_of_look_ups(table.numpy(), codes, result)
+            return result
         step = max(1, CHUNK_LOOKUPS // self.m)
-        for number, (first, last) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
-            if first == last:
-                continue
-            inner = torch.einsum("mkd,md->mk", self.codebook, self.coarse[number].float().view(self.m, -1))
-            for start in range(first, last, step):  # a pass per list, never one per entry
-                entries = order[start : min(start + step, last)]
-                result[entries] = self._look_up((norms + 2 * inner)[None], self.codes[entries], None)
+        for start in range(0, len(codes), step):
+            some = torch.from_numpy(codes[start : start + step].copy())
+            result[start : start + step] = self._look_up(table[None], some, None).numpy()
         return result
 
     def _look_up(self, tables: Tensor, codes: Tensor, rows: Tensor | None) -> Tensor:
@@ -124,14 +127,17 @@ class PQCodes:
         return tables.mul_(-2), base.float()
 
 
-def read_inverted_lists(ivf: Any, size: int) -> np.ndarray:
+def read_inverted_lists(
+    ivf: Any, size: int, constant_terms: Callable[[int, np.ndarray], np.ndarray] | None = None
+) -> np.ndarray:
     """Records of the entries by id, from an IVF index's inverted lists: (size, 8 + code size rounded up to 4) uint8.
 
-    Bytes 0 to 3 are the list number (int32), 4 to 7 are left zero, the code follows. Entries that the index does not
+    Bytes 0 to 3 are the list number (int32), 4 to 7 what `constant_terms` says of a list's number and codes (or zero),
+    the code follows. Entries that the index does not
     hold stay zero: list 0, code 0. Works for lists in memory and on disk."""
     faiss = require_faiss()
     records = np.zeros((size, HEADER_BYTES + -(-ivf.code_size // 4) * 4), np.uint8)
-    lists = records.view(np.int32)[:, 0]
+    lists, constants = records.view(np.int32)[:, 0], records.view(np.float32)[:, 1]
     codes = records[:, HEADER_BYTES : HEADER_BYTES + ivf.code_size]
     inverted = ivf.invlists
     for number in range(ivf.nlist):
@@ -142,7 +148,10 @@ def read_inverted_lists(ivf: Any, size: int) -> np.ndarray:
         ids = faiss.rev_swig_ptr(ids_pointer, count)
         inside = (ids >= 0) & (ids < size)
         lists[ids[inside]] = number
-        codes[ids[inside]] = faiss.rev_swig_ptr(codes_pointer, count * ivf.code_size).reshape(count, -1)[inside]
+        own = faiss.rev_swig_ptr(codes_pointer, count * ivf.code_size).reshape(count, -1)
+        codes[ids[inside]] = own[inside]
+        if constant_terms is not None:
+            constants[ids[inside]] = constant_terms(number, own)[inside]
         inverted.release_ids(number, ids_pointer)
         inverted.release_codes(number, codes_pointer)
     return records
