@@ -27,11 +27,12 @@ class BadFlag(UserError):
 
 
 class MissingFile(UserError, FileNotFoundError):
-    """A file that should exist and does not."""
+    """A file that should exist and does not, or is a folder."""
 
     def __init__(self, file: str | os.PathLike[str], remedy: str = "") -> None:
         self.file, self.remedy = os.fspath(file), remedy
-        super().__init__(f"{self.file}: no such file" + (f"; {remedy}" if remedy else ""))
+        found = "a folder, not a file" if os.path.isdir(file) else "no such file"
+        super().__init__(f"{self.file}: {found}" + (f"; {remedy}" if remedy else ""))
 
 
 class MissingDependency(UserError, ImportError):
