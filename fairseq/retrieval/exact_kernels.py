@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from fairseq.retrieval import kernels
 from fairseq.retrieval.kernels import _compile as compiled
 
+if kernels.AVAILABLE:
+    from fairseq.retrieval.instructions import as_single, prefetch
+
 RUN = 32  # scores looked at together: comparing them as one vector says whether any is of interest
+AHEAD = 16  # keys, by which reading runs ahead of computing
+CACHE_LINE = 64  # bytes
 
 
 @compiled
@@ -110,65 +116,19 @@ def key_distances(
 ) -> None:
     """Squared L2 distance of query b to the keys of entries ids[bounds[b]:bounds[b + 1]], into out (n,) float32.
 
-    queries (B, D), keys (N, D) float32. Keys are first copied together: they lie anywhere in memory, and a loop that
-    does nothing else has many reads under way at once."""
-    dimension = queries.shape[1]
-    local = np.empty((RUN, dimension), np.float32)
+    queries (B, D) float32; keys (N, D), float32 or the bits of float16. Keys lie anywhere in memory: each is asked for
+    well before it is needed, so that many reads are under way at once. One that is not finite is infinitely far."""
+    start, width, end = keys.ctypes.data, keys.strides[0], bounds[last_row]
     for row in range(first_row, last_row):
         query = queries[row]
-        for first in range(bounds[row], bounds[row + 1], RUN):
-            count = min(RUN, bounds[row + 1] - first)
-            for position in range(count):
-                source = keys[ids[first + position]]
-                for d in range(dimension):
-                    local[position, d] = source[d]
-            for position in range(count):
-                total = np.float32(0)
-                for d in range(dimension):
-                    difference = query[d] - local[position, d]
-                    total += difference * difference
-                out[first + position] = total
-
-
-@compiled
-def half_key_distances(
-    first_row: int,
-    last_row: int,
-    bounds: np.ndarray,
-    queries: np.ndarray,
-    ids: np.ndarray,
-    words: np.ndarray,
-    out: np.ndarray,
-) -> None:
-    """The same for float16 keys of even width: words (N, D / 2) uint32, the bits of two halves each. The bits of a
-    half, moved to their places in a single, are 2^-112 times its value, also below the normal range. A key that is not
-    finite is infinitely far."""
-    pairs = words.shape[1]
-    local = np.empty((RUN, pairs), np.uint32)
-    asked = np.empty((2, pairs), np.float32)
-    bits = np.empty((2, pairs), np.int32)
-    keys = bits.view(np.float32)
-    value, sign, signs = np.int32(0x0FFFE000), np.int32(-0x80000000), np.int32(-0x7FFF8000)
-    scale = np.float32(2.0**112)
-    for row in range(first_row, last_row):
-        for d in range(pairs):
-            asked[0, d], asked[1, d] = queries[row, 2 * d], queries[row, 2 * d + 1]
-        for first in range(bounds[row], bounds[row + 1], RUN):
-            count = min(RUN, bounds[row + 1] - first)
-            for position in range(count):
-                source = words[ids[first + position]]
-                for d in range(pairs):
-                    local[position, d] = source[d]
-            for position in range(count):
-                carries = np.int32(0)  # into the sign bits, from exponents of nothing but ones
-                for d in range(pairs):
-                    word = np.int32(local[position, d])
-                    low, high = (word << np.int32(13)) & value, (word >> np.int32(3)) & value
-                    carries |= (word & np.int32(0x7C007C00)) + np.int32(0x04000400)
-                    bits[0, d] = low | ((word << np.int32(16)) & sign)
-                    bits[1, d] = high | (word & sign)
-                total = np.float32(0)
-                for d in range(pairs):
-                    even, odd = asked[0, d] - keys[0, d] * scale, asked[1, d] - keys[1, d] * scale
-                    total += even * even + odd * odd
-                out[first + position] = total if carries & signs == 0 else np.float32(np.inf)
+        for position in range(bounds[row], bounds[row + 1]):
+            if position + AHEAD < end:
+                address = start + ids[position + AHEAD] * width
+                for line in range(address, address + width, CACHE_LINE):
+                    prefetch(line)
+            key = keys[ids[position]]
+            total = np.float32(0)
+            for d in range(len(query)):
+                difference = query[d] - as_single(key[d])
+                total += difference * difference
+            out[position] = total if total < np.inf else np.float32(np.inf)

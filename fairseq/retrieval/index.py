@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairseq.errors import BadFile, BadFlag
-from fairseq.retrieval import exact_kernels, kernels
+from fairseq.retrieval import exact_kernels, instructions, kernels
 from fairseq.retrieval.automaton import bounds_of
 from fairseq.retrieval.content import check_opened
 from fairseq.retrieval.faiss_import import require_faiss
@@ -210,14 +210,13 @@ def key_distances(keys: np.ndarray, queries: Tensor, rows: Tensor, ids: Tensor, 
 
     rows must be ascending. An id of -1 reads the last key, as in the original."""
     result = queries.new_empty(len(ids))
-    odd_halves = keys.itemsize == 2 and keys.shape[1] % 2  # the compiled loop reads two halves at a time
-    if kernels.AVAILABLE and queries.device.type == "cpu" and not inner_product and not odd_halves:
-        kernel, words = exact_kernels.key_distances, keys
-        if keys.itemsize == 2:
-            kernel, words = exact_kernels.half_key_distances, keys.view(np.uint32)
+    half = keys.itemsize == 2
+    compiled = instructions.READS_HALVES if half else kernels.AVAILABLE
+    if compiled and queries.device.type == "cpu" and not inner_product:
         bounds = bounds_of(torch.bincount(rows, minlength=len(queries))).numpy()
-        arrays = (queries.contiguous().numpy(), ids.numpy(), words, result.numpy())
-        kernels.run_by_rows(kernel, bounds, *arrays)
+        read = np.asarray(keys.view(np.uint16) if half else keys)
+        arrays = (queries.contiguous().numpy(), ids.numpy(), read, result.numpy())
+        kernels.run_by_rows(exact_kernels.key_distances, bounds, *arrays)
         return result
     step = max(1, RECONSTRUCT_CHUNK // keys.shape[1])
     host_ids = ids.cpu().numpy()

@@ -1,4 +1,4 @@
-"""Distances from stored keys to queries: halves read two at a time, singles, odd widths, keys that are not finite."""
+"""Distances from stored keys to queries: halves, singles, odd widths, keys that are not finite."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fairseq.retrieval import kernels
+from fairseq.retrieval import instructions, kernels
 from fairseq.retrieval.index import key_distances
 
 
@@ -32,13 +32,25 @@ def test_as_by_hand(width: int, dtype: type, threads: int) -> None:
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("place", [0, 5])
-def test_a_key_that_is_not_finite_is_never_near(value: float, place: int) -> None:
-    keys = np.zeros((4, 6), np.float16)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_key_that_is_not_finite_is_never_near(value: float, place: int, dtype: type) -> None:
+    keys = np.zeros((4, 6), dtype)
     keys[2, place] = value
     rows, ids = torch.zeros(4, dtype=torch.int64), torch.arange(4)
     found = key_distances(keys, torch.ones(1, 6), rows, ids, inner_product=False)
     assert found[[0, 1, 3]].tolist() == [6.0] * 3
     assert not found[2].isfinite()
+
+
+@pytest.mark.skipif(not kernels.AVAILABLE, reason="needs numba")
+def test_processors_without_halves_use_array_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert instructions.READS_HALVES  # as on any processor of today
+    keys = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float16)
+    rows, ids, queries = torch.arange(3).repeat_interleave(40), torch.arange(40).repeat(3), torch.ones(3, 6)
+    compiled = key_distances(keys, queries, rows, ids, inner_product=False)
+    monkeypatch.setattr(instructions, "READS_HALVES", False)
+    monkeypatch.setattr(kernels, "run_by_rows", None)
+    torch.testing.assert_close(key_distances(keys, queries, rows, ids, inner_product=False), compiled)
 
 
 def test_kernels_within_threads_of_their_pool_do_not_wait_for_it() -> None:
