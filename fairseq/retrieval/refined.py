@@ -14,9 +14,10 @@ from torch import Tensor
 from fairseq.retrieval import kernels
 from fairseq.retrieval.exact import UNFOUND, nearest_items, packed_items
 from fairseq.retrieval.faiss_import import require_faiss
+from fairseq.retrieval.fast_scan import FastScan
 from fairseq.retrieval.index import FaissIndex, key_distances
 
-TOGETHER = 1024  # queries, which bounds the memory for their candidates
+TOGETHER = 256  # queries, which bounds the memory for their candidates
 QUERY_BY_QUERY = 11  # FAISS's number of the scan that suits one thread with many neighbours
 
 
@@ -38,6 +39,8 @@ class RefinedIndex(FaissIndex):
         super().__init__(path, size, probe, "cpu")
         if isinstance(self.core, require_faiss().IndexIVFFastScan):
             self.core.implem = QUERY_BY_QUERY
+        scanned = self._id_map is None and FastScan.can(self.core)
+        self.scan = FastScan(self.core, path, size) if scanned else None
         self.keys, self.factor, self.results = keys, factor, torch.device(device)
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -52,11 +55,17 @@ class RefinedIndex(FaissIndex):
         return torch.from_numpy(distances).to(self.results), torch.from_numpy(ids).to(self.results)
 
     def _search_some(self, queries: Tensor, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        _, ids = super().search(queries, max(k, min(math.ceil(self.factor * k), self.count)))
+        ids = self._candidates(queries, max(k, min(math.ceil(self.factor * k), self.count)))
         rows = torch.arange(len(ids)).repeat_interleave(ids.shape[1])
         distances = key_distances(self.keys, queries, rows, ids.clamp(min=0).flatten(), inner_product=False)
         distances = distances.view(ids.shape).masked_fill_(ids < 0, UNFOUND)
         return nearest_items(packed_items(distances.numpy(), ids.numpy()), k)
+
+    def _candidates(self, queries: Tensor, count: int) -> Tensor:
+        """(B, count) ids of entries near to queries (B, D), in any order; -1 fills up."""
+        if self.scan is None:
+            return super().search(queries, count)[1]
+        return torch.from_numpy(self.scan.search(self._transformed(queries).numpy(), count))
 
     def distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         """See `Index.distances`: from the keys."""
