@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairseq.errors import BadFile
 from fairseq.retrieval import instructions, kernels
 from fairseq.retrieval.faiss_import import require_faiss
 from fairseq.retrieval.kernels import _compile as compiled
 
 if kernels.AVAILABLE:
-    from fairseq.retrieval.instructions import scan_block
+    from fairseq.retrieval.instructions import integer_at, scan_block
 
 BLOCK = 32  # entries
 SIZES = 16  # values of a code
@@ -27,23 +26,17 @@ MOST_PARTS = 256  # whose distances of a byte have a sum of two bytes
 
 
 class FastScan:
-    """Scans `core`, an IndexIVFPQFastScan in the file `path`, which must live on; `size` bounds its entries."""
+    """Scans `core`, an IndexIVFPQFastScan, which must live on."""
 
-    def __init__(self, core: Any, path: str, size: int) -> None:
+    def __init__(self, core: Any) -> None:
         faiss = require_faiss()
         self.core = core
         self.codebook = faiss.vector_to_array(core.pq.centroids).reshape(core.M, SIZES, -1).transpose(0, 2, 1).copy()
-        counts = [core.invlists.list_size(number) for number in range(core.nlist)]
-        self.starts = np.cumsum([0, *counts, 0])  # the last list is none
-        self.entries = np.empty(self.starts[-1], np.int64)
-        self.addresses = np.zeros(core.nlist + 1, np.int64)
-        for number in np.flatnonzero(counts).tolist():
-            ids = faiss.rev_swig_ptr(core.invlists.get_ids(number), counts[number])
-            self.entries[self.starts[number] : self.starts[number + 1]] = ids
-            self.addresses[number] = int(core.invlists.get_codes(number))
-        if len(self.entries) and not (self.entries.min() >= 0 and self.entries.max() < size):
-            found = f"entries {self.entries.min()} to {self.entries.max()}"
-            raise BadFile(path, found, f"ids below the datastore's {size}", "check which index belongs to it")
+        lists, numbers = core.invlists, range(core.nlist)
+        self.lists = np.zeros((core.nlist + 1, 3), np.int64)  # the last is none: see `scan`
+        self.lists[:-1, 0] = [lists.list_size(number) for number in numbers]
+        self.lists[:-1, 1] = [int(lists.get_codes(number) or 0) for number in numbers]
+        self.lists[:-1, 2] = [int(lists.get_ids(number) or 0) for number in numbers]
 
     @staticmethod
     def can(core: Any) -> bool:
@@ -60,10 +53,11 @@ class FastScan:
 
     def search(self, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         """(B, k): the entries nearest to queries (B, D) by their codes, in no order; an id of -1 fills up."""
-        lists = self.core.quantizer.search(queries, self.core.nprobe)[1]
-        lists[lists < 0] = self.core.nlist
+        assert k > 0
+        visited = self.core.quantizer.search(queries, self.core.nprobe)[1]
+        visited[visited < 0] = self.core.nlist
         ids = np.empty((len(queries), k), np.int64)
-        scan(queries, lists, self.starts, self.addresses, self.entries, self.codebook, ids)
+        scan(queries, visited, self.lists, self.codebook, ids)
         return ids
 
 
@@ -109,44 +103,39 @@ def kth_smallest(numbers: np.ndarray, k: int) -> int:
 
 
 @compiled
-def scan(
-    queries: np.ndarray,
-    lists: np.ndarray,
-    starts: np.ndarray,
-    addresses: np.ndarray,
-    entries: np.ndarray,
-    codebook: np.ndarray,
-    ids: np.ndarray,
-) -> None:
-    """queries (B, D) float32; lists (B, P), those to visit; starts (L + 1,), where in entries (N,) each begins;
-    addresses (L,) of their blocks; codebook (M, D / M, 16); ids (B, k) int64 receives the result."""
+def scan(queries: np.ndarray, visited: np.ndarray, lists: np.ndarray, codebook: np.ndarray, ids: np.ndarray) -> None:
+    """queries (B, D) float32; visited (B, P), numbers of lists; lists (L, 3), the size of each and the addresses of its
+    blocks of codes and of its entries, int64; codebook (M, D / M, 16); ids (B, k) int64 receives the result."""
     pairs, most = len(codebook) // 2, 0
-    for visited in lists:
-        most = max(most, (starts[visited + 1] - starts[visited]).sum())
+    for row in range(len(queries)):
+        most = max(most, lists[visited[row], 0].sum())
     distances = np.empty(most + BLOCK, np.uint16)
     exact = np.empty((2 * pairs, SIZES), np.float32)
     table = np.empty((2 * pairs, SIZES), np.uint8)
     for row in range(len(queries)):
         measure_codes(queries[row], codebook, exact, table)
         count = 0
-        for number in lists[row]:
-            size = starts[number + 1] - starts[number]
+        for number in visited[row]:
+            size, codes, _ = lists[number]
             for first in range(0, size, BLOCK):  # the last may reach beyond the list, where the next one goes
                 place = distances.ctypes.data + 2 * (count + first)
-                scan_block(addresses[number] + first * pairs, table.ctypes.data, pairs, place)
+                scan_block(codes + first * pairs, table.ctypes.data, pairs, place)
             count += size
-        limit = kth_smallest(distances[:count], ids.shape[1])
-        nearest, filled, position = ids[row], 0, 0
-        for number in lists[row]:
-            for place in range(starts[number], starts[number + 1]):
-                nearest[filled] = entries[place]
+        nearest, filled = ids[row], 0
+        limit = kth_smallest(distances[:count], len(nearest))
+        position = 0
+        for number in visited[row]:
+            size, _, entries = lists[number]
+            for address in range(entries, entries + 8 * size, 8):
+                nearest[filled] = integer_at(address)
                 filled += distances[position] < limit
                 position += 1
         position = 0
-        for number in lists[row]:
-            for place in range(starts[number], starts[number + 1]):
+        for number in visited[row]:
+            size, _, entries = lists[number]
+            for address in range(entries, entries + 8 * size, 8):
                 if distances[position] == limit and filled < len(nearest):
-                    nearest[filled] = entries[place]
+                    nearest[filled] = integer_at(address)
                     filled += 1
                 position += 1
         nearest[filled:] = -1

@@ -88,10 +88,13 @@ class FaissIndex:
         """See `Index.search`; runs on the CPU, in as many threads as FAISS is given."""
         with faiss_errors(self.path, "search"):
             distances, ids = self.faiss_index.search(queries.cpu().numpy(), k)
+        self._check_found(ids)
+        return torch.from_numpy(distances).to(self.device), torch.from_numpy(ids).to(self.device)
+
+    def _check_found(self, ids: NDArray[np.int64]) -> None:
         if ids.size and not (ids.min() >= -1 and ids.max() < self.size):
             found, expected = f"entries {ids.min()} to {ids.max()}", f"ids below the datastore's {self.size}"
             raise BadFile(self.path, found, expected, "check which index belongs to it")
-        return torch.from_numpy(distances).to(self.device), torch.from_numpy(ids).to(self.device)
 
     def distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         """See `Index.distances`. An entry that the index does not hold is farther than any that it holds."""

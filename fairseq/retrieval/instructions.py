@@ -1,5 +1,5 @@
 """Processor instructions that the compiled loops need and that Python has no words for, as functions that numba
-replaces by them: reading half-precision numbers, fetching memory ahead, and looking up 32 codes of 4 bits at once."""
+replaces by them: reading halves and what FAISS keeps, fetching memory ahead, looking up 32 codes of 4 bits at once."""
 
 from __future__ import annotations
 
@@ -34,6 +34,15 @@ if numba is not None:
             return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
 
         return types.float32(number), generate
+
+    @instruction
+    def integer_at(_: Any, address: Any) -> Any:
+        """The int64 at an address."""
+
+        def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+            return builder.load(builder.inttoptr(arguments[0], ir.IntType(64).as_pointer()))
+
+        return types.int64(types.int64), generate
 
     @instruction
     def prefetch(_: Any, address: Any) -> Any:

@@ -40,7 +40,7 @@ class RefinedIndex(FaissIndex):
         if isinstance(self.core, require_faiss().IndexIVFFastScan):
             self.core.implem = QUERY_BY_QUERY
         scanned = self._id_map is None and FastScan.can(self.core)
-        self.scan = FastScan(self.core, path, size) if scanned else None
+        self.scan = FastScan(self.core) if scanned else None
         self.keys, self.factor, self.results = keys, factor, torch.device(device)
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,9 @@ class RefinedIndex(FaissIndex):
         """(B, count) ids of entries near to queries (B, D), in any order; -1 fills up."""
         if self.scan is None:
             return super().search(queries, count)[1]
-        return torch.from_numpy(self.scan.search(self._transformed(queries).numpy(), count))
+        ids = self.scan.search(self._transformed(queries).numpy(), count)
+        self._check_found(ids)
+        return torch.from_numpy(ids)
 
     def distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         """See `Index.distances`: from the keys."""

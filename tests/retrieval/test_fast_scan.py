@@ -8,7 +8,6 @@ import faiss
 import numpy as np
 import pytest
 
-from fairseq.errors import BadFile
 from fairseq.retrieval import instructions
 from fairseq.retrieval.fast_scan import FastScan
 
@@ -36,7 +35,7 @@ def asked(queries: int = 6) -> np.ndarray[Any, np.dtype[np.float32]]:
 @pytest.mark.parametrize("k", [1, 50, 800, 3001])
 def test_as_faiss(parts: int, k: int) -> None:
     index = made(parts)
-    ids = FastScan(index, "x", 3000).search(asked(), k)
+    ids = FastScan(index).search(asked(), k)
     distances, theirs = index.search(asked(), k)
     for mine, known, far in zip(ids, theirs, distances, strict=True):
         kept = set(mine[mine >= 0].tolist())
@@ -47,7 +46,7 @@ def test_as_faiss(parts: int, k: int) -> None:
 def test_no_list_is_near_to_what_is_no_number() -> None:
     queries = asked()
     queries[2] = np.nan
-    ids = FastScan(made(8), "x", 3000).search(queries, 9)
+    ids = FastScan(made(8)).search(queries, 9)
     assert (ids[2] == -1).all() and (ids[[0, 1, 3]] >= 0).all()
 
 
@@ -56,13 +55,8 @@ def test_lists_without_entries() -> None:
     index.reset()
     index.add(np.zeros((40, WIDTH), np.float32))  # all in one list
     index.nprobe = 7
-    ids = FastScan(index, "x", 40).search(asked(), 41)
+    ids = FastScan(index).search(asked(), 41)
     assert [sorted(line.tolist()) for line in ids] == [list(range(-1, 40))] * 6
-
-
-def test_entries_of_another_datastore() -> None:
-    with pytest.raises(BadFile, match="below the datastore's 2000"):
-        FastScan(made(8), "x", 2000)
 
 
 def test_only_what_it_knows() -> None:

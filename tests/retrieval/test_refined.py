@@ -100,6 +100,13 @@ def test_asks_for_more_than_there_are(built: Path) -> None:
     assert sorted(ids[0, :16938].tolist()) == list(range(16938)) and ids[0, 16938:].tolist() == [-1, -1]
 
 
+def test_entries_of_another_datastore(built: Path) -> None:
+    index, _ = opened(built)
+    index.size = 2000
+    with pytest.raises(BadFile, match="below the datastore's 2000"):
+        index.search(torch.zeros(1, 32), 100)
+
+
 def test_a_sidecar_that_asks_for_nonsense(built: Path, tmp_path: Path) -> None:
     shutil.copytree(built, tmp_path / "copy")
     sidecar = tmp_path / "copy" / "knn.index.json"
