@@ -147,8 +147,8 @@ def checkpoint(shape: str, newer: bool) -> dict[str, object]:
 
 
 def write_data(folder: Path, vocabulary: int) -> None:
-    """dict.txt and two short splits in the mmap format, lines of 24 words drawn by Zipf's law (word n as often as 1 / n,
-    and so four of five from the first 20,000) and an end of sentence."""
+    """dict.txt and two short splits in the mmap format, lines of 24 words drawn by Zipf's law (word n as often as
+    1 / n, and so four of five from the first 20,000) and an end of sentence."""
     folder.mkdir(parents=True)
     (folder / "dict.txt").write_text("".join(f"w{number} 1\n" for number in range(vocabulary - 4)))
     rng = np.random.default_rng(1)
