@@ -1,21 +1,20 @@
 """From text to token ids, in arrays: a piece of text at a time is cut into words, looked up, and given its end-of-line
 tokens. Training text is read only once: its words are numbered in order of appearance while they are counted, and the
-numbers are translated when the dictionary is known. Parts of a file can be done by several processes; the result is
-the same, byte for byte. File layout and counting rules follow fairseq 0.9."""
+numbers are translated when the dictionary is known. Parts of a file can be done by several processes, the first of them
+by this one; the result is the same, byte for byte. File layout and counting rules follow fairseq 0.9."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
-import itertools
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,15 +22,14 @@ import torch
 
 from fairseq.data.dictionary import Dictionary
 from fairseq.data.text_words import LINE_END, Words, file_size, part_offsets, read_pieces, split_words
+from fairseq.data.vocabulary import Progress, Vocabulary
 from fairseq.data.word_table import WordTable
 from fairseq.errors import UserError
 from fairseq.tokenizer import tokenize_line
 
 LINE_END_MARK = np.iinfo(np.int32).max  # in the place of an id, until it becomes an eos
 SMALLEST_PART = 1 << 20  # bytes that are worth a process of their own
-COPY_STEP = 1 << 20  # tokens moved at a time when parts are joined
-
-Progress = Callable[[int], Any]
+COPY_STEP = 1 << 16  # tokens moved at a time when parts are joined: they stay in the cache
 
 
 @dataclass
@@ -55,11 +53,11 @@ class Encoder:
         self.summary = Summary()
         self._eos, self._unk = dictionary.eos(), dictionary.unk()
         self._table = WordTable()
-        symbols = {word.encode("utf-8", "surrogatepass"): idx for word, idx in dictionary.indices.items() if word}
-        symbols[LINE_END] = LINE_END_MARK
-        places = self._table.find_or_add(Words.from_list(list(symbols)))
-        labels = np.empty(len(symbols), dtype=np.int32)
-        labels[places] = np.fromiter(symbols.values(), dtype=np.int32, count=len(symbols))
+        self._table.find_or_add(Words.from_list([LINE_END]))
+        symbols = [word for word in dictionary.indices if word]
+        labels = np.empty(len(symbols) + 1, dtype=np.int32)
+        labels[self._table.find_or_add(Words.from_strings(symbols))] = [dictionary.indices[word] for word in symbols]
+        labels[0] = LINE_END_MARK
         self._table.relabel(labels)
 
     def encode_file(
@@ -98,64 +96,13 @@ class Encoder:
         return tokens[begin + np.where(position < words, words - 1 - position, position)]
 
 
-class Numberer:
-    """Numbers the words of text in order of appearance and counts them. Number 0 is the line end."""
-
-    def __init__(self) -> None:
-        self.table = WordTable()
-        self.table.find_or_add(Words.from_list([LINE_END]))
-        self.lines = 0
-        self._counts = np.zeros(1, dtype=np.int64)
-        self._uncounted: list[np.ndarray] = []
-
-    def number_file(
-        self, path: str, start: int = 0, end: int | None = None, progress: Progress | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields int32 word numbers, with 0 at line ends, and the int32 sizes of the lines that end among them."""
-        open_line = 0
-        for text in read_pieces(path, start, end):
-            tokens = self.table.find_or_add(split_words(text))
-            ends = np.flatnonzero(tokens == 0) + 1
-            sizes = np.diff(ends, prepend=-open_line).astype(np.int32)
-            open_line = len(tokens) - int(ends[-1]) if len(ends) else open_line + len(tokens)
-            self.lines += len(sizes)
-            self._uncounted.append(tokens)
-            # Counting costs a pass over the vocabulary, so it waits for enough tokens.
-            if sum(map(len, self._uncounted)) > max(1 << 20, len(self.table)):
-                self._count()
-            yield tokens, sizes
-            if progress is not None:
-                progress(len(text))
-
-    def _count(self) -> None:
-        counts = np.bincount(np.concatenate([np.empty(0, np.int32), *self._uncounted]), minlength=len(self.table))
-        counts[: len(self._counts)] += self._counts
-        self._counts, self._uncounted = counts, []
-
-    def counts(self) -> np.ndarray:
-        """Occurrences of each word: (words,) int64."""
-        self._count()
-        return self._counts
-
-
-@dataclass
-class Part:
-    """One byte range of a text file, done: its tokens and sizes in scratch files (if kept), and what it holds."""
-
-    prefix: str | None
-    summary: Summary = field(default_factory=Summary)
-    words: list[str] = field(default_factory=list)
-    counts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-
-    def pieces(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Reads the scratch files back: tokens in steps, then all sizes."""
-        if self.prefix is None:
-            raise ValueError("this part was only counted")
-        for name, dtype in ((".tokens", np.int32), (".sizes", np.int32)):
-            with open(self.prefix + name, "rb") as stream:
-                while len(values := np.frombuffer(stream.read(4 * COPY_STEP), dtype=dtype)):
-                    empty = np.empty(0, dtype=np.int32)
-                    yield (values, empty) if name == ".tokens" else (empty, values)
+def _pieces(prefix: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Reads scratch files back: tokens in steps, then all sizes."""
+    empty = np.empty(0, dtype=np.int32)
+    for name in (".tokens", ".sizes"):
+        with open(prefix + name, "rb") as stream:
+            while len(values := np.frombuffer(stream.read(4 * COPY_STEP), dtype=np.int32)):
+                yield (values, empty) if name == ".tokens" else (empty, values)
 
 
 def _spool(prefix: str | None, pieces: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
@@ -174,26 +121,19 @@ def _spool(prefix: str | None, pieces: Iterator[tuple[np.ndarray, np.ndarray]]) 
             sizes_file.write(sizes.data)
 
 
-def _number_part(
-    path: str, start: int, end: int, prefix: str | None, _: None, progress: Progress | None = None
-) -> Part:
-    numberer = Numberer()
-    _spool(prefix, numberer.number_file(path, start, end, progress))
-    counts = numberer.counts()
-    return Part(
-        prefix, Summary(numberer.lines, int(counts.sum())), [word.decode() for word in numberer.table.words()], counts
-    )
+def _number_part(path: str, start: int, end: int, prefix: str | None) -> tuple[Words, np.ndarray]:
+    vocabulary = Vocabulary()
+    _spool(prefix, vocabulary.number_file(path, start, end))
+    return vocabulary.contents()
 
 
-def _encode_part(
-    path: str, start: int, end: int, prefix: str | None, dictionary: Dictionary, progress: Progress | None = None
-) -> Part:
-    encoder = Encoder(dictionary)
-    _spool(prefix, encoder.encode_file(path, start, end, progress=progress))
-    return Part(prefix, encoder.summary)
+def _encode_part(path: str, start: int, end: int, prefix: str | None, encoder: Encoder) -> Summary:
+    encoder.summary = Summary()  # what it was sent with may count some of the sender's own part
+    _spool(prefix, encoder.encode_file(path, start, end))
+    return encoder.summary
 
 
-def _guarded(work: Callable[..., Part], *args: Any) -> Part | str:
+def _guarded(work: Callable[..., Any], *args: Any) -> Any:
     """Runs in a worker: a user's mistake travels home as its sentence."""
     try:
         return work(*args)
@@ -212,29 +152,38 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _in_parts(
-    work: Callable[..., Part], path: str, workers: int, prefix: str | None, extra: Any, progress: Progress | None
-) -> list[Part]:
-    """Does a file in `workers` processes (fewer if it is small); one worker is this process."""
+def _scratch_prefix(prefix: str | None, part: int) -> str | None:
+    return None if prefix is None else f"{prefix}.part{part}.tmp"
+
+
+@contextlib.contextmanager
+def _helped(
+    work: Callable[..., Any], path: str, workers: int, prefix: str | None, progress: Progress | None, *extra: Any
+) -> Iterator[tuple[int, Iterator[Any]]]:
+    """Shares a file out among `workers` processes (fewer if it is small). Gives the end of the first part, which is
+    this process's own, and what `work` returns of the others, in order; they are done meanwhile."""
     offsets = part_offsets(path, max(1, min(workers, file_size(path) // SMALLEST_PART)))
-    prefixes = [None if prefix is None else f"{prefix}.part{k}.tmp" for k in range(len(offsets) - 1)]
-    if len(prefixes) == 1:
-        return [work(path, 0, offsets[1], prefixes[0], extra, progress)]
+    parts = [*zip(offsets[1:], offsets[2:])]
+    if not parts:
+        yield offsets[1], iter(())
+        return
+
+    def results() -> Iterator[Any]:
+        for job, (start, end) in zip(jobs, parts):
+            result = job.result()
+            if isinstance(result, str):
+                raise UserError(result)
+            yield result
+            if progress is not None:
+                progress(end - start)
+
     try:
-        with ProcessPoolExecutor(len(prefixes), initializer=_end_with, initargs=(os.getpid(),)) as pool:
+        with ProcessPoolExecutor(len(parts), initializer=_end_with, initargs=(os.getpid(),)) as pool:
             jobs = [
-                pool.submit(_guarded, work, path, start, end, name, extra)
-                for start, end, name in zip(offsets, offsets[1:], prefixes)
+                pool.submit(_guarded, work, path, start, end, _scratch_prefix(prefix, k), *extra)
+                for k, (start, end) in enumerate(parts, start=1)
             ]
-            parts = []
-            for job, start, end in zip(jobs, offsets, offsets[1:]):
-                part = job.result()
-                if isinstance(part, str):
-                    raise UserError(part)
-                parts.append(part)
-                if progress is not None:
-                    progress(end - start)
-            return parts
+            yield offsets[1], results()
     except BrokenProcessPool as error:
         raise UserError(f"{path}: a worker process was killed; try fewer --workers") from error
 
@@ -255,12 +204,16 @@ class NumberedText:
     scratch files beside `prefix` (four bytes a token; none if `prefix` is None) go away at the end."""
 
     def __init__(self, path: str, prefix: str | None, workers: int = 1, progress: Progress | None = None) -> None:
-        self.path = path
+        self.prefix = prefix
+        self.vocabulary = Vocabulary()
+        self._numbers: list[np.ndarray] = []  # of each further part's words in the vocabulary
         self._cleanup = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             if prefix is not None:
                 stack.enter_context(_scratch(prefix))
-            self.parts = _in_parts(_number_part, path, workers, prefix, None, progress)
+            with _helped(_number_part, path, workers, prefix, progress) as (end, others):
+                _spool(_scratch_prefix(prefix, 0), self.vocabulary.number_file(path, 0, end, progress))
+                self._numbers = [self.vocabulary.merge(*part) for part in others]
             self._cleanup = stack.pop_all()
 
     def __enter__(self) -> NumberedText:
@@ -269,48 +222,31 @@ class NumberedText:
     def __exit__(self, *exc: object) -> None:
         self._cleanup.close()
 
-    def counts(self, eos_word: str = "</s>") -> dict[str, int]:
-        """Occurrences of each word, with one `eos_word` per line."""
-        total: Counter[str] = Counter()
-        for part in self.parts:
-            lines, *counts = part.counts.tolist()
-            found = dict(zip(part.words[1:], counts))
-            found[eos_word] = found.get(eos_word, 0) + lines
-            total.update(found)
-        return total
-
     def write(self, builder: Any, dictionary: Dictionary) -> Summary:
         """Adds the text to a dataset builder, words as ids of `dictionary`. Returns the counts."""
-        summary = Summary()
-        for part in self.parts:
-            found = map(dictionary.indices.get, part.words, itertools.repeat(dictionary.unk()))
-            ids = np.fromiter(found, dtype=np.int32, count=len(part.words))
-            ids[0] = dictionary.eos()
-            replaced = ids == dictionary.unk()
-            if dictionary.unk_word in part.words:
-                replaced[part.words.index(dictionary.unk_word)] = False
-            for numbers, sizes in part.pieces():
-                builder.add_items(ids[numbers], sizes)
-            summary.add(Summary(part.summary.nseq, part.summary.ntok, int(part.counts[replaced].sum())))
-        return summary
+        if self.prefix is None:
+            raise ValueError("this text was only counted")
+        ids, unknown = self.vocabulary.ids(dictionary)
+        for part, part_ids in enumerate([ids, *(ids[numbers] for numbers in self._numbers)]):
+            for numbers, sizes in _pieces(f"{self.prefix}.part{part}.tmp"):
+                builder.add_items(part_ids.take(numbers), sizes)
+        counts = self.vocabulary.counts()
+        return Summary(int(counts[0]), int(counts.sum()), unknown)
 
 
 def binarize_file(
     path: str, prefix: str, dictionary: Dictionary, builder: Any, workers: int = 1, progress: Progress | None = None
 ) -> Summary:
     """Adds a text file to a dataset builder. Several workers leave scratch files beside `prefix` meanwhile."""
-    if workers <= 1:
-        encoder = Encoder(dictionary)
-        for ids, sizes in encoder.encode_file(path, progress=progress):
+    encoder = Encoder(dictionary)
+    with _scratch(prefix), _helped(_encode_part, path, workers, prefix, progress, encoder) as (end, others):
+        for ids, sizes in encoder.encode_file(path, 0, end, progress=progress):
             builder.add_items(ids, sizes)
-        return encoder.summary
-    summary = Summary()
-    with _scratch(prefix):
-        for part in _in_parts(_encode_part, path, workers, prefix, dictionary, progress):
-            for ids, sizes in part.pieces():
+        for part, summary in enumerate(others, start=1):
+            for ids, sizes in _pieces(f"{prefix}.part{part}.tmp"):
                 builder.add_items(ids, sizes)
-            summary.add(part.summary)
-    return summary
+            encoder.summary.add(summary)
+    return encoder.summary
 
 
 def count_words(
@@ -321,24 +257,18 @@ def count_words(
     progress: Progress | None = None,
 ) -> None:
     """Counts a text file's words into `dictionary`, and one eos per line; new words are appended in sorted order."""
-    counts: Mapping[str, int]
+    counts: Counter[str] = Counter()
     if tokenize is tokenize_line:
         with NumberedText(filename, None, num_workers, progress) as text:
-            counts = text.counts(dictionary.eos_word)
+            vocabulary = text.vocabulary
+        lines, *rest = vocabulary.counts().tolist()
+        counts.update(dict(zip(vocabulary.table.strings(np.arange(1, len(rest) + 1)), rest)))
+        counts[dictionary.eos_word] += lines
     else:
-        counts = Counter(word for line in _lines(filename, 0, None) for word in [*tokenize(line), dictionary.eos_word])
-    add_counts(dictionary, dict(sorted(counts.items())))
-
-
-def add_counts(dictionary: Dictionary, counts: Mapping[str, int]) -> None:
-    """Adds word counts to a dictionary; new words are appended in order."""
-    known = [word for word in counts if word in dictionary.indices]
-    for word in known:
-        dictionary.add_symbol(word, counts[word])
-    new = counts if not known else {word: count for word, count in counts.items() if word not in dictionary.indices}
-    dictionary.indices.update(zip(new, itertools.count(len(dictionary.symbols))))
-    dictionary.symbols.extend(new)
-    dictionary.count.extend(new.values())
+        for line in _lines(filename, 0, None):
+            counts.update([*tokenize(line), dictionary.eos_word])
+    for word, count in sorted(counts.items()):
+        dictionary.add_symbol(word, count)
 
 
 def _lines(path: str, start: int, end: int | None) -> Iterator[str]:

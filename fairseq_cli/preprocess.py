@@ -20,14 +20,13 @@ from fairseq.atomic_io import make_parent, publish, temporary_path
 from fairseq.binarizer import (
     Binarizer,
     NumberedText,
-    Progress,
     Summary,
-    add_counts,
     binarize_file,
     parse_alignment,
 )
 from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import make_builder
+from fairseq.data.vocabulary import Progress, build_dictionary
 from fairseq.errors import BadFlag, MissingFile, UserError
 from fairseq_cli.entry import cli_entry
 
@@ -100,17 +99,16 @@ class Preprocessor:
                 )
         if not args.trainpref:
             raise BadFlag("--trainpref", "nothing", f"a training text or --{'tgt' if k else 'src'}dict")
-        dictionary = Dictionary()
         keep = args.dataset_impl != "raw" and not getattr(args, "dict_only", False)
+        vocabularies = []
         for path, lang in {self.text_path(args.trainpref, lang): lang for lang in langs}.items():
             if path not in self.numbered:
                 prefix = self.output_prefix("train", lang) if keep else None
                 with self.progress(path) as progress:
                     self.numbered[path] = stack.enter_context(NumberedText(path, prefix, args.workers, progress))
-            add_counts(dictionary, self.numbered[path].counts(dictionary.eos_word))
+            vocabularies.append(self.numbered[path].vocabulary)
         threshold, nwords = [(args.thresholdsrc, args.nwordssrc), (args.thresholdtgt, args.nwordstgt)][k]
-        dictionary.finalize(threshold=threshold, nwords=nwords, padding_factor=args.padding_factor)
-        return dictionary
+        return build_dictionary(vocabularies, threshold, nwords, args.padding_factor)
 
     def check_inputs(self) -> None:
         """Says what is missing before anything is written."""

@@ -2,7 +2,9 @@
 
 import json
 from argparse import Namespace
+from collections import Counter
 
+import numpy as np
 import pytest
 
 from fairseq.data import Dictionary, data_utils
@@ -66,6 +68,43 @@ def test_golden_folder_byte_for_byte(golden, run_cli, tmp_path, workers, monkeyp
     assert log[0].startswith("Namespace(no_progress_bar=False")
     assert log[-1] == f"Wrote preprocessed data to {tmp_path / 'bin'}"
     assert " | INFO | fairseq_cli.preprocess | [None] Dictionary: 1503 types" in done.stdout
+
+
+def odd_words(seed):
+    """Words of every sort, many with equal counts, most in several parts of the text."""
+    rng = np.random.default_rng(seed)
+    letters = np.array([*"abé\u4e2d\U0001f600\ufb01\ue000\ufeff\u200b\0"], dtype=object)  # (an array of str drops NUL)
+    words = ["".join(rng.choice(letters, rng.integers(1, 14))) for _ in range(300)]
+    long = ["x" * 32, "x" * 33, "x" * 32 + "\0", "x" * 31 + "é", "x" * 31 + "\0", "y" * 500]
+    nul = ["a\0", "a\0\0", "\0", "\0\0"]
+    special = ["<unk>", "</s>", "<s>", "<pad>", "madeupword0001", "e\u0301", "\u00e9"]
+    return np.array([*words, *long, *nul, *special], dtype=object)
+
+
+def test_any_number_of_workers_writes_what_a_plain_loop_would(text, monkeypatch):
+    monkeypatch.setattr("fairseq.binarizer.SMALLEST_PART", 1000)
+    rng = np.random.default_rng(0)
+    words = odd_words(1)
+    lines = [[*rng.choice(words, rng.integers(0, 12)), *words[i : i + 1]] for i in range(len(words))]
+    (text / "text").write_text("".join(" ".join(line) + "\n" for line in lines), newline="")
+    (text / "more").write_text(" ".join(words[::2]) + " new\n" * 500, newline="")
+    for workers in (1, 2, 3):
+        options = {"trainpref": str(text / "text"), "validpref": str(text / "more"), "workers": workers}
+        preprocess.main(arguments(text, destdir=str(text / f"bin{workers}"), thresholdsrc=3, **options))
+    counts = Counter(word for line in lines for word in line if word not in ("<s>", "<pad>", "</s>", "<unk>"))
+    assert len(set(counts.values())) < len(counts) / 4, "ties"
+    ranked = sorted((word for word in counts if counts[word] >= 3), key=lambda word: (-counts[word], word))
+    dictionary = (text / "bin1" / "dict.txt").read_bytes().decode()
+    assert dictionary.startswith("".join(f"{word} {counts[word]}\n" for word in ranked))
+    number = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *ranked])}
+    ids = [[*(number.get(word, 3) for word in line), 2] for line in lines]
+    assert [item.tolist() for item in data_utils.load_indexed_dataset(str(text / "bin1" / "train"))] == ids
+    for workers in (2, 3):
+        assert names(text / f"bin{workers}") == names(text / "bin1")
+        for name in set(names(text / "bin1")) - {"preprocess.log"}:
+            assert (text / f"bin{workers}" / name).read_bytes() == (text / "bin1" / name).read_bytes(), name
+        logs = [(text / f"bin{n}" / "preprocess.log").read_text().splitlines()[1:-1] for n in (1, workers)]
+        assert logs[0] == logs[1], "the same counts are reported"
 
 
 def test_published_example_and_log(text):

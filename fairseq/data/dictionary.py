@@ -3,8 +3,11 @@ the four specials left out, so that line k has id `nspecial + k`). File format a
 
 from __future__ import annotations
 
+import bisect
+import itertools
+import operator
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -123,16 +126,26 @@ class Dictionary:
     def finalize(self, threshold: int = -1, nwords: int = -1, padding_factor: int = 8) -> None:
         """Sorts by descending count (ties by code point), keeps `nwords` symbols (specials included) with at least
         `threshold` occurrences, and pads with `madeupword0000`... to a multiple of `padding_factor`."""
-        if nwords <= 0:
-            nwords = len(self)
         counts = dict(zip(self.symbols[self.nspecial :], self.count[self.nspecial :]))
         # Sorting twice is stable, reversed as well, and faster than by pairs.
         ranked = sorted(sorted(counts), key=counts.__getitem__, reverse=True)
-        kept = [symbol for symbol in ranked[: max(0, nwords - self.nspecial)] if counts[symbol] >= threshold]
-        self.symbols = self.symbols[: self.nspecial] + kept
-        self.count = self.count[: self.nspecial] + [counts[symbol] for symbol in kept]
+        kept = ranked[: self.room([counts[symbol] for symbol in ranked], threshold, nwords)]
+        del self.symbols[self.nspecial :], self.count[self.nspecial :]
         self.indices = {symbol: i for i, symbol in enumerate(self.symbols)}
+        self.extend(kept, [counts[symbol] for symbol in kept])
         self.pad_to_multiple_(padding_factor)
+
+    def room(self, counts: Sequence[int] | np.ndarray, threshold: int, nwords: int) -> int:
+        """How many symbols of these falling counts stay: as many as make `nwords` with the specials (0 or less: all),
+        if they occur `threshold` times."""
+        most = len(counts) if nwords <= 0 else min(len(counts), max(0, nwords - self.nspecial))
+        return bisect.bisect_right(counts, -threshold, hi=most, key=operator.neg)
+
+    def extend(self, symbols: list[str], counts: list[int]) -> None:
+        """Appends symbols that are all new."""
+        self.indices.update(zip(symbols, itertools.count(len(self.symbols))))
+        self.symbols.extend(symbols)
+        self.count.extend(counts)
 
     def pad_to_multiple_(self, padding_factor: int) -> None:
         """Appends made-up words of count 0 until the length is a multiple of `padding_factor`."""
@@ -189,8 +202,11 @@ class Dictionary:
             f.writelines(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        entries = zip(self.symbols[self.nspecial :], self.count[self.nspecial :])
-        return (f"{symbol} {count}\n" for symbol, count in entries)
+        start = self.nspecial
+        for count, run in itertools.groupby(self.count[start:]):
+            end = start + len(list(run))
+            yield f" {count}\n".join([*self.symbols[start:end], ""])
+            start = end
 
     def dummy_sentence(self, length: int) -> torch.Tensor:
         """Random words and a final eos: (length,) int64."""

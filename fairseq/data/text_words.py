@@ -49,6 +49,17 @@ class Words:
         buffer = np.frombuffer(b"".join(words) + bytes(PADDING), dtype=np.uint8)
         return cls(buffer, np.cumsum(lengths) - lengths, lengths)
 
+    @classmethod
+    def from_strings(cls, words: Sequence[str]) -> Words:
+        """Given words as UTF-8."""
+        text = "\n".join([*words, ""]).encode("utf-8", "surrogatepass")
+        buffer = np.frombuffer(text + bytes(PADDING), dtype=np.uint8)
+        ends = np.flatnonzero(buffer == LINE_END[0])
+        if len(ends) != len(words):  # some hold line ends themselves
+            return cls.from_list([word.encode("utf-8", "surrogatepass") for word in words])
+        starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
+        return cls(buffer, starts, ends - starts)
+
 
 def part_offsets(path: str, parts: int) -> list[int]:
     """Cuts a file into `parts` byte ranges that end at line ends: parts + 1 ascending offsets."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from fairseq.data.text_words import PADDING, Words
+from fairseq.data.text_words import LINE_END, PADDING, Words
 
 WIDTHS = (1, 2, 3, 4)
+HEAD = 8 * len(WIDTHS)  # bytes
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
 # _KEEP[n] keeps the first n bytes of a little-endian number.
 _KEEP = np.array([(1 << 8 * n) - 1 for n in range(9)], dtype=np.uint64)
@@ -97,12 +98,6 @@ class _FixedWidthTable:
         self.__init__(self.width, bits)  # type: ignore[misc]
         self._place(keys, 0, ids)
 
-    def words(self) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, words as fixed-width byte strings, NUL-padded)."""
-        full = self.ids >= 0
-        stacked = np.stack([key[full] for key in self.keys], axis=1).astype("<u8")
-        return self.ids[full], np.ascontiguousarray(stacked).view(f"S{8 * self.width}")[:, 0]
-
 
 class WordTable:
     """Words and their ids 0, 1, 2, ... in order of insertion (within one call: in no particular order)."""
@@ -160,12 +155,47 @@ class WordTable:
             table.ids[full] = labels[table.ids[full]]
         self._others = {word: int(labels[idx]) for word, idx in self._others.items()}
 
-    def words(self) -> list[bytes]:
-        """All words in the order of their ids."""
-        result = np.empty(self.size, dtype=object)
+    def _heads(self) -> np.ndarray:
+        """The first `HEAD` bytes of every word, padded with NUL, as four numbers: (words, 4) little-endian uint64."""
+        heads = np.zeros((self.size, len(WIDTHS)), dtype="<u8")
         for table in self._tables.values():
-            ids, words = table.words()
-            result[ids] = words
+            full = np.flatnonzero(table.ids >= 0)
+            ids = table.ids[full]
+            for j, key in enumerate(table.keys):
+                heads[ids, j] = key[full]
         for word, idx in self._others.items():
-            result[idx] = word
-        return result.tolist()
+            heads[idx] = np.frombuffer(word[:HEAD].ljust(HEAD, b"\0"), "<u8")
+        return heads
+
+    def alphabetical(self) -> np.ndarray:
+        """All ids in the order of the words' bytes, which is that of code points: (words,) int64."""
+        # Of words with one head, the one in the arrays comes first: the others go on behind it. (The sort is stable.)
+        others = [self._others[word] for word in sorted(self._others)]
+        ids = np.concatenate([np.delete(np.arange(self.size), others), np.array(others, dtype=np.int64)])
+        return ids[np.lexsort(self._heads()[ids].view(">u8").T[::-1])]
+
+    def words(self, ids: np.ndarray) -> Words:
+        """The words with these ids, a line end behind each."""
+        heads = self._heads()[ids]
+        lengths = np.char.str_len(heads.view(f"S{HEAD}")[:, 0]).astype(np.int64)
+        by_id = {idx: word for word, idx in self._others.items()}
+        others = {i: by_id[int(ids[i])] for i in np.flatnonzero(np.isin(ids, list(by_id))).tolist()}
+        for i, word in others.items():
+            lengths[i] = len(word)
+        ends = np.cumsum(lengths + 1)
+        starts = ends - lengths - 1
+        buffer = np.zeros(int(np.sum(lengths + 1)) + PADDING, dtype=np.uint8)
+        numbers = np.ndarray((len(buffer) - 7,), "<u8", buffer, strides=(1,))
+        # The last number of a word spoils up to seven bytes behind it. They belong to beginnings of words, so these are
+        # written last and from left to right.
+        for j in reversed(range(len(WIDTHS))):
+            at = np.flatnonzero(lengths > 8 * j)
+            numbers[starts[at] + 8 * j] = heads[at, j]
+        for i, word in others.items():
+            buffer[starts[i] :][: len(word)] = np.frombuffer(word, dtype=np.uint8)
+        buffer[ends - 1] = LINE_END[0]
+        return Words(buffer, starts, lengths)
+
+    def strings(self, ids: np.ndarray) -> list[str]:
+        """The words with these ids as text; none may be a line end."""
+        return self.words(ids).buffer[:-PADDING].tobytes().decode().split("\n")[:-1]

@@ -1,5 +1,7 @@
 """Binarisation against a plain loop; one worker or many, one piece or many, the same bytes."""
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from fairseq import binarizer
 from fairseq.binarizer import Binarizer, Encoder, NumberedText, binarize_file, count_words, parse_alignment
 from fairseq.data import Dictionary, IndexedRawTextDataset, MMapIndexedDataset, text_words
 from fairseq.data.indexed_dataset import make_builder
+from fairseq.data.vocabulary import Vocabulary, build_dictionary
 from fairseq.errors import UserError
 
 TOKENS = ["a", "b", "é", "<unk>", "</s>", "longer-than-eight-bytes", "x" * 40, " ", "\u3000", "\x1c", "\x85", "\u2028"]
@@ -54,9 +57,7 @@ def test_one_pass_and_two_passes_equal_the_plain_loop(tmp_path_factory, text, pi
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_words, "PIECE", piece)
         with NumberedText(str(path), str(folder / "one")) as numbered:
-            dictionary = Dictionary()
-            binarizer.add_counts(dictionary, numbered.counts())
-            dictionary.finalize(threshold=2)
+            dictionary = build_dictionary([numbered.vocabulary], threshold=2)
             assert (dictionary.symbols, dictionary.count) == (expected.symbols, expected.count)
             builder = make_builder(str(folder / "one.bin"), "mmap", len(dictionary))
             first = numbered.write(builder, dictionary)
@@ -89,10 +90,7 @@ def test_many_workers_give_the_same_bytes(odd_text, tmp_path, monkeypatch, worke
     assert sum(done) == odd_text.stat().st_size
     assert len(done) == workers
     with NumberedText(str(odd_text), str(tmp_path / "numbered"), workers) as numbered:
-        assert len(numbered.parts) == workers
-        counted = Dictionary()
-        binarizer.add_counts(counted, numbered.counts())
-        counted.finalize(threshold=2)
+        counted = build_dictionary([numbered.vocabulary], threshold=2)
         assert (counted.symbols, counted.count) == (dictionary.symbols, dictionary.count)
         builder = make_builder(str(tmp_path / "numbered.bin"), "mmap", len(counted))
         assert numbered.write(builder, counted) == one
@@ -102,6 +100,29 @@ def test_many_workers_give_the_same_bytes(odd_text, tmp_path, monkeypatch, worke
         assert (tmp_path / ("many" + suffix)).read_bytes() == reference
         assert (tmp_path / ("numbered" + suffix)).read_bytes() == reference
     assert not list(tmp_path.glob("*.tmp*"))
+
+
+def test_a_dictionary_of_several_texts(odd_text, tmp_path):
+    """As if they were one text; words of one of them, of both, special ones."""
+    (tmp_path / "other").write_text("other words\n\na é <unk> <pad> words n\0ul\n")
+    whole = tmp_path / "whole"
+    whole.write_bytes(odd_text.read_bytes() + b"\n" + (tmp_path / "other").read_bytes())
+    odd_text.write_bytes(odd_text.read_bytes() + b"\n")
+    with NumberedText(str(odd_text), None) as one, NumberedText(str(tmp_path / "other"), None) as two:
+        for threshold, nwords in ((-1, -1), (2, -1), (0, 9), (3, 3)):
+            wanted = Dictionary()
+            count_words(str(whole), wanted)
+            wanted.finalize(threshold, nwords)
+            joined = build_dictionary([one.vocabulary, two.vocabulary], threshold, nwords)
+            assert (joined.symbols, joined.count, joined.indices) == (wanted.symbols, wanted.count, wanted.indices)
+
+
+def test_a_killed_worker_is_one_sentence(odd_text, tmp_path, monkeypatch):
+    monkeypatch.setattr(binarizer, "SMALLEST_PART", 100)
+    monkeypatch.setattr(Vocabulary, "contents", lambda _: os._exit(9))  # called by workers only
+    with pytest.raises(UserError, match="text: a worker process was killed; try fewer --workers"):
+        NumberedText(str(odd_text), str(tmp_path / "out"), workers=2)
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_a_worker_reports_bad_text_in_one_sentence(tmp_path, monkeypatch):

@@ -55,6 +55,14 @@ def test_threshold_and_size_cut_before_padding():
     assert build({"a": 5, "b": 1}, threshold=2, padding_factor=1).symbols[4:] == ["a"]
 
 
+def test_entries_out_of_order_are_written_as_they_stand():
+    """Loaded, not sorted: counts rise and fall."""
+    text = "a 3\nb 3\nc 1\nd 3\ne 0\nf 0\n"
+    stream = io.StringIO()
+    Dictionary.load(io.StringIO(text)).save(stream)
+    assert stream.getvalue() == text
+
+
 def test_padding_words_that_exist_are_counted_on():
     dictionary = build({"madeupword0000": 2}, padding_factor=8)
     assert dictionary.symbols[4:] == [f"madeupword000{k}" for k in range(4)]
