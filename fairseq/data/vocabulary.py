@@ -13,7 +13,7 @@ from fairseq.data.dictionary import Dictionary
 from fairseq.data.text_words import LINE_END, Words, read_pieces, split_words
 from fairseq.data.word_table import WordTable
 
-COUNTED_AT_ONCE = 1 << 20  # tokens: counting costs a pass over the vocabulary, so it waits for some
+COUNTED_AT_ONCE = 1 << 18  # tokens: counting costs a pass over the vocabulary, so it waits for some
 
 Progress = Callable[[int], Any]
 

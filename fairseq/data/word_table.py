@@ -169,10 +169,11 @@ class WordTable:
 
     def alphabetical(self) -> np.ndarray:
         """All ids in the order of the words' bytes, which is that of code points: (words,) int64."""
-        # Of words with one head, the one in the arrays comes first: the others go on behind it. (The sort is stable.)
-        others = [self._others[word] for word in sorted(self._others)]
-        ids = np.concatenate([np.delete(np.arange(self.size), others), np.array(others, dtype=np.int64)])
-        return ids[np.lexsort(self._heads()[ids].view(">u8").T[::-1])]
+        # Of words with one head, the one in the arrays comes first: the others go on behind it.
+        ties = np.zeros(self.size, dtype=np.int32)
+        for place, word in enumerate(sorted(self._others), start=1):
+            ties[self._others[word]] = place
+        return np.lexsort((ties, *self._heads().view(">u8").astype(np.uint64).T[::-1]))
 
     def words(self, ids: np.ndarray) -> Words:
         """The words with these ids, a line end behind each."""
