@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import Pipe, Process
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -128,28 +129,26 @@ def _number_part(path: str, start: int, end: int, prefix: str | None) -> tuple[W
 
 
 def _encode_part(path: str, start: int, end: int, prefix: str | None, encoder: Encoder) -> Summary:
-    encoder.summary = Summary()  # what it was sent with may count some of the sender's own part
     _spool(prefix, encoder.encode_file(path, start, end))
     return encoder.summary
 
 
-def _guarded(work: Callable[..., Any], *args: Any) -> Any:
-    """Runs in a worker: a user's mistake travels home as its sentence."""
-    try:
-        return work(*args)
-    except UserError as error:
-        return str(error)
-
-
-def _end_with(parent: int) -> None:
-    """Starts in a worker: ends it soon after its parent was killed, which pools do not."""
+def _worker(answers: Connection, parent: int, work: Callable[..., Any], *args: Any) -> None:
+    """A worker process: sends what `work` returns, or the sentence of a user's mistake, or what the system said."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.2)
-        os._exit(1)
+        os._exit(1)  # the parent was killed
 
     threading.Thread(target=watch, daemon=True).start()
+    try:
+        answers.send(work(*args))
+    except UserError as error:
+        answers.send(str(error))
+    except OSError as error:
+        answers.send(error)
 
 
 def _scratch_prefix(prefix: str | None, part: int) -> str | None:
@@ -163,14 +162,23 @@ def _helped(
     """Shares a file out among `workers` processes (fewer if it is small). Gives the end of the first part, which is
     this process's own, and what `work` returns of the others, in order; they are done meanwhile."""
     offsets = part_offsets(path, max(1, min(workers, file_size(path) // SMALLEST_PART)))
-    parts = [*zip(offsets[1:], offsets[2:])]
-    if not parts:
-        yield offsets[1], iter(())
-        return
+    processes, answers = [], []
+    for k, (start, end) in enumerate(zip(offsets[1:], offsets[2:]), start=1):
+        answer, sender = Pipe(duplex=False)
+        args = (sender, os.getpid(), work, path, start, end, _scratch_prefix(prefix, k), *extra)
+        processes.append(Process(target=_worker, args=args, daemon=True))
+        processes[-1].start()
+        sender.close()  # so that a worker's death ends the pipe
+        answers.append(answer)
 
     def results() -> Iterator[Any]:
-        for job, (start, end) in zip(jobs, parts):
-            result = job.result()
+        for answer, start, end in zip(answers, offsets[1:], offsets[2:]):
+            try:
+                result = answer.recv()
+            except EOFError:
+                raise UserError(f"{path}: a worker process was killed; try fewer --workers") from None
+            if isinstance(result, OSError):
+                raise result
             if isinstance(result, str):
                 raise UserError(result)
             yield result
@@ -178,14 +186,12 @@ def _helped(
                 progress(end - start)
 
     try:
-        with ProcessPoolExecutor(len(parts), initializer=_end_with, initargs=(os.getpid(),)) as pool:
-            jobs = [
-                pool.submit(_guarded, work, path, start, end, _scratch_prefix(prefix, k), *extra)
-                for k, (start, end) in enumerate(parts, start=1)
-            ]
-            yield offsets[1], results()
-    except BrokenProcessPool as error:
-        raise UserError(f"{path}: a worker process was killed; try fewer --workers") from error
+        yield offsets[1], results()
+    finally:
+        for process, answer in zip(processes, answers):
+            answer.close()
+            process.terminate()  # one that still works: something went wrong elsewhere
+            process.join()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,9 @@
 """Binarisation against a plain loop; one worker or many, one piece or many, the same bytes."""
 
+import errno
+import multiprocessing
 import os
+import time
 
 import numpy as np
 import pytest
@@ -122,6 +125,28 @@ def test_a_killed_worker_is_one_sentence(odd_text, tmp_path, monkeypatch):
     monkeypatch.setattr(Vocabulary, "contents", lambda _: os._exit(9))  # called by workers only
     with pytest.raises(UserError, match="text: a worker process was killed; try fewer --workers"):
         NumberedText(str(odd_text), str(tmp_path / "out"), workers=2)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_mistake_found_here_ends_the_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(binarizer, "SMALLEST_PART", 1)
+    monkeypatch.setattr(Vocabulary, "contents", lambda _: time.sleep(300))
+    (tmp_path / "text").write_bytes(b"bad \xff line\n" + b"good line\n" * 5)
+    with pytest.raises(UserError, match=r"text: found byte 0xff at offset 4"):
+        NumberedText(str(tmp_path / "text"), str(tmp_path / "out"), workers=3)
+    assert not multiprocessing.active_children()
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_disk_that_a_worker_finds_full(odd_text, tmp_path, monkeypatch):
+    monkeypatch.setattr(binarizer, "SMALLEST_PART", 100)
+    def full(self):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some file")
+
+    monkeypatch.setattr(Vocabulary, "contents", full)
+    with pytest.raises(OSError, match="No space left on device: 'some file'"):
+        NumberedText(str(odd_text), str(tmp_path / "out"), workers=2)
+    assert not multiprocessing.active_children()
     assert not list(tmp_path.glob("out*"))
 
 
