@@ -163,6 +163,8 @@ class Preprocessor:
         share = 100 * summary.nunk / max(1, summary.ntok)
         found = f"{summary.nseq} sents, {summary.ntok} tokens, {share:.3}%"
         logger.info("[%s] %s: %s replaced by %s", lang, text, found, dictionary.unk_word)
+        if not summary.ntok:
+            logger.warning("%s is empty: training and evaluation will find nothing in this split", text)
 
     def _copy(self, text: str, split: str, lang: str | None) -> None:
         # The name carries the languages even where there are none, as it always did.

@@ -227,7 +227,9 @@ def test_source_language_alone(pair):
 def test_empty_file(text):
     (text / "empty").touch()
     preprocess.main(arguments(text, trainpref=str(text / "text"), testpref=str(text / "empty")))
-    assert f"{text / 'empty'}: 0 sents, 0 tokens, 0.0% replaced" in (text / "bin" / "preprocess.log").read_text()
+    log = (text / "bin" / "preprocess.log").read_text()
+    assert f"{text / 'empty'}: 0 sents, 0 tokens, 0.0% replaced" in log
+    assert f"{text / 'empty'} is empty" in log and f"{text / 'text'} is empty" not in log
     assert len(data_utils.load_indexed_dataset(str(text / "bin" / "test"))) == 0
 
 
