@@ -5,7 +5,7 @@ Keys stream from disk in their order, a block at a time, for all queries of a ba
 of all squared distances of a block; an error bound says by how much an estimate may be too large; and only for entries
 that may be among the k nearest is the distance itself computed, by subtraction in float32. So estimates may be rough
 (bfloat16 where the processor multiplies it fast, else float32), while the result is that of computing every distance.
-Wide keys are first searched by rougher products yet (`exact_whole`), which leave less to compute.
+Wide keys are searched by rougher products yet (`exact_whole`), and a guess of how far the k-th entry is.
 
     |q - x|^2 / 2 = <-q, x> + |x|^2 / 2 + |q|^2 / 2        a product of vectors with a few more coordinates
     |<q, x> - <q', x'>| <= |q - q'| |x| + |q'| |x - x'|    for rounded q' and x' (Cauchy and Schwarz)
@@ -16,6 +16,7 @@ far, those that come first in the datastore are nearer."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fairseq.retrieval import exact_kernels, exact_whole, kernels
+from fairseq.retrieval import exact_kernels, exact_whole, kernels, whole_kernels
 from fairseq.retrieval.automaton import starts_of
 from fairseq.retrieval.index import RECONSTRUCT_CHUNK, key_distances, pairwise
 
@@ -36,8 +37,7 @@ BLOCK_SCORES = 1 << 22  # numbers that a matrix product makes: 8 or 16 MB
 BLOCK_KEYS = 1 << 19  # numbers of a block of keys: 2 MB, which the processor's cache holds while distances are computed
 LEAST_BLOCK, LARGEST_BLOCK = 256, 16384  # keys
 WHOLE_WIDTH, WHOLE_QUERIES = 256, 64  # from which on products of whole numbers are faster
-WHOLE_K = 4096  # up to which the candidates of such a pass take little memory: 226 MB for a batch
-SOME_KEYS = 4096  # looked at to choose a centre
+SOME_KEYS = 4096  # looked at to choose a centre, and to guess how far the k-th entry is
 ENTRY_BITS = 32  # of an item that holds a distance and an entry
 PARTS = 3  # bfloat16 numbers whose sum is any float32 one
 NOTHING = np.uint64(2**64 - 1)
@@ -79,16 +79,19 @@ class ExactIndex:
         self.least_queries = WHOLE_QUERIES if whole is None else 1
         if whole is None:
             whole = narrow is None and self.compiled and exact_whole.is_fast() and self.dimension >= WHOLE_WIDTH
-        some = self._some_keys()
+        self.sampled, some = self._some_keys()
         centre = some.mean(0) if len(some) else np.zeros(self.dimension, np.float32)
         self.centre = torch.from_numpy(centre).to(self.device)  # any vector would do
         self.columns = exact_whole.Columns(some, centre) if whole else None
+        self.sample = self.columns.rounded(some, are_queries=False) if self.columns else None
         self.all_finite = True  # as far as is known
 
-    def _some_keys(self) -> NDArray[np.float32]:
-        """(n, D): from all over the datastore, those that are finite."""
-        some = np.asarray(self.keys[:: max(1, self.size // SOME_KEYS)], np.float32)
-        return some[np.isfinite(some).all(1)]
+    def _some_keys(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(entries (n,), keys (n, D)): from all over the datastore, those that are finite."""
+        entries = np.arange(0, self.size, max(1, self.size // SOME_KEYS))
+        some = np.asarray(self.keys[entries], np.float32)
+        finite = np.isfinite(some).all(1)
+        return entries[finite], some[finite]
 
     def describe(self) -> str:
         """One line for the log: what is searched, where, and how."""
@@ -108,7 +111,7 @@ class ExactIndex:
         return key_distances(self.keys, queries, rows, ids, inner_product=False)
 
     def _search_some(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        if self.columns is not None and len(queries) >= self.least_queries and 0 < min(k, self.size) <= WHOLE_K:
+        if self.columns is not None and len(queries) >= self.least_queries and min(k, self.size) > 0:
             found = self._search_whole(queries, min(k, self.size))
         else:
             found = self._search_rounded(queries, k)
@@ -120,20 +123,42 @@ class ExactIndex:
         return distances, ids
 
     def _search_whole(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """By candidates that products of whole numbers leave; queries of which too many are left, in the other way."""
+        """By products of whole numbers; queries of which too few entries were found, in the other way."""
         assert self.columns is not None
-        candidates = exact_whole.Candidates(queries.contiguous().numpy(), self.columns, k)
         step = max(LEAST_BLOCK, min(LARGEST_BLOCK, exact_whole.BLOCK, BLOCK_KEYS // self.dimension))
+        best = _Items(queries, k, step)
+        asked = self.columns.rounded(best.queries, are_queries=True)
+        best.furthest[:] = self._likely_furthest(queries, asked, k)
+        words = self.keys.view(np.uint16) if self.keys.itemsize == 2 else self.keys
+        rows = torch.zeros(step, self.columns.width, dtype=torch.int8)
+        products = torch.empty(len(queries), step, dtype=torch.int32)
+        rounding = np.float32(2.0**-21 * (self.dimension + 32))
         for start in range(0, self.size, step):
-            keys = torch.from_numpy(np.array(self.keys[start : start + step])).float()
-            if not candidates.offer(keys.numpy(), start):
-                return self._search_rounded(queries, k)
-        self._note_finite(not candidates.met_odd)
-        distances, ids = (torch.from_numpy(found) for found in nearest_items(candidates.result(self.keys), k))
-        rest = torch.from_numpy(candidates.counts < 0).nonzero().squeeze(1)
+            keys = words[start : start + step]
+            if len(keys) < step:
+                rows, products = rows[: len(keys)], products.new_empty(len(queries), len(keys))
+            known = self.columns.rounded(keys, are_queries=False, rows=rows)
+            odd = start + np.flatnonzero(~(known.facts[0] < exact_whole.LARGEST))
+            self._note_finite(not len(odd))
+            if np.isfinite(self.keys[odd]).all(1).any():
+                return self._search_rounded(queries, k)  # their distances might be finite
+            torch._int_mm(asked.rows, rows.T, out=products)
+            facts = (asked.facts, known.facts, self.columns.step, rounding)
+            best.run(whole_kernels.offer_products, products.numpy(), *facts, best.queries, keys, start, k)
+        distances, ids = best.result()
+        rest = torch.from_numpy(best.counts < k).nonzero().squeeze(1)
         if len(rest):
             distances[rest], ids[rest] = self._search_rounded(queries[rest], k)
         return distances, ids
+
+    def _likely_furthest(self, queries: Tensor, asked: exact_whole.Rounded, k: int) -> Any:
+        """(B,): distances that likely more than k entries are nearer than; infinite where that is not known."""
+        assert self.columns is not None and self.sample is not None
+        places = exact_whole.likely_furthest(asked, self.sample, float(self.columns.step), k / self.size)
+        if not len(places):
+            return np.inf
+        distances = self.distances(queries, torch.arange(len(queries)), torch.from_numpy(self.sampled[places]))
+        return distances.numpy() * np.float32(1.0001)  # entries exactly as far are among them
 
     def _note_finite(self, finite: bool) -> None:
         if not finite and self.all_finite:
@@ -195,27 +220,31 @@ def _bfloat16_is_fast() -> bool:
 
 
 class _Items:
-    """The nearest entries found so far, kept by the compiled loop: see `exact_kernels.offer_block`."""
+    """The nearest entries found so far, kept by the compiled loops: see `exact_kernels.offer_block`."""
 
-    def __init__(self, queries: Tensor, k: int) -> None:
+    def __init__(self, queries: Tensor, k: int, room: int = 256) -> None:
         self.queries, self.k = queries.contiguous().numpy(), k
-        self.items = np.empty((len(queries), 2 * k + 256), np.uint64)
+        self.items = np.empty((len(queries), 2 * k + room), np.uint64)
         self.counts = np.zeros(len(queries), np.int64)
         self.furthest = np.full(len(queries), np.inf, np.float32)
 
     def offer(self, scores: Tensor, slack: Tensor, keys: Tensor, start: int) -> None:
         """scores (B, n); slack (B,); keys (n, D) float32, the first of which is entry `start`."""
         bits = scores.view(torch.int16 if scores.itemsize == 2 else torch.int32).numpy()
-        arrays = (bits, slack.numpy(), self.queries, keys.numpy(), start, self.k)
-        bounds = np.arange(len(bits) + 1)
-        kernels.run_by_rows(exact_kernels.offer_block, bounds, *arrays, self.items, self.counts, self.furthest)
+        self.run(exact_kernels.offer_block, bits, slack.numpy(), self.queries, keys.numpy(), start, self.k)
+
+    def run(self, kernel: Callable[..., None], *arrays: Any) -> None:
+        """Runs a kernel that takes, after what says which entries are near, what is kept of each query."""
+        bounds = np.arange(len(self.counts) + 1)
+        kernels.run_by_rows(kernel, bounds, *arrays, self.items, self.counts, self.furthest)
 
     def result(self) -> tuple[Tensor, Tensor]:
         """(distances, ids), both (B, k), nearest first."""
         if not self.k:
             return torch.zeros(len(self.items), 0), torch.zeros(len(self.items), 0, dtype=torch.int64)
-        self.items[np.arange(self.items.shape[1]) >= self.counts[:, None]] = NOTHING
-        distances, ids = nearest_items(self.items, self.k)
+        items = self.items[:, : max(self.k, int(self.counts.max(initial=0)))]
+        items[np.arange(items.shape[1]) >= self.counts[:, None]] = NOTHING
+        distances, ids = nearest_items(items, self.k)
         return torch.from_numpy(distances), torch.from_numpy(ids)
 
 

@@ -1,20 +1,20 @@
-"""The exact index's first pass (`exact`) where the processor multiplies 8 bit numbers fast: of every query, the few
-entries that may be among its k nearest, found by products of whole numbers, which cost half of bfloat16 ones.
+"""Products of whole numbers for the exact index (`exact`), where the processor multiplies 8 bit numbers fast: they cost
+half of bfloat16 ones.
 
 Vectors are rounded to multiples of one step. A coordinate that needs more than 8 bits is cut into several columns, each
 of at most 127 steps, so wide coordinates cost more columns, and the step may be small for all. Nothing is assumed of
 how well that fits: what rounding and clipping took from each vector is measured, and bounds the error of a product,
 
-    |<q, x> - <q', x'>| <= |(q - q') / w| |x w| + |q' w| |(x - x') / w|    for any weights w (Cauchy and Schwarz),
+    |<q, x> - <q', x'>| <= |(q - q') / w| |x w| + |q' w| |(x - x') / w|    for any weights w (Cauchy and Schwarz).
 
-so each half distance lies between two bounds. The k-th least upper bound is one of the k-th distance: entries whose
-lower bound is above it are dropped. Distances themselves are computed at the end, for the k entries with the least
-upper bounds and then for those that may be nearer than the furthest of these; their keys are read in file order."""
+Distances are computed of entries that may be nearer than the k-th found so far. As long as few were seen, that would be
+most, so a sample of the keys first says how far the k-th is likely to be. Where that proves too near, fewer than k are
+found, and the query is searched again in another way."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,20 +23,26 @@ from torch import Tensor
 
 from fairseq.retrieval import kernels, whole_kernels
 
-EXTRA = 0.1875  # columns added for coordinates that need more than one
+EXTRA = 0.0625  # columns added for coordinates that need more than one
 SPAN = 4.0  # standard deviations that columns cover; what lies beyond is clipped
 LIMIT = 127  # steps that a column holds
-ROOM = 4  # times k: bounds kept of a query before those above the limit are dropped
 LARGEST = 1e36  # squared norm that float32 sums hold safely
 BLOCK = 512  # keys looked at together, for each of which a product with each query is kept
-SHIFT = np.uint64(32)
-NOTHING = np.uint64(2**64 - 1)
+CAUTION = 4.0  # standard deviations by which the k-th entry is expected to be farther than in the sample
 
 
 def is_fast() -> bool:
     """Whether the processor multiplies 8 bit numbers into sums of 32 bits, fast and without saturation."""
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return hasattr(torch, "_int_mm") and bool(known.get("avx512_vnni") or known.get("amx_int8"))
+
+
+class Rounded(NamedTuple):
+    """Vectors as they enter the product: rows (n, W) int8; facts (4, n): half the squared norm; the norm of x w; that
+    of what rounding took, over w; that of x' w."""
+
+    rows: Tensor
+    facts: NDArray[np.float32]
 
 
 class Columns:
@@ -59,18 +65,19 @@ class Columns:
             for query_part in range(parts[d])
             if key_part or query_part
         ]
-        self.extra = np.array(several, np.int64).reshape(-1, 3)
-        self.width = max(width, dimension + len(self.extra))
+        coordinates, key_parts, query_parts = np.array(several, np.int32).reshape(-1, 3).T
+        self.extra = [np.stack([coordinates, parts * LIMIT]) for parts in (key_parts, query_parts)]  # of keys, queries
+        self.width = max(width, dimension + len(several))
 
-    def rounded(self, vectors: NDArray[np.float32], are_queries: bool) -> tuple[Tensor, NDArray[np.float32]]:
-        """(rows (n, W) int8, facts (4, n)) of vectors (n, D). Facts: half the squared norm; the norm of x w; that of
-        what rounding took, over w; that of x' w."""
-        rows = torch.zeros(len(vectors), self.width, dtype=torch.int8)
+    def rounded(self, vectors: NDArray[Any], are_queries: bool, rows: Tensor | None = None) -> Rounded:
+        """Vectors (n, D), float32 or the uint16 bits of halves, as rows to multiply; written into `rows`, if given."""
+        if rows is None:
+            rows = torch.zeros(len(vectors), self.width, dtype=torch.int8)
         facts = np.empty((4, len(vectors)), np.float32)
-        extra = np.stack([self.extra[:, 0], self.extra[:, 2 if are_queries else 1] * LIMIT]).astype(np.int32)
-        arrays = (vectors, self.centre, self.step, self.reach, self.weight, extra, rows.numpy(), facts)
-        kernels.run_by_rows(whole_kernels.round_vectors, np.arange(len(vectors) + 1), *arrays)
-        return rows, facts
+        how = (self.centre, self.step, self.reach, self.weight, self.extra[are_queries])
+        bounds = np.arange(len(vectors) + 1)
+        kernels.run_by_rows(whole_kernels.round_vectors, bounds, vectors, *how, rows.numpy(), facts)
+        return Rounded(rows, facts)
 
 
 def _least_step(spread: NDArray[np.floating], width: int) -> float:
@@ -86,60 +93,13 @@ def _least_step(spread: NDArray[np.floating], width: int) -> float:
     return most * 1.0001  # lest rounding adds a column
 
 
-class Candidates:
-    """Of each query (B, D), the entries that may be among its k nearest: `items` (B, C) uint64, the bits of a lower
-    bound of half the distance, then an entry; `highest` (B, C), upper bounds; `counts` (B,), how many there are, -1 for
-    queries given up; `limits` (B,), an upper bound of half the k-th distance."""
-
-    def __init__(self, queries: NDArray[np.float32], columns: Columns, k: int) -> None:
-        self.queries, self.columns, self.k = queries, columns, k
-        self.rows, self.facts = columns.rounded(queries, are_queries=True)
-        self.items = np.empty((len(queries), ROOM * k + 2048), np.uint64)
-        self.highest = np.empty(self.items.shape, np.float32)
-        self.met_odd = False  # whether keys were left out because they are not finite
-        self.counts = np.where(self.facts[0] < LARGEST, 0, -1)
-        self.limits = np.full(len(queries), LARGEST, np.float32)
-        self.rounding = np.float32(2.0**-21 * (queries.shape[1] + 32))  # of sums of float32 numbers
-
-    def offer(self, keys: NDArray[np.float32], start: int) -> bool:
-        """Looks at keys (n, D), the first of which is entry `start`; False when this way of searching does not pay."""
-        rows, facts = self.columns.rounded(keys, are_queries=False)
-        odd = np.flatnonzero(~(facts[0] < LARGEST))
-        if len(odd):
-            self.met_odd = True
-            if np.isfinite(keys[odd]).all(1).any():
-                return False  # their distances might be finite
-            facts[:, odd] = np.array([[np.inf], [0], [0], [0]])  # never found
-        products = torch._int_mm(self.rows, rows.T).numpy()
-        arrays = (products, self.facts, facts, self.columns.step, self.rounding, start, self.k)
-        bounds = np.arange(len(products) + 1)
-        kernels.run_by_rows(
-            whole_kernels.offer_products, bounds, *arrays, self.items, self.counts, self.highest, self.limits
-        )
-        return int((self.counts < 0).sum()) * 8 <= len(self.counts)
-
-    def result(self, keys: NDArray[np.floating]) -> NDArray[np.uint64]:
-        """(B, C') items with distances in the place of bounds; the k least of a query are its nearest entries."""
-        bounds, firsts = np.arange(len(self.counts) + 1), np.zeros(len(self.counts), np.int64)
-        kernels.run_by_rows(
-            whole_kernels.least_highest_first, bounds, self.items, self.highest, self.counts, self.k, firsts
-        )
-        self._measure(keys, np.zeros_like(firsts), firsts)
-        kernels.run_by_rows(whole_kernels.within_furthest, bounds, self.items, firsts, self.counts, self.k)
-        ends = np.maximum(self.counts, 0)
-        self._measure(keys, firsts, ends)
-        items = self.items[:, : max(self.k, int(ends.max(initial=0)))]
-        items[np.arange(items.shape[1]) >= ends[:, None]] = NOTHING
-        return items
-
-    def _measure(self, keys: NDArray[np.floating], begins: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
-        """Puts distances into the items begins[b] to ends[b] of query b, reading the keys in their order."""
-        capacity = self.items.shape[1]
-        pairs = np.concatenate([
-            (line[begin:end] << SHIFT) | np.arange(number * capacity + begin, number * capacity + end, dtype=np.uint64)
-            for number, (line, begin, end) in enumerate(zip(self.items, begins.tolist(), ends.tolist(), strict=True))
-        ])
-        pairs.sort()
-        bounds = np.append(np.flatnonzero(np.diff(pairs >> SHIFT, prepend=NOTHING)), len(pairs))
-        words = keys.view(np.uint16 if keys.itemsize == 2 else np.uint32)
-        kernels.run_by_rows(whole_kernels.measure, bounds, pairs, self.queries, words, self.items)
+def likely_furthest(asked: Rounded, sample: Rounded, step: float, share: float) -> NDArray[np.int64]:
+    """(B,): of the sample, the vector that for each query is likely farther than that share of what was sampled; empty
+    where the sample is too small to tell."""
+    expected = share * len(sample.rows)
+    place = int(expected + CAUTION * (math.sqrt(expected) + 1))
+    if place >= len(sample.rows):
+        return np.zeros(0, np.int64)
+    products = torch._int_mm(asked.rows, sample.rows.T).float()
+    estimates = products.mul_(-(step**2)).add_(torch.from_numpy(sample.facts[0])).numpy()
+    return (estimates == np.partition(estimates, place, axis=1)[:, place, None]).argmax(1)

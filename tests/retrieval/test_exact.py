@@ -143,36 +143,60 @@ def whole_numbers() -> None:
 
 
 @pytest.mark.usefixtures("whole_numbers")
-def test_bounds_hold_whatever_the_keys() -> None:
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_bounds_hold_whatever_the_keys(dtype: type) -> None:
     """Also for coordinates far beyond the columns chosen for them."""
     generator = np.random.default_rng(0)
-    keys = (generator.standard_normal((400, 40)) / np.arange(1, 41)).astype(np.float32)
-    columns = exact_whole.Columns(keys[:100], keys[:100].mean(0))
+    keys = (generator.standard_normal((400, 40)) / np.arange(1, 41)).astype(dtype)
+    some = keys[:100].astype(np.float32)
+    columns = exact_whole.Columns(some, some.mean(0))
     keys[::7] *= 20
     queries = (generator.standard_normal((9, 40)) / np.arange(1, 41)).astype(np.float32)
     queries[3] *= 50
-    candidates = exact_whole.Candidates(queries, columns, 5)
-    assert candidates.offer(keys, 1000) and (candidates.counts == 400).all()
+    asked = columns.rounded(queries, are_queries=True)
+    known = columns.rounded(keys.view(np.uint16) if dtype == np.float16 else keys, are_queries=False)
+    products = asked.rows.numpy().astype(np.int64) @ known.rows.numpy().T * float(columns.step) ** 2
+    estimates = asked.facts[0][:, None] + known.facts[0] - products
+    errors = np.outer(asked.facts[3], known.facts[2]) + np.outer(asked.facts[2], known.facts[1])
     half = np.square(queries[:, None].astype(np.float64) - keys).sum(2) / 2
-    items = candidates.items[:, :400]
-    lower = (items >> np.uint64(32)).astype(np.uint32).view(np.float32)
-    np.testing.assert_array_equal(items & np.uint64(2**32 - 1), np.tile(np.arange(1000, 1400), (9, 1)))
-    assert (lower <= half).all() and (half <= candidates.highest[:, :400]).all()
-    assert np.median(candidates.highest[:, :400] - lower) < 0.2 * np.median(half)
+    assert (np.abs(estimates - half) <= errors * 1.001 + half * 1e-5).all()
+    assert np.median(errors) < 0.1 * np.median(half)
 
 
 @pytest.mark.usefixtures("whole_numbers")
-@pytest.mark.parametrize("strange", [1, 20])
-def test_queries_with_too_many_candidates_are_searched_otherwise(strange: int) -> None:
+def test_a_sample_says_how_far_entries_likely_are() -> None:
+    generator = np.random.default_rng(0)
+    keys, queries = (generator.standard_normal((n, 20)).astype(np.float32) for n in (20000, 30))
+    columns = exact_whole.Columns(keys[:4000], keys[:4000].mean(0))
+    asked, sample = columns.rounded(queries, True), columns.rounded(keys[::5], False)
+    chosen = keys[::5][exact_whole.likely_furthest(asked, sample, float(columns.step), 1 / 40)]
+    limits = np.square(queries - chosen).sum(1)
+    nearer = (np.square(queries[:, None] - keys).sum(2) < limits[:, None]).sum(1)
+    assert (nearer >= 500).all() and nearer.mean() < 1000
+    assert not len(exact_whole.likely_furthest(asked, sample, float(columns.step), 0.99))
+
+
+@pytest.mark.usefixtures("whole_numbers")
+def test_a_sample_that_misleads_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only keys that the sample holds are near, so the k-th entry is farther than they say."""
+    generator = np.random.default_rng(0)
+    keys = generator.standard_normal((2 * exact.SOME_KEYS, 20)).astype(np.float32)
+    keys[: 2 * 120 : 2] /= 10
+    queries = torch.from_numpy(generator.standard_normal((3, 20)).astype(np.float32) / 10)
+    index, again = ExactIndex(keys, whole=True), []
+    searched = index._search_rounded
+    monkeypatch.setattr(index, "_search_rounded", lambda some, k: again.append(len(some)) or searched(some, k))
+    check(index, keys, queries, 100)
+    assert again == [3]
+
+
+@pytest.mark.usefixtures("whole_numbers")
+def test_queries_that_are_clipped_to_almost_nothing() -> None:
     generator = np.random.default_rng(0)
     keys = generator.standard_normal((12000, 20)).astype(np.float32)
     queries = torch.from_numpy(generator.standard_normal((40, 20)).astype(np.float32))
-    queries[:strange] += 3000  # clipped to almost nothing
-    index = ExactIndex(keys, whole=True)
-    candidates = exact_whole.Candidates(queries.numpy(), index.columns, 9)
-    goes_on = [candidates.offer(keys[start : start + 500], start) for start in range(0, len(keys), 500)]
-    assert all(goes_on) == (strange == 1) and (candidates.counts < 0).sum() == strange
-    check(index, keys, queries, 9)
+    queries[:20] += 3000
+    check(ExactIndex(keys, whole=True), keys, queries, 9)
 
 
 @pytest.mark.usefixtures("whole_numbers")
