@@ -5,7 +5,8 @@ Keys stream from disk in their order, a block at a time, for all queries of a ba
 of all squared distances of a block; an error bound says by how much an estimate may be too large; and only for entries
 that may be among the k nearest is the distance itself computed, by subtraction in float32. So estimates may be rough
 (bfloat16 where the processor multiplies it fast, else float32), while the result is that of computing every distance.
-Wide keys are searched by rougher products yet (`exact_whole`), and a guess of how far the k-th entry is.
+Processors that multiply 8 bit numbers fast take rougher products yet (`exact_whole`), and a guess of how far the k-th
+entry is.
 
     |q - x|^2 / 2 = <-q, x> + |x|^2 / 2 + |q|^2 / 2        a product of vectors with a few more coordinates
     |<q, x> - <q', x'>| <= |q - q'| |x| + |q'| |x - x'|    for rounded q' and x' (Cauchy and Schwarz)
@@ -36,7 +37,6 @@ BATCH = 1024  # queries that share a pass over the keys
 BLOCK_SCORES = 1 << 22  # numbers that a matrix product makes: 8 or 16 MB
 BLOCK_KEYS = 1 << 19  # numbers of a block of keys: 2 MB, which the processor's cache holds while distances are computed
 LEAST_BLOCK, LARGEST_BLOCK = 256, 16384  # keys
-WHOLE_WIDTH, WHOLE_QUERIES = 256, 64  # from which on products of whole numbers are faster
 SOME_KEYS = 4096  # looked at to choose a centre, and to guess how far the k-th entry is
 ENTRY_BITS = 32  # of an item that holds a distance and an entry
 PARTS = 3  # bfloat16 numbers whose sum is any float32 one
@@ -76,9 +76,8 @@ class ExactIndex:
         possible = kernels.AVAILABLE and self.device.type == "cpu" and self.size <= 1 << ENTRY_BITS
         self.compiled = possible if compiled is None else compiled
         self.narrow = self.compiled and (_bfloat16_is_fast() if narrow is None else narrow)
-        self.least_queries = WHOLE_QUERIES if whole is None else 1
         if whole is None:
-            whole = narrow is None and self.compiled and exact_whole.is_fast() and self.dimension >= WHOLE_WIDTH
+            whole = narrow is None and self.compiled and exact_whole.is_fast()
         self.sampled, some = self._some_keys()
         centre = some.mean(0) if len(some) else np.zeros(self.dimension, np.float32)
         self.centre = torch.from_numpy(centre).to(self.device)  # any vector would do
@@ -111,7 +110,7 @@ class ExactIndex:
         return key_distances(self.keys, queries, rows, ids, inner_product=False)
 
     def _search_some(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        if self.columns is not None and len(queries) >= self.least_queries and min(k, self.size) > 0:
+        if self.columns is not None and len(queries) and min(k, self.size) > 0:
             found = self._search_whole(queries, min(k, self.size))
         else:
             found = self._search_rounded(queries, k)

@@ -52,7 +52,7 @@ class Columns:
         dimension = some.shape[1]
         spread = np.square(some - centre, dtype=np.float64).mean(0) ** 0.5 if len(some) else np.ones(dimension)
         spread = np.maximum(spread, max(1e-6 * float(spread.max(initial=0)), 1e-30))
-        width = max(-(-round(dimension * (1 + EXTRA)) // 64) * 64, dimension)
+        width = max(-(-round(dimension * (1 + EXTRA)) // 32) * 32, dimension)
         self.centre, self.step = centre, np.float32(_least_step(spread, width))
         parts = np.ceil(SPAN * spread / (LIMIT * float(self.step))).astype(np.int64)
         self.reach = (parts * LIMIT).astype(np.float32)
