@@ -10,7 +10,6 @@ import numpy as np
 import timing
 import torch
 
-from fairseq.retrieval import kernels
 from fairseq.retrieval.exact import ExactIndex
 
 
@@ -22,9 +21,7 @@ def main() -> None:
     keys, queries = data.load(args)
     flat = faiss.IndexFlatL2(keys.shape[1])
     flat.add(np.asarray(keys, np.float32))
-    ours = {"--index exact": ExactIndex(keys)}
-    for narrow in (True, False) if kernels.AVAILABLE else (False,):
-        ours[f"--index exact, {'bfloat16' if narrow else 'float32'} products"] = ExactIndex(keys, narrow=narrow)
+    ours = {"--index exact": ExactIndex(keys), "--index exact, float32 products": ExactIndex(keys, whole=False)}
     asked = torch.from_numpy(queries)
     rows = []
     for threads in args.threads:

@@ -3,22 +3,19 @@ build, and memory for one block of keys whatever the datastore's size.
 
 Keys stream from disk in their order, a block at a time, for all queries of a batch. One matrix product estimates half
 of all squared distances of a block; an error bound says by how much an estimate may be too large; and only for entries
-that may be among the k nearest is the distance itself computed, by subtraction in float32. So estimates may be rough
-(bfloat16 where the processor multiplies it fast, else float32), while the result is that of computing every distance.
-Processors that multiply 8 bit numbers fast take rougher products yet (`exact_whole`), and a guess of how far the k-th
-entry is.
+that may be among the k nearest is the distance itself computed, by subtraction in float32. So estimates may be rough,
+while the result is that of computing every distance: products of 8 bit numbers where the processor multiplies these
+fast (`exact_whole`), else products in float32,
 
-    |q - x|^2 / 2 = <-q, x> + |x|^2 / 2 + |q|^2 / 2        a product of vectors with a few more coordinates
-    |<q, x> - <q', x'>| <= |q - q'| |x| + |q'| |x - x'|    for rounded q' and x' (Cauchy and Schwarz)
+    |q - x|^2 / 2 = <-q, x> + |x|^2 / 2 + |q|^2 / 2        of vectors with two more coordinates.
 
-Both are taken relative to a centre of the keys, which changes no distance and makes the bound small. Of entries equally
-far, those that come first in the datastore are nearer."""
+Vectors are taken relative to a centre of the keys, which changes no distance and makes the bound small. Of entries
+equally far, those that come first in the datastore are nearer."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,30 +31,18 @@ logger = logging.getLogger(__name__)
 
 UNFOUND = torch.finfo(torch.float32).max  # distance that goes with an id of -1, as in FAISS
 BATCH = 1024  # queries that share a pass over the keys
-BLOCK_SCORES = 1 << 22  # numbers that a matrix product makes: 8 or 16 MB
+BLOCK_SCORES = 1 << 22  # numbers that a matrix product makes: 16 MB
 BLOCK_KEYS = 1 << 19  # numbers of a block of keys: 2 MB, which the processor's cache holds while distances are computed
 LEAST_BLOCK, LARGEST_BLOCK = 256, 16384  # keys
 SOME_KEYS = 4096  # looked at to choose a centre, and to guess how far the k-th entry is
 ENTRY_BITS = 32  # of an item that holds a distance and an entry
-PARTS = 3  # bfloat16 numbers whose sum is any float32 one
 NOTHING = np.uint64(2**64 - 1)
-
-
-@dataclass
-class Rounded:
-    """Vectors as they enter the product: matrix (n, W); norms (n,) before rounding; lost (n,), the norms of what
-    rounding took away."""
-
-    matrix: Tensor
-    norms: Tensor
-    lost: Tensor
 
 
 class ExactIndex:
     """The index that is the keys (N, D) themselves, float16 or float32; distances are squared L2.
 
-    narrow: multiply in bfloat16; compiled: use the compiled loops; whole: search in whole numbers first. All as is
-    fastest when None, and whole never where narrow is given."""
+    compiled: use the compiled loops; whole: multiply 8 bit numbers, which needs these. Both as is fastest when None."""
 
     inner_product = False
     exact = True
@@ -66,7 +51,6 @@ class ExactIndex:
         self,
         keys: NDArray[np.floating],
         device: torch.device | str = "cpu",
-        narrow: bool | None = None,
         compiled: bool | None = None,
         whole: bool | None = None,
     ) -> None:
@@ -75,9 +59,8 @@ class ExactIndex:
         self.count = self.size
         possible = kernels.AVAILABLE and self.device.type == "cpu" and self.size <= 1 << ENTRY_BITS
         self.compiled = possible if compiled is None else compiled
-        self.narrow = self.compiled and (_bfloat16_is_fast() if narrow is None else narrow)
         if whole is None:
-            whole = narrow is None and self.compiled and exact_whole.is_fast()
+            whole = self.compiled and exact_whole.is_fast()
         self.sampled, some = self._some_keys()
         centre = some.mean(0) if len(some) else np.zeros(self.dimension, np.float32)
         self.centre = torch.from_numpy(centre).to(self.device)  # any vector would do
@@ -94,8 +77,7 @@ class ExactIndex:
 
     def describe(self) -> str:
         """One line for the log: what is searched, where, and how."""
-        product = "bfloat16" if self.narrow else "float32"
-        how = f"{product} products and the compiled loop" if self.compiled else f"{product} products and tensors"
+        how = f"float32 products and {'the compiled loop' if self.compiled else 'tensors'}"
         if self.columns is not None:
             how = f"products of 8 bit numbers ({self.columns.width} columns), else {how}"
         return f"exact search of {self.size} x {self.dimension} {self.keys.dtype} keys on {self.device}, {how}"
@@ -113,7 +95,7 @@ class ExactIndex:
         if self.columns is not None and len(queries) and min(k, self.size) > 0:
             found = self._search_whole(queries, min(k, self.size))
         else:
-            found = self._search_rounded(queries, k)
+            found = self._search_plain(queries, k)
         distances, ids = found
         if distances.shape[1] < k:  # fewer entries than asked for
             missing = (0, k - distances.shape[1])
@@ -140,14 +122,14 @@ class ExactIndex:
             odd = start + np.flatnonzero(~(known.facts[0] < exact_whole.LARGEST))
             self._note_finite(not len(odd))
             if np.isfinite(self.keys[odd]).all(1).any():
-                return self._search_rounded(queries, k)  # their distances might be finite
+                return self._search_plain(queries, k)  # their distances might be finite
             torch._int_mm(asked.rows, rows.T, out=products)
             facts = (asked.facts, known.facts, self.columns.step, rounding)
             best.run(whole_kernels.offer_products, products.numpy(), *facts, best.queries, keys, start, k)
         distances, ids = best.result()
         rest = torch.from_numpy(best.counts < k).nonzero().squeeze(1)
         if len(rest):
-            distances[rest], ids[rest] = self._search_rounded(queries[rest], k)
+            distances[rest], ids[rest] = self._search_plain(queries[rest], k)
         return distances, ids
 
     def _likely_furthest(self, queries: Tensor, asked: exact_whole.Rounded, k: int) -> Any:
@@ -164,58 +146,40 @@ class ExactIndex:
             self.all_finite = False
             logger.warning("keys that are infinite, NaN or very large are never found; save the datastore again")
 
-    def _search_rounded(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def _search_plain(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         best = (_Items if self.compiled else _Table)(queries, min(k, self.size))
-        asked = self._rounded(queries, are_queries=True)
+        asked, norms = self._extended(queries, are_queries=True)
         fitting = BLOCK_KEYS // max(1, self.dimension)
         step = max(LEAST_BLOCK, min(LARGEST_BLOCK, fitting, BLOCK_SCORES // max(1, len(queries))))
-        scores = asked.matrix.new_empty(0)
+        scores = asked.new_empty(0)
         for start in range(0, self.size if len(queries) and k else 0, step):
             keys = torch.from_numpy(np.array(self.keys[start : start + step])).to(self.device).float()
-            known = self._rounded(keys, are_queries=False)
-            self._note_finite(bool(known.norms.isfinite().all()))
+            known, key_norms = self._extended(keys, are_queries=False)
+            self._note_finite(bool(key_norms.isfinite().all()))
             if scores.shape != (len(queries), len(keys)):
-                scores = asked.matrix.new_empty(len(queries), len(keys))
-            torch.mm(asked.matrix, known.matrix.T, out=scores)
-            best.offer(scores, self._slack(asked, known), keys, start)
+                scores = asked.new_empty(len(queries), len(keys))
+            torch.mm(asked, known.T, out=scores)
+            best.offer(scores, self._slack(norms, key_norms), keys, start)
         return best.result()
 
-    def _rounded(self, vectors: Tensor, are_queries: bool) -> Rounded:
-        """Centred, with the coordinates that add both squared norms: those of a query meet ones of a key, and the other
-        way round."""
-        centred = vectors - self.centre
-        norms = torch.linalg.vector_norm(centred, dim=1)
-        half, parts = norms.square() / 2, PARTS if self.narrow else 1
-        width = self.dimension + 2 * parts
-        own, other = self.dimension, self.dimension + parts
-        if are_queries:
-            own, other = other, own
-        dtype = torch.bfloat16 if self.narrow else torch.float32
-        matrix = torch.zeros(len(vectors), -(-width // 32) * 32, dtype=dtype, device=vectors.device)
-        matrix[:, : self.dimension] = centred
-        lost = torch.linalg.vector_norm(centred - matrix[:, : self.dimension], dim=1)
-        matrix[:, other : other + parts] = 1
-        for column in range(own, own + parts):
-            matrix[:, column] = half
-            half = half - matrix[:, column]
+    def _extended(self, vectors: Tensor, are_queries: bool) -> tuple[Tensor, Tensor]:
+        """(matrix (n, W), norms (n,)): centred, with the coordinates that add both squared norms: those of a query meet
+        ones of a key, and the other way round."""
+        own, other = self.dimension + are_queries, self.dimension + (not are_queries)
+        matrix = vectors.new_zeros(len(vectors), -(-(self.dimension + 2) // 32) * 32)
+        matrix[:, : self.dimension] = vectors - self.centre
+        norms = torch.linalg.vector_norm(matrix, dim=1)
+        matrix[:, own], matrix[:, other] = norms.square() / 2, 1
         if are_queries:
             matrix[:, : self.dimension].neg_()
-        return Rounded(matrix, norms, lost)
+        return matrix, norms
 
-    def _slack(self, asked: Rounded, known: Rounded) -> Tensor:
+    def _slack(self, asked: Tensor, known: Tensor) -> Tensor:
         """(B,): by how much a score of this block may exceed half the squared distance. Sums of W terms in float32 are
-        off by at most W roundings of the sum of their sizes; the rounding of scores to bfloat16 keeps their order."""
-        norm, lost = known.norms.max(), known.lost.max()
-        rounding = 2.0**-23 if torch.get_float32_matmul_precision() == "highest" or self.narrow else 2.0**-8
-        sums = (asked.norms + norm).square() * (rounding * (self.dimension + 32))
-        slack = 1.01 * (asked.lost * norm + (asked.norms + asked.lost) * lost + sums) + 1e-30
+        off by at most W roundings of the sum of their sizes, which the norms (B,) of queries and (n,) of keys bound."""
+        rounding = 2.0**-23 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
+        slack = 1.01 * (asked + known.max()).square() * (rounding * (self.dimension + 32)) + 1e-30
         return slack.nan_to_num(nan=torch.inf, posinf=torch.inf)  # keys that are not finite: nothing can be left out
-
-
-def _bfloat16_is_fast() -> bool:
-    """Whether this processor has instructions that multiply bfloat16 numbers."""
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 class _Items:
@@ -229,8 +193,8 @@ class _Items:
 
     def offer(self, scores: Tensor, slack: Tensor, keys: Tensor, start: int) -> None:
         """scores (B, n); slack (B,); keys (n, D) float32, the first of which is entry `start`."""
-        bits = scores.view(torch.int16 if scores.itemsize == 2 else torch.int32).numpy()
-        self.run(exact_kernels.offer_block, bits, slack.numpy(), self.queries, keys.numpy(), start, self.k)
+        arrays = (scores.numpy(), slack.numpy(), self.queries, keys.numpy())
+        self.run(exact_kernels.offer_block, *arrays, start, self.k)
 
     def run(self, kernel: Callable[..., None], *arrays: Any) -> None:
         """Runs a kernel that takes, after what says which entries are near, what is kept of each query."""

@@ -57,35 +57,28 @@ def offer_block(
 ) -> None:
     """Offers a block of keys to each query of a range of rows.
 
-    scores (B, n): the bits of about half the squared distances, as int32 (float32) or int16 (bfloat16); slack (B,): how
-    much smaller half a distance may be than its score; queries (B, D), keys (n, D) float32, the first of which is entry
-    `start`; items (B, C > k) uint64: the bits of a distance, then an entry; counts (B,) how many there are; furthest
-    (B,) a distance that k of them do not exceed. Bits of numbers that are not negative are in their order, and those of
-    negative ones come before. Entries come in ascending order, so of equal distances the first are kept."""
+    scores (B, n): about half the squared distances; slack (B,): how much smaller half a distance may be than its score;
+    queries (B, D), keys (n, D) float32, the first of which is entry `start`; items (B, C > k) uint64: the bits of a
+    distance, then an entry; counts (B,) how many there are; furthest (B,) a distance that k of them do not exceed. Bits
+    of numbers that are not negative are in their order. Entries come in ascending order, so of equal distances the
+    first are kept. Scores that are NaN, of keys too large to multiply, say nothing."""
     columns, capacity = scores.shape[1], items.shape[1]
-    narrow = scores.itemsize == 2
     one = np.empty(1, np.float32)
     word = one.view(np.uint32)
-    limits = np.empty(1, scores.dtype)
     for row in range(first_row, last_row):
         line, mine, count, query = scores[row], items[row], counts[row], queries[row]
-        stale = True
         for begin in range(0, columns, RUN):
-            if stale:  # a little more than half: more than distances are off by rounding
-                one[0] = furthest[row] * np.float32(0.5001) + slack[row]
-                limits[0] = (word[0] >> 16) + 1 if narrow else word[0]
-                stale = False
-            limit = limits[0]
-            end = min(begin + RUN, columns)
-            near = False
-            for column in range(begin, end):
-                near = near | (line[column] <= limit)
-            if not near:
+            limit = furthest[row] * np.float32(0.5001) + slack[row]  # a little more than half: for rounding
+            some = line[begin : begin + RUN]
+            near = np.int32(0)
+            for place in range(len(some)):
+                near |= np.int32(not some[place] > limit)
+            if near == 0:
                 continue
-            for column in range(begin, end):
-                if line[column] > limit:
+            for place in range(len(some)):
+                if some[place] > limit:
                     continue
-                key = keys[column]
+                key = keys[begin + place]
                 distance = np.float32(0)
                 for d in range(len(query)):
                     difference = query[d] - key[d]
@@ -93,14 +86,13 @@ def offer_block(
                 if not distance < furthest[row]:
                     continue
                 one[0] = distance
-                mine[count] = (np.uint64(word[0]) << np.uint64(32)) | np.uint64(start + column)
+                mine[count] = (np.uint64(word[0]) << np.uint64(32)) | np.uint64(start + begin + place)
                 count += 1
                 if count == capacity:
                     keep_smallest(mine, count, k)
                     count = k
                     word[0] = np.uint32(mine[k - 1] >> np.uint64(32))
                     furthest[row] = one[0]
-                    stale = True
         counts[row] = count
 
 

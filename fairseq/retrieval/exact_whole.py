@@ -1,5 +1,5 @@
 """Products of whole numbers for the exact index (`exact`), where the processor multiplies 8 bit numbers fast: they cost
-half of bfloat16 ones.
+a quarter of float32 ones.
 
 Vectors are rounded to multiples of one step. A coordinate that needs more than 8 bits is cut into several columns, each
 of at most 127 steps, so wide coordinates cost more columns, and the step may be small for all. Nothing is assumed of

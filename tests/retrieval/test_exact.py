@@ -15,10 +15,9 @@ from fairseq.retrieval.exact import UNFOUND, ExactIndex
 from fairseq.retrieval.index import key_distances, pairwise
 
 WAYS = {
-    "bfloat16": {"compiled": True, "narrow": True},
-    "float32": {"compiled": True, "narrow": False},
+    "compiled": {"compiled": True, "whole": False},
     "whole": {"compiled": True, "whole": True},
-    "tensors": {"compiled": False, "narrow": False},
+    "tensors": {"compiled": False},
     **({"cuda": {"device": "cuda"}} if torch.cuda.is_available() else {}),
 }
 
@@ -27,7 +26,7 @@ WAYS = {
 def make(request: pytest.FixtureRequest) -> Callable[..., ExactIndex]:
     if "compiled" in WAYS[request.param] and WAYS[request.param]["compiled"] and not kernels.AVAILABLE:
         pytest.skip("numba is not installed")
-    if "whole" in WAYS[request.param] and not exact_whole.is_fast():
+    if WAYS[request.param].get("whole") and not exact_whole.is_fast():
         pytest.skip("this processor multiplies 8 bit numbers in no way that is known to be exact")
     return lambda keys: ExactIndex(keys, **WAYS[request.param])
 
@@ -184,8 +183,8 @@ def test_a_sample_that_misleads_loses_nothing(monkeypatch: pytest.MonkeyPatch) -
     keys[: 2 * 120 : 2] /= 10
     queries = torch.from_numpy(generator.standard_normal((3, 20)).astype(np.float32) / 10)
     index, again = ExactIndex(keys, whole=True), []
-    searched = index._search_rounded
-    monkeypatch.setattr(index, "_search_rounded", lambda some, k: again.append(len(some)) or searched(some, k))
+    searched = index._search_plain
+    monkeypatch.setattr(index, "_search_plain", lambda some, k: again.append(len(some)) or searched(some, k))
     check(index, keys, queries, 100)
     assert again == [3]
 
