@@ -27,7 +27,7 @@ EXTRA = 0.0625  # columns added for coordinates that need more than one
 SPAN = 4.0  # standard deviations that columns cover; what lies beyond is clipped
 LIMIT = 127  # steps that a column holds
 LARGEST = 1e36  # squared norm that float32 sums hold safely
-BLOCK = 512  # keys looked at together, for each of which a product with each query is kept
+BLOCK = 1024  # most keys looked at together, for each of which a product with each query is kept
 CAUTION = 4.0  # standard deviations by which the k-th entry is expected to be farther than in the sample
 
 
