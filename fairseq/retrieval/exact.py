@@ -110,7 +110,7 @@ class ExactIndex:
         best = _Items(queries, k, step)
         asked = self.columns.rounded(best.queries, are_queries=True)
         best.furthest[:] = self._likely_furthest(queries, asked, k)
-        words = self.keys.view(np.uint16) if self.keys.itemsize == 2 else self.keys
+        words = np.asarray(self.keys.view(np.uint16) if self.keys.itemsize == 2 else self.keys)
         rows = torch.zeros(step, self.columns.width, dtype=torch.int8)
         products = torch.empty(len(queries), step, dtype=torch.int32)
         rounding = np.float32(2.0**-21 * (self.dimension + 32))

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fairseq.retrieval import kernels, whole_kernels
+from fairseq.retrieval import instructions, kernels, whole_kernels
 
 EXTRA = 0.0625  # columns added for coordinates that need more than one
 SPAN = 4.0  # standard deviations that columns cover; what lies beyond is clipped
@@ -32,9 +32,11 @@ CAUTION = 4.0  # standard deviations by which the k-th entry is expected to be f
 
 
 def is_fast() -> bool:
-    """Whether the processor multiplies 8 bit numbers into sums of 32 bits, fast and without saturation."""
+    """Whether the processor multiplies 8 bit numbers into sums of 32 bits, fast and without saturation, and reads
+    halves."""
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return hasattr(torch, "_int_mm") and bool(known.get("avx512_vnni") or known.get("amx_int8"))
+    multiplies = hasattr(torch, "_int_mm") and bool(known.get("avx512_vnni") or known.get("amx_int8"))
+    return multiplies and instructions.READS_HALVES
 
 
 class Rounded(NamedTuple):

@@ -1,40 +1,19 @@
-"""Compiled loops of the exact search's pass over whole numbers (`exact_whole`). They need numba, as `kernels` does, and
-a processor that turns halves into singles, as all do that multiply 8 bit numbers fast."""
+"""Compiled loops of the exact search's pass over whole numbers (`exact_whole`). They need numba, as `kernels` does."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
+from fairseq.retrieval import kernels
 from fairseq.retrieval.exact_kernels import RUN, keep_smallest
 from fairseq.retrieval.kernels import _compile as compiled
-from fairseq.retrieval.kernels import numba
+
+if kernels.AVAILABLE:
+    from fairseq.retrieval.instructions import as_single
 
 SHIFTED = np.int32(32768)  # added before numbers are cut to whole ones, which rounds down where they are positive
-
-
-def _number_of() -> Any:
-    """A function for compiled loops: the float32 number that a coordinate is, itself or as the uint16 bits of a half.
-
-    numba knows no halves, but what it compiles to does: whole vectors of them become float32 in one instruction."""
-    if numba is None:
-        return None
-    from llvmlite import ir  # type: ignore[import-untyped]
-
-    def number(_: Any, coordinate: Any) -> Any:
-        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            if coordinate == numba.types.float32:
-                return arguments[0]
-            return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
-
-        return numba.types.float32(coordinate), build
-
-    return numba.extending.intrinsic(number)
-
-
-number = _number_of()
 
 
 @compiled
@@ -65,7 +44,7 @@ def round_vectors(
         vector, out = vectors[row], rows[row]
         norm = wide = lost = held = np.float32(0)
         for d in range(dimension):
-            value = number(vector[d]) - centre[d]
+            value = as_single(vector[d]) - centre[d]
             scaled = value * inverse
             scaled = reach[d] if scaled > reach[d] else scaled
             scaled = -reach[d] if scaled < -reach[d] else scaled
@@ -145,7 +124,7 @@ def offer_products(
             this, that = keys[chosen[place]], keys[chosen[min(place + 1, many - 1)]]
             this_distance = that_distance = np.float32(0)
             for d in range(len(query)):
-                this_far, that_far = query[d] - number(this[d]), query[d] - number(that[d])
+                this_far, that_far = query[d] - as_single(this[d]), query[d] - as_single(that[d])
                 this_distance += this_far * this_far
                 that_distance += that_far * that_far
             distances[place], distances[place + 1] = this_distance, that_distance
