@@ -10,11 +10,10 @@ import glob
 import os
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import Pipe, Process
+from multiprocessing import Pipe, Process, parent_process
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -133,14 +132,14 @@ def _encode_part(path: str, start: int, end: int, prefix: str | None, encoder: E
     return encoder.summary
 
 
-def _worker(answers: Connection, parent: int, work: Callable[..., Any], *args: Any) -> None:
+def _worker(answers: Connection, work: Callable[..., Any], *args: Any) -> None:
     """A worker process: sends what `work` returns, or the sentence of a user's mistake, or what the system said."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)  # the parent was killed
+        if (parent := parent_process()) is not None:
+            parent.join()
+            os._exit(1)  # it was killed
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -165,7 +164,7 @@ def _helped(
     processes, answers = [], []
     for k, (start, end) in enumerate(zip(offsets[1:], offsets[2:]), start=1):
         answer, sender = Pipe(duplex=False)
-        args = (sender, os.getpid(), work, path, start, end, _scratch_prefix(prefix, k), *extra)
+        args = (sender, work, path, start, end, _scratch_prefix(prefix, k), *extra)
         processes.append(Process(target=_worker, args=args, daemon=True))
         processes[-1].start()
         sender.close()  # so that a worker's death ends the pipe
