@@ -23,10 +23,8 @@ from fairseq import utils
 from fairseq.errors import BadFlag, UserError
 from fairseq.fingerprint import file_fingerprint, split_fingerprints
 from fairseq.lm_scoring import LMScoring
-from fairseq.refusals import refuse
-from fairseq.retrieval.datastore import KIND
+from fairseq.retrieval.belonging import check_asked_by
 from fairseq.retrieval.datastore_writer import DatastoreWriter
-from fairseq.retrieval.sidecar import read_sidecar
 from fairseq.sizes import size_text
 
 logger = logging.getLogger(__name__)
@@ -153,25 +151,12 @@ def scoring_identity(scoring: LMScoring, args: argparse.Namespace) -> dict[str, 
 
 
 def check_source(scoring: LMScoring, args: argparse.Namespace) -> None:
-    """Refuses a datastore whose keys are not what this model would ask for, as far as its sidecar tells: other weights,
-    another dictionary or key type."""
-    info = read_sidecar(args.dstore_filename, KIND, {}) or {}
+    """Refuses a datastore whose keys are not what this model would ask for, as far as its sidecar tells."""
     dictionary = os.path.join(utils.split_paths(args.data)[0], "dict.txt")
-    data = info.get("data")
-    known_dictionary = data.get("dict.txt") if isinstance(data, dict) else None
-    facts = (
-        ("weights", info.get("weights"), scoring.weights, f"--path {args.path}"),
-        ("dictionary", known_dictionary, file_fingerprint(dictionary), dictionary),
-        ("vocabulary", info.get("vocabulary"), len(scoring.task.target_dictionary), dictionary),
-        ("key type", info.get("key_type"), args.knn_keytype, "--knn-keytype"),
-    )
-    for name, known, present, where in facts:
-        if known is not None and known != present:
-            found = f"{args.dstore_filename}, saved with the {name} {_short(known)}"
-            remedy = "use the datastore that was saved with these, or go on with --force"
-            refuse(BadFlag("--dstore-filename", found, f"the {name} {_short(present)} of {where}", remedy))
-
-
-def _short(value: Any) -> str:
-    """Digests are cut: the first digits tell them apart."""
-    return ", ".join(_short(part) for part in value) if isinstance(value, list) else str(value)[:16]
+    info = {
+        "weights": scoring.weights,
+        "data": {"dict.txt": file_fingerprint(dictionary)},
+        "vocabulary": len(scoring.task.target_dictionary),
+        "key_type": args.knn_keytype,
+    }
+    check_asked_by(args.dstore_filename, info, [f"--path {args.path}", dictionary, dictionary, "--knn-keytype"])

@@ -24,6 +24,7 @@ from fairseq.knnlm import build_knnlm, open_stores
 from fairseq.provenance import write_results
 from fairseq.refusals import add_force
 from fairseq.retrieval.adaptret import FEATURES, AdaptRetRecipe, TrainingData, train
+from fairseq.retrieval.belonging import check_asked_by
 from fairseq.retrieval.ngrams import NgramTable, count_ngrams
 from fairseq.retrieval.open_index import EXACT
 from fairseq.retrieval.score_cache import ScoreCache
@@ -152,6 +153,7 @@ def _knn_log_probs(args: argparse.Namespace, scores: ScoreCache) -> NDArray[np.f
     values = {**vars(defaults.parse_args([])), **vars(args), "strategy": "knnlm", "lmbda": 0.25}
     device = torch.device("cuda" if args.knnlm_gpu and torch.cuda.is_available() else "cpu")
     stores = open_stores(argparse.Namespace(**values), scores.dimension, device)
+    check_asked_by(args.dstore_filename, scores.info, [args.scores] * 4)
     identity = search_identity(args, stores.index)
     searches = saved_searches(scores, stores.index, args.k, identity, device, not args.no_progress_bar)
     knnlm = build_knnlm(argparse.Namespace(**values), scores.dimension, device, stores, searches=searches)

@@ -28,6 +28,7 @@ from fairseq.flag_types import Parser, natural_int, positive_float, positive_int
 from fairseq.knnlm import open_stores
 from fairseq.provenance import write_results
 from fairseq.refusals import add_force
+from fairseq.retrieval.belonging import check_asked_by
 from fairseq.retrieval.datastore import values_path
 from fairseq.retrieval.open_index import EXACT
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
@@ -147,10 +148,13 @@ def expand_strategy(text: str) -> Iterator[tuple[str, dict[str, Any], dict[str, 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Sweeps, writing the results after every walk; returns what PREFIX.json holds."""
     utils.import_user_module(args)
+    if not os.path.basename(args.output):
+        raise BadFlag("--output", args.output, "a prefix for the names of files, such as results/sweep")
     walks = list(walks_of(args))
     scores = ScoreCache.open(args.scores)
     device = torch.device("cuda" if args.knnlm_gpu and torch.cuda.is_available() else "cpu")
     stores = open_stores(argparse.Namespace(**{**vars(args), "k": max(args.k)}), scores.dimension, device)
+    check_asked_by(args.dstore_filename, scores.info, [args.scores] * 4)
     asked = search_identity(args, stores.index)
     identity = {
         "scores": {name: value for name, value in scores.info.items() if name != "command"},

@@ -74,6 +74,16 @@ def test_another_model(pair: Path, run_cli: Any, tmp_path: Path) -> None:
     assert error.startswith("eval_lm.py: error: --dstore-filename: found a, saved with the weights ")
     assert "other.pt" in error
 
+    alone = " ".join(other).split(" --knnlm")[0].split()  # the model without a datastore
+    scores = ["--gen-subset", "valid", "--no-progress-bar", "--save-scores", tmp_path / "scores"]
+    assert run_cli("eval_lm", [*alone, *scores], cwd=pair).status == 0
+    sweep = f"--scores {tmp_path}/scores --output {tmp_path}/out --dstore-filename a --indexfile a.index --k 16"
+    sweep += " --knn-sim-func do_not_recomp_l2 --no-load-keys --no-progress-bar"
+    error = run_cli("sweep", sweep.split(), cwd=pair).error
+    assert "--dstore-filename: found a, saved with the weights " in error and f"of {tmp_path}/scores" in error
+    assert not list(tmp_path.glob("out*"))
+    assert run_cli("sweep", [*sweep.split(), "--force"], cwd=pair).status == 0
+
 
 def test_the_same_weights_in_another_file(pair: Path, run_cli: Any, tmp_path: Path) -> None:
     """A checkpoint without its optimiser, or in the legacy container, is the same model."""

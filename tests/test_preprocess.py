@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fairseq.data import Dictionary, data_utils
+from fairseq.errors import UserError
 from fairseq_cli import preprocess
 
 SPLITS = ("train", "valid", "test")
@@ -261,3 +262,10 @@ def test_both_dictionaries_cannot_be_joined(pair):
 def test_command_of_the_golden_bundle_is_the_one_tested(golden):
     commands = json.loads((golden / "MANIFEST.json").read_text())["build_commands"]
     assert any("preprocess.py --only-source" in c and "--nwordssrc 1500" in c for c in commands)
+
+
+def test_a_word_too_long_for_the_dictionary_file(text):
+    (text / "long").write_text("a b " + "x" * (1 << 20) + " a\n")
+    with pytest.raises(UserError, match="a word of 1048576 characters, expected at most"):
+        preprocess.main(arguments(text, trainpref=str(text / "long")))
+    assert not (text / "bin" / "dict.txt").exists()

@@ -15,10 +15,11 @@ import torch
 
 from fairseq.atomic_io import atomic_write
 from fairseq.data import data_utils
-from fairseq.errors import BadFile, MissingFile
+from fairseq.errors import BadFile, MissingFile, UserError
 from fairseq.tokenizer import tokenize_line
 
 LONGEST_LINE = 1 << 20  # characters; whatever has longer ones is no dictionary
+LONGEST_WORD = LONGEST_LINE - 100  # leaves room for the rest of its line
 OVERWRITE_FLAG = "#fairseq:overwrite"
 
 
@@ -142,7 +143,11 @@ class Dictionary:
         return bisect.bisect_right(counts, -threshold, hi=most, key=operator.neg)
 
     def extend(self, symbols: list[str], counts: list[int]) -> None:
-        """Appends symbols that are all new."""
+        """Appends symbols that are all new; UserError for one too long for the file."""
+        if symbols and (longest := max(map(len, symbols))) > LONGEST_WORD:
+            raise UserError(
+                f"a word of {longest} characters, expected at most {LONGEST_WORD}; put spaces between the words"
+            )
         self.indices.update(zip(symbols, itertools.count(len(self.symbols))))
         self.symbols.extend(symbols)
         self.count.extend(counts)

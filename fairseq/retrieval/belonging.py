@@ -1,15 +1,17 @@
-"""Whether an index or clusters belong to a datastore: their sidecars hold `datastore_files`, quick digests of the files
-that they were made from."""
+"""Whether things belong together, as far as their sidecars tell: an index or clusters to a datastore, by
+`datastore_files`, quick digests of the files that they were made from; a datastore to the model that asks it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from fairseq.errors import BadFile
+from fairseq.errors import BadFile, BadFlag
 from fairseq.fingerprint import quick_fingerprint
 from fairseq.refusals import refuse
-from fairseq.retrieval.datastore import Datastore, keys_path, values_path
-from fairseq.retrieval.sidecar import peek_sidecar
+from fairseq.retrieval.datastore import KIND, Datastore, keys_path, values_path
+from fairseq.retrieval.sidecar import peek_sidecar, read_sidecar
 
 
 def datastore_files(datastore: Datastore) -> dict[str, str]:
@@ -31,3 +33,29 @@ def check_belongs(flag: str, artefact: str, datastore: Datastore) -> None:
             expected = f"one of {datastore.prefix}, whose {name} are {digest[:12]}"
             remedy = "make it again from this datastore, give the other one, or go on with --force"
             refuse(BadFile(flag, found, expected, remedy))
+
+
+def check_asked_by(prefix: str, asking: Mapping[str, Any], places: Sequence[str]) -> None:
+    """Refuses datastore `prefix` for queries of a model with other weights, another dictionary or key type.
+
+    `asking` describes the queries' source as a datastore's sidecar does the keys'; `places`: where it has its weights,
+    its dictionary, the number of words and the key type from, for the sentence."""
+    kept = _source_of(read_sidecar(prefix, KIND, {}) or {})
+    for (name, present), place in zip(_source_of(asking).items(), places, strict=True):
+        if None not in (kept[name], present) and kept[name] != present:
+            found = f"{prefix}, saved with the {name} {_short(kept[name])}"
+            remedy = "use the datastore that was saved with these, or go on with --force"
+            refuse(BadFlag("--dstore-filename", found, f"the {name} {_short(present)} of {place}", remedy))
+
+
+def _source_of(info: Mapping[str, Any]) -> dict[str, Any]:
+    data = info.get("data")
+    dictionary = data.get("dict.txt") if isinstance(data, dict) else None
+    names = {"weights": "weights", "vocabulary": "vocabulary", "key_type": "key type"}
+    facts = {name: info.get(key) for key, name in names.items()}
+    return {"weights": facts["weights"], "dictionary": dictionary, **facts}
+
+
+def _short(value: Any) -> str:
+    """Digests are cut: the first digits tell them apart."""
+    return ", ".join(_short(part) for part in value) if isinstance(value, list) else str(value)[:16]
