@@ -51,9 +51,8 @@ def check_asked_by(prefix: str, asking: Mapping[str, Any], places: Sequence[str]
 def _source_of(info: Mapping[str, Any]) -> dict[str, Any]:
     data = info.get("data")
     dictionary = data.get("dict.txt") if isinstance(data, dict) else None
-    names = {"weights": "weights", "vocabulary": "vocabulary", "key_type": "key type"}
-    facts = {name: info.get(key) for key, name in names.items()}
-    return {"weights": facts["weights"], "dictionary": dictionary, **facts}
+    weights, vocabulary, key_type = (info.get(name) for name in ("weights", "vocabulary", "key_type"))
+    return {"weights": weights, "dictionary": dictionary, "vocabulary": vocabulary, "key type": key_type}
 
 
 def _short(value: Any) -> str:

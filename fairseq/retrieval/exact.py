@@ -106,7 +106,7 @@ class ExactIndex:
     def _search_whole(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """By products of whole numbers; queries of which too few entries were found, in the other way."""
         assert self.columns is not None
-        step = max(LEAST_BLOCK, min(LARGEST_BLOCK, exact_whole.BLOCK, BLOCK_KEYS // self.dimension))
+        step = max(LEAST_BLOCK, min(exact_whole.BLOCK, BLOCK_KEYS // self.dimension))
         best = _Items(queries, k, step)
         asked = self.columns.rounded(best.queries, are_queries=True)
         best.furthest[:] = self._likely_furthest(queries, asked, k)

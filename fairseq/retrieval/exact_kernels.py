@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fairseq.retrieval import kernels
-from fairseq.retrieval.kernels import _compile as compiled
+from fairseq.retrieval.kernels import compiled
 
 if kernels.AVAILABLE:
     from fairseq.retrieval.instructions import as_single, prefetch

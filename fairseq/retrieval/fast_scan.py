@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fairseq.retrieval import instructions, kernels
 from fairseq.retrieval.faiss_import import require_faiss
-from fairseq.retrieval.kernels import _compile as compiled
+from fairseq.retrieval.kernels import compiled
 
 if kernels.AVAILABLE:
     from fairseq.retrieval.instructions import integer_at, scan_block

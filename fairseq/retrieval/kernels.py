@@ -28,7 +28,8 @@ except ImportError:  # the extra is not installed
 AVAILABLE = numba is not None
 
 
-def _compile(function: Any) -> Any:
+def compiled(function: Any) -> Any:
+    """A function as machine code that holds no lock, at its first call; without numba the function itself."""
     if numba is None:
         return function
     # sums may be reordered (as any vector code does), but infinities and NaN keep their meaning
@@ -79,7 +80,7 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="kernels")
 
 
-@_compile
+@compiled
 def residual_l2_distances(
     first_row: int,
     last_row: int,
@@ -140,7 +141,7 @@ def residual_l2_distances(
             out[first + position] = total
 
 
-@_compile
+@compiled
 def sums_of_look_ups(table: np.ndarray, codes: np.ndarray, out: np.ndarray) -> None:
     """out[i] = sum over m of table[m, codes[i, m]]; table (M, 256) float32, codes (n, M), out (n,) float32."""
     count, sub_quantisers = codes.shape
@@ -151,7 +152,7 @@ def sums_of_look_ups(table: np.ndarray, codes: np.ndarray, out: np.ndarray) -> N
         out[entry] = total
 
 
-@_compile
+@compiled
 def votes(
     first_row: int,
     last_row: int,
@@ -190,7 +191,7 @@ def votes(
             total[row, t] = mass
 
 
-@_compile
+@compiled
 def emit_members(
     first_row: int,
     last_row: int,
@@ -223,7 +224,7 @@ def emit_members(
                 break
 
 
-@_compile
+@compiled
 def greedy_merge(
     order: np.ndarray,
     neighbours: np.ndarray,

@@ -8,7 +8,7 @@ import numpy as np
 
 from fairseq.retrieval import kernels
 from fairseq.retrieval.exact_kernels import RUN, keep_smallest
-from fairseq.retrieval.kernels import _compile as compiled
+from fairseq.retrieval.kernels import compiled
 
 if kernels.AVAILABLE:
     from fairseq.retrieval.instructions import as_single
