@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairseq.retrieval import kernels
+from fairseq.retrieval import kernels, pq_kernels
 from fairseq.retrieval.faiss_import import require_faiss
 
 HEADER_BYTES = 8  # list number and constant term, before the code
@@ -55,7 +55,7 @@ class PQCodes:
         self.codebook = self.codebook.to(device)
         self.coarse = self.coarse.to(device, torch.float32 if self.inner_product else torch.float64)
         self.coarse_norms = self.coarse.square().sum(1)
-        self._compiled: tuple[np.ndarray, ...] | None = None  # what the compiled kernel takes, made at first use
+        self._compiled: tuple[Any, ...] | None = None  # what the compiled kernel takes, made at first use
 
     def _constant_terms(self, number: int, codes: np.ndarray) -> np.ndarray:
         """||r||^2 + 2<c, r> of entries of list `number` from their codes (n, M): (n,) float32."""
@@ -63,7 +63,7 @@ class PQCodes:
         table = self.norms + 2 * inner
         result = np.empty(len(codes), np.float32)
         if kernels.AVAILABLE:
-            kernels.sums_of_look_ups(table.numpy(), codes, result)
+            pq_kernels.sums_of_look_ups(table.numpy(), codes, result)
             return result
         step = max(1, CHUNK_LOOKUPS // self.m)
         for start in range(0, len(codes), step):
@@ -104,11 +104,13 @@ class PQCodes:
     def _compiled_distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         if self._compiled is None:
             codebook = self.codebook.transpose(1, 2).contiguous().numpy()
-            self._compiled = (self.records.numpy().view(np.uint32), self.coarse.float().numpy(), codebook)
+            records = self.records.numpy().view(np.uint32)
+            words = (0,) * (records.shape[1] - pq_kernels.CODE_WORDS)
+            self._compiled = (records, self.coarse.float().numpy(), codebook, words)
         bounds = torch.searchsorted(rows, torch.arange(len(queries) + 1))
         result = queries.new_empty(len(ids))
         arrays = (queries.contiguous().numpy(), ids.numpy(), *self._compiled, result.numpy())
-        kernels.run_by_rows(kernels.residual_l2_distances, bounds.numpy(), *arrays)
+        kernels.run_by_rows(pq_kernels.residual_l2_distances, bounds.numpy(), *arrays)
         return result
 
     def _tables(self, queries: Tensor) -> tuple[Tensor, Tensor | None]:
