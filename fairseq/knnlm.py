@@ -17,29 +17,27 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
-import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fairseq.errors import BadFlag
 from fairseq.retrieval import kernels
-from fairseq.retrieval.automaton import Entries, as_tensor, bounds_of, no_entries
+from fairseq.retrieval.automaton import Entries, as_tensor, no_entries
 from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.index import Index
 from fairseq.retrieval.lockstep import Lockstep, RetrievalResult
-from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY, Proposal, Resources, Retriever, Step
+from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY, Resources, Retriever, Step
 from fairseq.retrieval.search_cache import SearchCache
 from fairseq.retrieval.similarity import Similarity
 from fairseq.retrieval.stores import Stores, open_stores, require_stores
+from fairseq.retrieval.voting import Searched, count_votes
 from fairseq.scored_sequences import ScoredSequence
 
 logger = logging.getLogger(__name__)
 
-NO_MATCH = -10000.0  # log p_kNN of a token that no candidate has as its value, as in the original
 CHUNK_CANDIDATES = 1 << 23  # bounds the scratch memory of one search of independent tokens
 
 
@@ -125,131 +123,34 @@ class KNNLM:
     def _advance(self, batch: Lockstep, tokens: Tensor, retriever: Retriever) -> None:
         """One step: the tokens at flat positions `tokens` (B,) of the batch."""
         step = batch.step(tokens)
-        targets = batch.targets[tokens]
         proposal = retriever.propose(step)
-        found = self._search(step, proposal, targets)
-        given = self._score_entries(step, proposal.entries, targets)
-
-        # p_kNN of the target, per temperature: log of the matching candidates' share of exp(score / T).
-        inverse = self.inverse_temperatures
-        peak = torch.maximum(found.peak, given.peak)
-        total = found.total_at(peak, inverse) + given.total_at(peak, inverse)
-        matched = found.matched if not len(given.matched) else _join(found.matched, given.matched)
-        knn = _log_sum_exp(matched, len(step), inverse) - (peak[:, None] * inverse + total.log())  # (B, S)
-        candidates = found.counts + given.counts
-        knn = torch.where(candidates[:, None] == 0, -math.inf, torch.clamp(knn, min=NO_MATCH))
-
+        searched, given = self._search(step, proposal.search), self._given(step, proposal.entries)
+        outcome = count_votes(searched, given, self.values, batch.targets[tokens], self.inverse_temperatures)
+        knn = outcome.log_probs
         lmbda = torch.full_like(knn[:, 0], self.lmbda) if proposal.lmbda is None else proposal.lmbda.to(knn)
-        retriever.observe(step, matched)
-        counts = matched.counts(len(step))
-        batch.store(tokens, mix(step.lm_log_probs, knn[:, 0], lmbda), knn, lmbda, proposal.search, candidates, counts)
+        retriever.observe(step, outcome.matched)
+        mixed = mix(step.lm_log_probs, knn[:, 0], lmbda)
+        batch.store(tokens, mixed, knn, lmbda, proposal.search, outcome.candidates, outcome.matches)
 
-    def _search(self, step: Step, proposal: Proposal, targets: Tensor) -> _Votes:
-        """One batched search for the tokens that need it."""
-        rows = proposal.search.nonzero().squeeze(1)
+    def _search(self, step: Step, wanted: Tensor) -> Searched:
+        """One batched search for the tokens that need it, `wanted` (B,) bool."""
+        rows = wanted.nonzero().squeeze(1)
         if not len(rows):
-            return self._no_votes(step)
+            nothing = torch.zeros(0, self.k, device=self.device)
+            return Searched(rows, nothing.long(), nothing)
         queries = step.queries[rows]
         if self.searches is None:
             distances, ids = self.index.search(queries, self.k)
         else:
             distances, ids = self.searches.look_up(step.sample_ids[rows], step.positions[rows], self.k)
-        scores = self.similarity.of_search(queries, distances, ids)  # (n, k)
-        hit = self.values[ids] == targets[rows, None]  # an id of -1 reads the last value, as in the original
-        row, column = hit.nonzero(as_tuple=True)
-        matched = Entries(rows[row], ids[row, column], scores[row, column])
-        votes = self._no_votes(step)
-        peak = scores.amax(1)
-        votes.peak[rows] = peak
-        below = scores - peak[:, None]
-        votes.total[rows] = torch.stack([(below * inverse).exp_().sum(1) for inverse in self.inverse_temperatures], 1)
-        votes.counts[rows] = self.k
-        votes.matched = matched
-        return votes
+        return Searched(rows, ids, self.similarity.of_search(queries, distances, ids))
 
-    def _score_entries(self, step: Step, entries: Entries | None, targets: Tensor) -> _Votes:
-        """One batched distance computation for the entries that the retriever proposes."""
+    def _given(self, step: Step, entries: Entries | None) -> Entries:
+        """The entries that the retriever proposes, with scores: one batched distance computation."""
         if entries is None or not len(entries):
-            return self._no_votes(step)
-        rows = entries.rows
-        scores = self.similarity.of_entries(step.queries, rows, entries.ids)  # (n,)
-        votes = self._no_votes(step)
-        votes.counts = entries.counts(len(step))
-        if kernels.AVAILABLE and self.device.type == "cpu":
-            hits = torch.empty(len(scores), dtype=torch.bool)
-            inverse = self.inverse_temperatures
-            weights = scores.new_zeros(0) if entries.weights is None else entries.weights
-            arrays = (scores, entries.ids, self.values, targets, inverse, weights, votes.peak, votes.total, hits)
-            kernels.run_by_rows(
-                kernels.votes, bounds_of(votes.counts).numpy(), *[array.numpy() for array in arrays]
-            )
-        else:
-            votes.peak.scatter_reduce_(0, rows, scores, "amax")
-            below = scores - votes.peak[rows]
-            votes.total = _sums_of_exp(below, rows, len(step), self.inverse_temperatures, entries.weights)
-            hits = self.values[entries.ids] == targets[rows]
-        hit = hits.nonzero().squeeze(1)
-        votes.matched = Entries(rows, entries.ids, scores, entries.weights).select(hit)
-        return votes
-
-    def _no_votes(self, step: Step) -> _Votes:
-        return _Votes(
-            torch.full((len(step),), -math.inf, device=self.device),
-            torch.zeros(len(step), len(self.inverse_temperatures), device=self.device),
-            torch.zeros(len(step), dtype=torch.int64, device=self.device),
-            no_entries(self.device),
-        )
-
-
-@dataclass
-class _Votes:
-    """Candidates of a step, reduced: peak (B,) largest score, total (B, S) sum of exp((score - peak) / T) for each
-    temperature, counts (B,) candidates, and the entries whose value is the target."""
-
-    peak: Tensor
-    total: Tensor
-    counts: Tensor
-    matched: Entries
-
-    def total_at(self, peak: Tensor, inverse_temperatures: Tensor) -> Tensor:
-        """`total` relative to another, larger peak."""
-        factor = ((self.peak - peak)[:, None] * inverse_temperatures).exp_()
-        return torch.where(self.counts[:, None] > 0, self.total * factor, 0.0)
-
-
-def _join(first: Entries, second: Entries) -> Entries:
-    """Both, in ascending order of rows."""
-    assert first.scores is not None and second.scores is not None
-    rows = torch.cat([first.rows, second.rows])
-    order = torch.argsort(rows, stable=True)
-    ids, scores = torch.cat([first.ids, second.ids]), torch.cat([first.scores, second.scores])
-    weights = None
-    if first.weights is not None or second.weights is not None:
-        parts = (first, second)
-        weights = torch.cat([scores.new_ones(len(part)) if part.weights is None else part.weights for part in parts])
-    return Entries(rows, ids, scores, weights).select(order)
-
-
-def _sums_of_exp(
-    below: Tensor, rows: Tensor, count: int, inverse_temperatures: Tensor, weights: Tensor | None = None
-) -> Tensor:
-    """(count, S): sums of exp(below / T), times the weight if any, over the entries of each row; all (n,)."""
-    zeros = below.new_zeros(count)
-    sums = []
-    for inverse in inverse_temperatures:
-        terms = (below * inverse).exp_()
-        sums.append(zeros.index_add(0, rows, terms if weights is None else terms * weights))
-    return torch.stack(sums, 1)
-
-
-def _log_sum_exp(entries: Entries, rows: int, inverse_temperatures: Tensor) -> Tensor:
-    """(rows, S): log of the sum of exp(score / T) per row; minus infinity for a row without entries."""
-    assert entries.scores is not None
-    peak = torch.full((rows,), -math.inf, device=entries.scores.device)
-    peak.scatter_reduce_(0, entries.rows, entries.scores, "amax")
-    below = entries.scores - peak[entries.rows]
-    total = _sums_of_exp(below, entries.rows, rows, inverse_temperatures, entries.weights)
-    return peak[:, None] * inverse_temperatures + total.log()
+            return no_entries(self.device)
+        scores = self.similarity.of_entries(step.queries, entries.rows, entries.ids)
+        return Entries(entries.rows, entries.ids, scores, entries.weights)
 
 
 def strategy_name(args: argparse.Namespace) -> str:

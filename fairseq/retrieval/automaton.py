@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fairseq.retrieval import kernels
+from fairseq.retrieval import automaton_kernels, kernels
 from fairseq.retrieval.clusters import Clusters
 
 
@@ -116,6 +117,8 @@ class Automaton:
             return pointers
         counts = pointers.counts(sequences)
         room = (self.max_knns - counts).clamp_(min=0)
+        if kernels.AVAILABLE and self.device.type == "cpu":
+            return self._expand_compiled(pointers, counts, room)
         own = self.cluster_of[pointers.ids]
         self._require((own >= 0) & (own < self.clusters.count))
         keys = pointers.rows * self.clusters.count + own
@@ -128,8 +131,6 @@ class Automaton:
         available = torch.zeros_like(room).index_add_(0, rows, sizes)
         order = self._most_voted_first(rows, votes, widths, available > room)
         clusters = clusters[order]
-        if kernels.AVAILABLE and self.device.type == "cpu":
-            return self._emit(pointers, counts, counts + torch.minimum(room, available), clusters, widths)
         rows, sizes = rows[order], sizes[order]
 
         # How many members of each cluster fit: sizes cut where their running sum within the sequence passes the room.
@@ -144,15 +145,26 @@ class Automaton:
         added = Entries(torch.repeat_interleave(rows, take, output_size=total), found)
         return merge_by_row(pointers, added, counts, sequences)
 
-    def _emit(self, pointers: Entries, counts: Tensor, full: Tensor, clusters: Tensor, widths: Tensor) -> Entries:
-        """The pointers and the members of `clusters`, `full` (B,) entries a sequence, by a compiled loop."""
-        bounds = bounds_of(full)
-        ids = torch.empty(int(bounds[-1]), dtype=torch.int64)
-        rows = torch.empty_like(ids)
-        arrays = (bounds_of(counts), pointers.ids, bounds_of(widths), clusters, self.indptr, self.members, ids, rows)
-        kernels.run_by_rows(kernels.emit_members, bounds.numpy(), *[array.numpy() for array in arrays])
-        lowest, highest = torch.aminmax(ids)
-        self._require((lowest >= 0) & (highest < self.size))
+    def _expand_compiled(self, pointers: Entries, counts: Tensor, room: Tensor) -> Entries:
+        """The same by compiled loops; room (B,): how many members each sequence may add."""
+        assert self.clusters is not None
+        starts, named = bounds_of(counts).numpy(), pointers.ids.numpy()
+        indptr, members = self.indptr.numpy(), self.members.numpy()
+        clusters, votes = np.empty_like(named), np.empty_like(named)
+        widths, available = np.empty(len(counts), np.int64), np.empty(len(counts), np.int64)
+        found = (clusters, votes, widths, available)
+        arrays = (named, self.cluster_of.numpy(), indptr, len(members), *found)
+        kernels.run_by_rows(automaton_kernels.find_states, starts, *arrays)
+        self.clusters.require(int(available.min()) >= 0)
+        crowded = np.flatnonzero((available > room.numpy()) & (widths > 1))
+        _sort_by_votes(clusters, votes, starts[crowded], widths[crowded])
+        added = np.minimum(room.numpy(), available)
+        bounds = bounds_of(counts + torch.from_numpy(added))
+        ids, rows = torch.empty(2, int(bounds[-1]), dtype=torch.int64)
+        fine = np.empty(len(counts), np.bool_)
+        taken = (starts, named, clusters, indptr, members, self.size)
+        kernels.run_by_rows(automaton_kernels.emit_members, bounds.numpy(), *taken, ids.numpy(), rows.numpy(), fine)
+        self.clusters.require(bool(fine.all()))
         return Entries(rows, ids)
 
     def _require(self, fine: Tensor) -> None:
@@ -163,19 +175,26 @@ class Automaton:
 
     def _most_voted_first(self, rows: Tensor, votes: Tensor, widths: Tensor, crowded: Tensor) -> Tensor:
         """A permutation that puts each sequence's clusters in descending order of votes. Only sequences whose clusters
-        do not all fit need it: `crowded` (B,) bool; widths (B,) are the sequences' numbers of clusters. Clusters with
-        equal votes stand as numpy's default sort leaves them: the original's truncation, and so its numbers, depend on
-        that (off the CPU: ascending cluster number)."""
+        do not all fit need it: `crowded` (B,) bool; widths (B,) are the sequences' numbers of clusters. Off the CPU,
+        clusters with equal votes stand in ascending order."""
         if self.device.type != "cpu":
             return best_first(votes, rows)
-        order = np.arange(len(rows))
-        ascending = -votes.numpy()
-        starts, width_of = starts_of(widths).numpy(), np.where((crowded & (widths > 1)).numpy(), widths.numpy(), 0)
-        for width in np.unique(width_of[width_of > 0]).tolist():
-            begin = starts[width_of == width][:, None]
-            these = begin + np.arange(width)
-            order[these] = begin + np.argsort(ascending[these], axis=1)
+        order, chosen = np.arange(len(rows)), (crowded & (widths > 1)).numpy()
+        _sort_by_votes(order, votes.numpy(), starts_of(widths).numpy()[chosen], widths.numpy()[chosen])
         return torch.from_numpy(order)
+
+
+def _sort_by_votes(
+    clusters: NDArray[np.int64], votes: NDArray[np.int64], starts: NDArray[np.int64], widths: NDArray[np.int64]
+) -> None:
+    """Puts each run of clusters, of `widths` (R,) from `starts` (R,) on, in descending order of votes, in place.
+
+    Clusters with equal votes stand as numpy's default sort leaves them: the original's truncation, and so its numbers,
+    depend on that."""
+    for width in np.unique(widths).tolist():
+        these = starts[widths == width][:, None] + np.arange(width)
+        order = np.argsort(-votes[these], axis=1)
+        clusters[these] = np.take_along_axis(clusters[these], order, 1)
 
 
 def merge_by_row(first: Entries, second: Entries, first_counts: Tensor, sequences: int) -> Entries:

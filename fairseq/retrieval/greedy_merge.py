@@ -64,10 +64,32 @@ def merge(neighbours: NDArray[Any], values: NDArray[Any], count: int, seed: int 
     order = np.random.default_rng(seed).permutation(size)
     weights, absorber = np.ones(size, np.int64), np.arange(size)
     if kernels.AVAILABLE:
-        kernels.greedy_merge(order, np.asarray(neighbours), np.asarray(values), count + 1, weights, absorber)
+        _merge_in_order(order, np.asarray(neighbours), np.asarray(values), count + 1, weights, absorber)
     else:
         _merge_in_rounds(order, neighbours, np.asarray(values), count + 1, weights, absorber)
     return Merge(weights, absorber)
+
+
+@kernels.compiled
+def _merge_in_order(
+    order: np.ndarray,
+    neighbours: np.ndarray,
+    values: np.ndarray,
+    width: int,
+    weights: np.ndarray,
+    absorber: np.ndarray,
+) -> None:
+    """Entries absorb, in the given order, those of their first `width` neighbours (N, k) that have their value and
+    weight 1; weights (N,) and absorber (N,) are changed in place."""
+    for entry in order:
+        if weights[entry] == 0:
+            continue
+        for column in range(width):
+            other = neighbours[entry, column]
+            if other >= 0 and other != entry and weights[other] == 1 and values[other] == values[entry]:
+                weights[other] = 0
+                absorber[other] = entry
+                weights[entry] += 1
 
 
 def _merge_in_rounds(

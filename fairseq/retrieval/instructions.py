@@ -36,6 +36,15 @@ if numba is not None:
         return types.float32(number), generate
 
     @instruction
+    def single_of_bits(_: Any, bits: Any) -> Any:
+        """The float32 whose bits an int32 holds."""
+
+        def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], ir.FloatType())
+
+        return types.float32(types.int32), generate
+
+    @instruction
     def integer_at(_: Any, address: Any) -> Any:
         """The int64 at an address."""
 

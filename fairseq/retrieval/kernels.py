@@ -1,15 +1,14 @@
-"""Compiled loops for the CPU, where arrays alone would move too much memory: distances to given entries from IVFPQ
-codes.
+"""How compiled loops are made and run, for the CPU, where arrays alone would move too much memory. The loops themselves
+stand in the files named `*_kernels`, each beside the array code that does the same.
 
-They need numba (the `fast` extra). Without it, and on other devices, the array code in `pq_codes` computes the same.
-Work is split by rows over Python threads, in which the kernels hold no lock; numba's own thread pool would change the
-number of threads that torch and FAISS use."""
+They need numba (the `fast` extra). Without it, and on other devices, the array code computes the same. Work is split by
+rows over Python threads, in which the kernels hold no lock; numba's own thread pool would change the number of threads
+that torch and FAISS use."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -29,11 +28,21 @@ AVAILABLE = numba is not None
 
 
 def compiled(function: Any) -> Any:
-    """A function as machine code that holds no lock, at its first call; without numba the function itself."""
+    """A function as machine code that holds no lock, at its first call; without numba the function itself.
+
+    Sums may be reordered (as any vector code does), but infinities and NaN keep their meaning."""
+    return _compiled(function, {"reassoc", "contract", "nsz"})
+
+
+def compiled_in_order(function: Any) -> Any:
+    """As `compiled`, but sums stay in the order in which they are written."""
+    return _compiled(function, {"contract", "nsz"})
+
+
+def _compiled(function: Any, freedoms: set[str]) -> Any:
     if numba is None:
         return function
-    # sums may be reordered (as any vector code does), but infinities and NaN keep their meaning
-    return numba.njit(cache=True, nogil=True, boundscheck=False, fastmath={"reassoc", "contract", "nsz"})(function)
+    return numba.njit(cache=True, nogil=True, boundscheck=False, fastmath=freedoms)(function)
 
 
 def run_by_rows(kernel: Callable[..., None], bounds: np.ndarray, *arguments: Any) -> None:
@@ -78,97 +87,3 @@ def each_in_thread(work: Callable[..., Any], *arguments: Sequence[Any]) -> list[
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="kernels")
-
-
-@compiled
-def votes(
-    first_row: int,
-    last_row: int,
-    bounds: np.ndarray,
-    scores: np.ndarray,
-    ids: np.ndarray,
-    values: np.ndarray,
-    targets: np.ndarray,
-    inverse_temperatures: np.ndarray,
-    weights: np.ndarray,
-    peak: np.ndarray,
-    total: np.ndarray,
-    hits: np.ndarray,
-) -> None:
-    """Per row b: peak[b] = max score, total[b, t] = sum of exp((score - peak[b]) / temperature t), each times its
-    weight (n,) unless there are none (0,); hits[i] = whether entry i has the value targets[b]. Rows without entries
-    keep what peak and total hold."""
-    for row in range(first_row, last_row):
-        first, last = bounds[row], bounds[row + 1]
-        if first == last:
-            continue
-        largest = np.float32(-np.inf)
-        for position in range(first, last):
-            largest = max(largest, scores[position])
-            hits[position] = values[ids[position]] == targets[row]
-        peak[row] = largest
-        for t in range(len(inverse_temperatures)):
-            inverse = inverse_temperatures[t]
-            mass = np.float32(0)
-            if len(weights) == 0:
-                for position in range(first, last):
-                    mass += math.exp((scores[position] - largest) * inverse)
-            else:
-                for position in range(first, last):
-                    mass += weights[position] * math.exp((scores[position] - largest) * inverse)
-            total[row, t] = mass
-
-
-@compiled
-def emit_members(
-    first_row: int,
-    last_row: int,
-    bounds: np.ndarray,
-    pointer_bounds: np.ndarray,
-    pointer_ids: np.ndarray,
-    state_bounds: np.ndarray,
-    clusters: np.ndarray,
-    indptr: np.ndarray,
-    members: np.ndarray,
-    ids: np.ndarray,
-    rows: np.ndarray,
-) -> None:
-    """Writes row b's pointers, then members of its clusters in the order given, until ids[bounds[b]:bounds[b + 1]] is
-    full; rows receives b."""
-    for row in range(first_row, last_row):
-        position, last = bounds[row], bounds[row + 1]
-        rows[position:last] = row
-        for pointer in range(pointer_bounds[row], pointer_bounds[row + 1]):
-            ids[position] = pointer_ids[pointer]
-            position += 1
-        for state in range(state_bounds[row], state_bounds[row + 1]):
-            cluster = clusters[state]
-            begin = indptr[cluster]
-            count = min(indptr[cluster + 1] - begin, last - position)
-            for offset in range(count):
-                ids[position + offset] = members[begin + offset]
-            position += count
-            if position == last:
-                break
-
-
-@compiled
-def greedy_merge(
-    order: np.ndarray,
-    neighbours: np.ndarray,
-    values: np.ndarray,
-    width: int,
-    weights: np.ndarray,
-    absorber: np.ndarray,
-) -> None:
-    """Entries absorb, in the given order, those of their first `width` neighbours (N, k) that have their value and
-    weight 1; weights (N,) and absorber (N,) are changed in place."""
-    for entry in order:
-        if weights[entry] == 0:
-            continue
-        for column in range(width):
-            other = neighbours[entry, column]
-            if other >= 0 and other != entry and weights[other] == 1 and values[other] == values[entry]:
-                weights[other] = 0
-                absorber[other] = entry
-                weights[entry] += 1

@@ -42,7 +42,6 @@ def residual_l2_distances(
     for row in range(first_row, last_row):
         longest = max(longest, bounds[row + 1] - bounds[row])
     local = np.empty((longest, record_words), np.uint32)
-    constants = local.view(np.float32)
     table = np.zeros(4 * len(words) * size, np.float32)
     to_list = np.empty(len(coarse), np.float32)
     start, stride, end = records.ctypes.data, records.strides[0], bounds[last_row]

@@ -1,0 +1,126 @@
+"""Votes: from the candidates of a step to the probability of its targets, at each of S temperatures T,
+
+    p_kNN(w) = sum over candidates with v_i = w of exp(s_i / T) / sum over all candidates of exp(s_i / T)
+
+(Khandelwal et al., 2020, equation 2). Candidates are what a search found for some rows of the step, and what a strategy
+gave for any of them, each of which votes as often as its weight says. A compiled loop counts on the CPU, tensors do on
+any device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairseq.retrieval import kernels, vote_kernels
+from fairseq.retrieval.automaton import Entries, bounds_of
+
+NO_MATCH = -10000.0  # log p_kNN of a target that no candidate has as its value, as in the original
+
+
+@dataclass
+class Searched:
+    """What a search found: rows (n,) int64 of the step, ascending; ids (n, k) int64; scores (n, k) float32. An id of -1
+    has the last entry's value, as in the original."""
+
+    rows: Tensor
+    ids: Tensor
+    scores: Tensor
+
+
+@dataclass
+class Outcome:
+    """log_probs (B, S): log p_kNN of the targets, nats, no less than NO_MATCH, minus infinity for rows without
+    candidates; candidates (B,) int64; matched: those whose value is the target, with scores, what a search found first;
+    matches (B,) int64: how many of them each row has."""
+
+    log_probs: Tensor
+    candidates: Tensor
+    matched: Entries
+    matches: Tensor
+
+
+def count_votes(
+    searched: Searched, given: Entries, values: Tensor, targets: Tensor, inverse_temperatures: Tensor
+) -> Outcome:
+    """The outcome for targets (B,); values (N,) are the datastore's, inverse_temperatures (S,) float32."""
+    counts = given.counts(len(targets))
+    candidates = counts.index_add(0, searched.rows, torch.full_like(searched.rows, searched.ids.shape[1]))
+    if kernels.AVAILABLE and targets.device.type == "cpu":
+        return _count_compiled(searched, given, counts, candidates, values, targets, inverse_temperatures)
+    return _count_tensors(searched, given, candidates, values, targets, inverse_temperatures)
+
+
+def _count_compiled(
+    searched: Searched,
+    given: Entries,
+    counts: Tensor,
+    candidates: Tensor,
+    values: Tensor,
+    targets: Tensor,
+    inverse_temperatures: Tensor,
+) -> Outcome:
+    assert given.scores is not None
+    found_at = torch.full_like(targets, -1)
+    found_at[searched.rows] = torch.arange(len(searched.rows))
+    weights = given.scores.new_zeros(0) if given.weights is None else given.weights
+    log_probs = torch.empty(len(targets), len(inverse_temperatures))
+    found = (found_at.numpy(), searched.ids.numpy(), searched.scores.numpy())
+    offered = (bounds_of(counts).numpy(), given.ids.numpy(), given.scores.numpy())
+    of_values = (weights.numpy(), values.numpy(), targets.numpy(), inverse_temperatures.numpy(), NO_MATCH)
+    counted = np.empty((len(targets), 2), np.int64)
+    places = np.empty(searched.ids.shape, np.int32), np.empty(len(given), np.int32), counted
+    run, work = kernels.run_by_rows, bounds_of(candidates).numpy()
+    run(vote_kernels.count_votes, work, *found, *offered, *of_values, log_probs.numpy(), *places)
+    matches = torch.from_numpy(counted.sum(1))
+    bounds = bounds_of(matches).numpy()
+    rows, ids = torch.empty(2, int(bounds[-1]), dtype=torch.int64)
+    scores = torch.empty(len(rows))
+    run(vote_kernels.collect_matches, bounds, *found, *offered, *places, rows.numpy(), ids.numpy(), scores.numpy())
+    return Outcome(log_probs, candidates, Entries(rows, ids, scores), matches)
+
+
+def _count_tensors(
+    searched: Searched,
+    given: Entries,
+    candidates: Tensor,
+    values: Tensor,
+    targets: Tensor,
+    inverse_temperatures: Tensor,
+) -> Outcome:
+    assert given.scores is not None
+    peak = given.scores.new_full((len(targets),), -math.inf)
+    peak[searched.rows] = searched.scores.amax(1)
+    peak.scatter_reduce_(0, given.rows, given.scores, "amax")
+    total = _sums_of_exp(given.scores - peak[given.rows], given.rows, given.weights, len(targets), inverse_temperatures)
+    below = searched.scores - peak[searched.rows, None]
+    for t, inverse in enumerate(inverse_temperatures):
+        total[searched.rows, t] += (below * inverse).exp_().sum(1)
+
+    row, column = (values[searched.ids] == targets[searched.rows, None]).nonzero(as_tuple=True)
+    hit = (values[given.ids] == targets[given.rows]).nonzero().squeeze(1)
+    rows = torch.cat([searched.rows[row], given.rows[hit]])
+    ids = torch.cat([searched.ids[row, column], given.ids[hit]])
+    scores = torch.cat([searched.scores[row, column], given.scores[hit]])
+    weights = None if given.weights is None else torch.cat([scores.new_ones(len(row)), given.weights[hit]])
+    hit_peak = scores.new_full((len(targets),), -math.inf).scatter_reduce_(0, rows, scores, "amax")
+    mass = _sums_of_exp(scores - hit_peak[rows], rows, weights, len(targets), inverse_temperatures)
+
+    log_probs = (hit_peak - peak)[:, None] * inverse_temperatures + mass.log() - total.log()
+    matches = torch.bincount(rows, minlength=len(targets))
+    log_probs = torch.where(candidates[:, None] == 0, -math.inf, torch.clamp(log_probs, min=NO_MATCH))
+    return Outcome(log_probs, candidates, Entries(rows, ids, scores).select(torch.argsort(rows, stable=True)), matches)
+
+
+def _sums_of_exp(
+    below: Tensor, rows: Tensor, weights: Tensor | None, count: int, inverse_temperatures: Tensor
+) -> Tensor:
+    """(count, S): sums of weight times exp(below / T) over the entries of each row; all (n,)."""
+    sums = []
+    for inverse in inverse_temperatures:
+        terms = (below * inverse).exp_()
+        sums.append(below.new_zeros(count).index_add(0, rows, terms if weights is None else terms * weights))
+    return torch.stack(sums, 1)
