@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fairseq.retrieval import kernels
-from fairseq.retrieval.kernels import compiled
+from fairseq.retrieval.kernels import compiled, compiled_in_order
 
 if kernels.AVAILABLE:
     from fairseq.retrieval.instructions import prefetch
@@ -78,7 +78,7 @@ def residual_l2_distances(
         _sums_of_records(local[:count], words, size, table, to_list, out[first : first + count])
 
 
-@compiled
+@compiled_in_order
 def _sums_of_records(
     records: np.ndarray, words: tuple[int, ...], size: int, table: np.ndarray, to_list: np.ndarray, out: np.ndarray
 ) -> None:
