@@ -46,15 +46,16 @@ class SequenceScorer:
         Keys: tokens (t,) the targets without padding; positional_scores (t,) float32 log-probabilities in nats; score,
         their mean; queries and dstore_keys (t, D) activations when a key type is set, else None; start_idx, the number
         of context tokens before; attention and alignment are None; lm_max and lm_entropy (t,) if asked for."""
-        outputs: Iterable[Any] = self._outputs(models, sample)  # one at a time, unless all are needed twice
+        first = self._first_needed(models, sample)
+        outputs: Iterable[Any] = self._outputs(models, sample, first)  # one at a time, unless all are needed twice
         spread = None
         if self.wants_distributions:
             outputs = list(outputs)
             spread = self._distributions(models, outputs)
-        scores, activations = self._score_targets(models, outputs, sample)
-        target = sample["target"]
+        target = sample["target"][:, first:]
+        scores, activations = self._score_targets(models, outputs, target)
         hypotheses = []
-        for row, span in enumerate(self._spans(sample)):
+        for row, span in enumerate(self._spans(sample, first)):
             keys = None if activations is None else activations[span, row]
             positional = scores[row, span]
             hypotheses.append(
@@ -67,7 +68,7 @@ class SequenceScorer:
                         "positional_scores": positional,
                         "dstore_keys": keys,
                         "queries": keys,
-                        "start_idx": span.start,
+                        "start_idx": first + span.start,
                     }
                 ]
             )
@@ -78,35 +79,42 @@ class SequenceScorer:
     @torch.no_grad()
     def keys(self, models: list[Any], sample: dict[str, Any]) -> list[Tensor]:
         """(t, D) activations of the first model for each row of the batch, as in `generate`, without any score."""
-        (output,) = self._outputs(models[:1], sample)
-        return [output[1][self.key_type][span, row] for row, span in enumerate(self._spans(sample))]
+        first = self._first_needed(models[:1], sample)
+        (output,) = self._outputs(models[:1], sample, first)
+        return [output[1][self.key_type][span, row] for row, span in enumerate(self._spans(sample, first))]
 
-    def _spans(self, sample: dict[str, Any]) -> list[slice]:
-        """Where each row has targets: after its context, before the padding."""
+    @staticmethod
+    def _first_needed(models: list[Any], sample: dict[str, Any]) -> int:
+        """The first position that has a target in any row, or 0 when a model would compute all of them anyway."""
+        able = all(getattr(model, "supports_features_only", False) for model in models)
+        return min(sample.get("start_indices") or [0]) if able else 0
+
+    def _spans(self, sample: dict[str, Any], first: int) -> list[slice]:
+        """Where each row has targets: after its context, before the padding; counted from position `first`."""
         target = sample["target"]
         starts = sample.get("start_indices") or [0] * len(target)
         lengths = target.ne(self.pad).sum(1).tolist()
-        return [slice(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+        return [slice(start - first, start - first + length) for start, length in zip(starts, lengths, strict=True)]
 
     def score_targets(self, models: list[Any], sample: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """((B, T) float32 log-probabilities of the targets, (T, B, D) key activations of the first model or None)."""
-        return self._score_targets(models, self._outputs(models, sample), sample)
+        return self._score_targets(models, self._outputs(models, sample, 0), sample["target"])
 
     @staticmethod
-    def _outputs(models: list[Any], sample: dict[str, Any]) -> Iterator[Any]:
+    def _outputs(models: list[Any], sample: dict[str, Any], first: int) -> Iterator[Any]:
         for model in models:
             if model.training:
                 model.eval()
-            features_only = {"features_only": True} if getattr(model, "supports_features_only", False) else {}
-            yield model(**sample["net_input"], **features_only)
+            able = getattr(model, "supports_features_only", False)
+            yield model(**sample["net_input"], **({"features_only": True, "first_needed": first} if able else {}))
 
     def _score_targets(
-        self, models: list[Any], outputs: Iterable[Any], sample: dict[str, Any]
+        self, models: list[Any], outputs: Iterable[Any], target: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         total: Tensor | None = None
         activations = None
         for model, output in zip(models, outputs, strict=True):
-            scores = model.get_target_log_probs(output, sample["target"], self.pad)
+            scores = model.get_target_log_probs(output, target, self.pad)
             if self.key_type is not None and activations is None:
                 activations = output[1][self.key_type]
             total = scores if total is None else torch.logaddexp(total, scores)

@@ -77,6 +77,38 @@ def test_scores_and_the_largest_tensor(model, features_only, monkeypatch):
         assert shapes == [(BATCH, LENGTH, VOCABULARY)]
 
 
+@pytest.mark.parametrize("pads", ["none", "right", "left"])
+@pytest.mark.parametrize("starts", [[8, 5, 8], [0, 6, 3], [19, 19, 19]])
+def test_positions_that_only_give_context_are_left_out_of_the_last_layer(model, starts, pads, monkeypatch):
+    model, dictionary, args = model
+    sample = batch()
+    tokens, target = sample["net_input"]["src_tokens"], sample["target"]
+    target[:] = tokens.roll(-1, 1)
+    if pads == "right":
+        tokens[1, 15:], target[1, 15:] = 1, 1
+        starts = [min(start, 14) for start in starts]
+    if pads == "left":
+        tokens[1, :4] = 1
+    for row, start in enumerate(starts):
+        target[row, :start] = 1
+    sample["start_indices"] = starts
+    scorer = SequenceScorer(dictionary, args=args)
+    widths = []
+    model.decoder.layers[-1].fc1.register_forward_hook(lambda _, inputs, __: widths.append(len(inputs[0])))
+
+    found, keys = scorer.generate([model], sample), scorer.keys([model], sample)
+
+    assert widths == [LENGTH - min(starts)] * 2
+    scores, activations = scorer.score_targets([model], sample)
+    for row, (hypotheses, key) in enumerate(zip(found, keys, strict=True)):
+        wanted = target[row] != 1
+        torch.testing.assert_close(hypotheses[0]["tokens"], target[row][wanted])
+        torch.testing.assert_close(hypotheses[0]["positional_scores"], scores[row][wanted])
+        torch.testing.assert_close(hypotheses[0]["queries"], activations[wanted, row])
+        torch.testing.assert_close(key, activations[wanted, row])
+        assert hypotheses[0]["start_idx"] == starts[row]
+
+
 def test_who_says_that_it_can():
     assert TransformerLanguageModel.supports_features_only
     assert not fairseq_model.FairseqLanguageModel.supports_features_only

@@ -26,8 +26,9 @@ class BaseFairseqModel(nn.Module):
     """Extend it, register it with `register_model`, and give it `build_model` and `forward`.
 
     supports_features_only: whether `forward` takes features_only=True, leaves the output layer out then, and
-    `get_target_log_probs` works from the features; scoring uses it to make no tensor as wide as the vocabulary. A
-    subclass whose `forward` does not take it sets it back to False."""
+    `get_target_log_probs` works from the features; scoring uses it to make no tensor as wide as the vocabulary. Such a
+    `forward` also takes first_needed=n, and leaves out what is only needed for the outputs of the first n positions. A
+    subclass whose `forward` does not take both sets it back to False."""
 
     supports_features_only = False
 

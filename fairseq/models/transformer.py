@@ -82,13 +82,18 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         encoder_out: Any = None,
         incremental_state: dict[str, Any] | None = None,
         features_only: bool = False,
+        first_needed: int = 0,
         **extra_args: Any,
     ) -> NetOutput:
         """Tokens (B, T) -> (logits (B, T, V), or features (B, T, D) where an adaptive softmax follows; extra).
 
         With `incremental_state` only the positions not seen before are computed and returned. With `features_only` the
-        output layer is left out and extra["features_only"] is set, which `get_target_log_probs` understands."""
-        x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
+        output layer is left out and extra["features_only"] is set, which `get_target_log_probs` understands. Of the
+        positions before `first_needed`, which does not go with `incremental_state`, nothing is returned, and nothing
+        computed in the last layer but what later ones attend to."""
+        x, extra = self.extract_features(
+            prev_output_tokens, encoder_out, incremental_state, first_needed=first_needed
+        )
         if features_only:
             extra["features_only"] = True
             return x, extra
@@ -99,9 +104,11 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         prev_output_tokens: Tensor,
         encoder_out: Any = None,
         incremental_state: dict[str, Any] | None = None,
+        first_needed: int = 0,
         **kwargs: Any,
     ) -> NetOutput:
-        """Features (B, T, output dim) and extra: attn, inner_states and, when asked for, the kNN keys."""
+        """Features (B, T - first_needed, output dim) and extra: attn, inner_states and, when asked for, the kNN
+        keys."""
         seen = 0 if incremental_state is None else self._cached_length(incremental_state)
         mask, is_causal, positions = self._mask_and_positions(prev_output_tokens, seen)
         x = self._embed(prev_output_tokens, seen, positions).transpose(0, 1)
@@ -110,7 +117,11 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         for layer in self.layers:
             if self.training and self.decoder_layerdrop > 0 and torch.rand(()).item() <= self.decoder_layerdrop:
                 continue
-            x, _, ffn_input = layer(x, incremental_state, self_attn_mask=mask, is_causal=is_causal)
+            skipped = 0
+            if layer is self.layers[-1] and first_needed > 0:
+                mask = causal_mask(x.size(0), x.device) if mask is None else mask
+                skipped, mask, is_causal = first_needed, mask[..., first_needed:, :], False
+            x, _, ffn_input = layer(x, incremental_state, mask, is_causal=is_causal, skipped=skipped)
             inner_states.append(x)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
@@ -152,7 +163,7 @@ class TransformerDecoder(FairseqIncrementalDecoder):
             return None, True, positions
         if not pads_precede and length - seen == 1:
             return None, False, positions  # a single new position sees everything before it
-        causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+        causal = causal_mask(length, tokens.device)
         # Pads attend to themselves: a row that may attend to nothing would be NaN and spread.
         diagonal = torch.eye(length, dtype=torch.bool, device=tokens.device)
         mask = causal & (~padded[:, None, None, :] | diagonal)
@@ -183,6 +194,11 @@ class TransformerDecoder(FairseqIncrementalDecoder):
             output = state_dict.pop(f"{name}.output_projection.weight", None)
             if output is not None and self.embed_out is not None:
                 state_dict.setdefault(f"{name}.embed_out", output)
+
+
+def causal_mask(length: int, device: torch.device) -> Tensor:
+    """(length, length) bool: whether a position (row) may attend to another (column)."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
 def Embedding(num_embeddings: int, embedding_dim: int, padding_idx: int) -> nn.Embedding:  # noqa: N802

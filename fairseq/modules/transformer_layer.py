@@ -49,13 +49,16 @@ class TransformerDecoderLayer(nn.Module):
         self_attn_padding_mask: Tensor | None = None,
         is_causal: bool = False,
         need_attn: bool = False,
+        skipped: int = 0,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """x (T, B, D) -> (output (T, B, D), attention weights (B, T, S) or None, input of fc1 (T, B, D))."""
-        residual = x
+        """x (T, B, D) -> (output (T, B, D), attention weights (B, T, S) or None, input of fc1 (T, B, D)).
+
+        The first `skipped` positions are only attended to: outputs, and the mask given, are those of the others."""
+        residual = x[skipped:]
         if self.normalize_before:
             x = self.self_attn_layer_norm(x)
         x, weights = self.self_attn(
-            x, x, x, self_attn_padding_mask, incremental_state, need_attn, self_attn_mask, is_causal=is_causal
+            x[skipped:], x, x, self_attn_padding_mask, incremental_state, need_attn, self_attn_mask, is_causal=is_causal
         )
         x = residual + F.dropout(x, self.dropout, self.training)
         if not self.normalize_before:
