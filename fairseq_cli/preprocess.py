@@ -32,6 +32,8 @@ from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("fairseq_cli.preprocess")
 
+WROTE = "Wrote preprocessed data to "  # begins the last line of a run's log
+
 
 class DictionaryExists(UserError, FileExistsError):
     """A dictionary would be built over one that is there."""
@@ -91,12 +93,6 @@ class Preprocessor:
     def _build(self, langs: list[str | None], k: int, stack: contextlib.ExitStack) -> Dictionary:
         """Counts the training text of `langs`; `k` says whose thresholds hold (0 source, 1 target)."""
         args = self.args
-        for lang in langs:
-            if os.path.exists(self.dict_path(lang)):
-                raise DictionaryExists(
-                    f"{self.dict_path(lang)}: a dictionary exists already, expected none; "
-                    f"remove it, choose another --destdir, or reuse it with --{'tgt' if k else 'src'}dict"
-                )
         if not args.trainpref:
             raise BadFlag("--trainpref", "nothing", f"a training text or --{'tgt' if k else 'src'}dict")
         keep = args.dataset_impl != "raw" and not getattr(args, "dict_only", False)
@@ -110,8 +106,8 @@ class Preprocessor:
         threshold, nwords = [(args.thresholdsrc, args.nwordssrc), (args.thresholdtgt, args.nwordstgt)][k]
         return build_dictionary(vocabularies, threshold, nwords, args.padding_factor)
 
-    def check_inputs(self) -> None:
-        """Says what is missing before anything is written."""
+    def check_inputs(self, log: str) -> None:
+        """Says what is missing, or in the way, before anything is written. `log` is the log of earlier runs."""
         for flag, prefixes in (("--validpref", self.args.validpref), ("--testpref", self.args.testpref)):
             if prefixes and not all(prefixes.split(",")):
                 raise BadFlag(flag, repr(prefixes), "text files separated by commas")
@@ -123,6 +119,27 @@ class Preprocessor:
         for path in given:
             if path and not os.path.isfile(path):
                 raise MissingFile(path, "give the dictionary that preprocess wrote")
+        if not self._unfinished(log):
+            self._refuse_to_replace_dictionaries()
+
+    def _unfinished(self, log: str) -> bool:
+        """Whether the last run that the log tells of was this very command, and was killed before its end."""
+        if not os.path.isfile(log):
+            return False
+        with open(log, encoding="utf-8", errors="replace") as stream:
+            marks = [line.rstrip("\n") for line in stream if line.startswith(("Namespace(", WROTE))]
+        return marks[-1:] == [str(self.args)]
+
+    def _refuse_to_replace_dictionaries(self) -> None:
+        given = [self.args.srcdict, self.args.tgtdict]
+        if self.args.joined_dictionary:
+            given = [self.args.srcdict or self.args.tgtdict] * 2
+        for flag, path, lang in zip(("--srcdict", "--tgtdict"), given, self.langs):
+            if not path and os.path.exists(self.dict_path(lang)):
+                raise DictionaryExists(
+                    f"{self.dict_path(lang)}: a dictionary exists already, expected none; "
+                    f"remove it, choose another --destdir, or reuse it with {flag}"
+                )
 
     @staticmethod
     def _warn_of_mark(path: str) -> None:
@@ -231,15 +248,15 @@ def main(args: argparse.Namespace) -> None:
     if args.alignfile:
         raise BadFlag("--alignfile", args.alignfile, "nothing: alignment dictionaries are not built here")
     preprocessor = Preprocessor(args)
-    preprocessor.check_inputs()
     log = os.path.join(args.destdir, "preprocess.log")
+    preprocessor.check_inputs(log)
     make_parent(log)
     with _log_file(log):
         logger.info(args)
         if not args.only_source and not (args.source_lang or args.target_lang):
             logger.warning("neither a language nor --only-source is given: language modelling needs --only-source")
         preprocessor.run()
-        logger.info("Wrote preprocessed data to %s", args.destdir)
+        logger.info("%s%s", WROTE, args.destdir)
 
 
 def cli_main() -> None:

@@ -159,6 +159,38 @@ def test_an_interrupted_run_leaves_nothing_half_written_and_can_be_repeated(text
         assert (text / "bin" / name).read_bytes() == (text / "fresh" / name).read_bytes()
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_a_run_killed_among_its_dictionaries_can_be_repeated(pair, monkeypatch, given):
+    """The first of two built dictionaries, or all files but the end of the log, are there: the same command goes on,
+    another one refuses to replace what it did not make, and so does the same one after its end."""
+    (pair / "given").write_text("b 2\na 1\n")
+    options = {"source_lang": "de", "target_lang": "en", "only_source": False, "trainpref": str(pair / "train")}
+    options |= {"srcdict": str(pair / "given")} if given else {}
+    args, save = arguments(pair, **options), Dictionary.save
+    with monkeypatch.context() as patch:
+
+        def save_and_stop(self, path):
+            save(self, path)
+            if path.endswith("en.txt" if given else "de.txt"):
+                raise KeyboardInterrupt
+
+        patch.setattr(Dictionary, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess.main(args)
+    log = (pair / "bin" / "preprocess.log").read_bytes()
+    with pytest.raises(FileExistsError, match="a dictionary exists already"):
+        preprocess.main(arguments(pair, **options, nwordstgt=1))
+    assert (pair / "bin" / "preprocess.log").read_bytes() == log, "what refuses to begin leaves no trace"
+    preprocess.main(args)
+    preprocess.main(arguments(pair, **options, destdir=str(pair / "fresh")))
+    assert names(pair / "bin") == names(pair / "fresh")
+    for name in set(names(pair / "fresh")) - {"preprocess.log"}:
+        assert (pair / "bin" / name).read_bytes() == (pair / "fresh" / name).read_bytes(), name
+    for _ in range(2):
+        with pytest.raises(FileExistsError, match="a dictionary exists already"):
+            preprocess.main(args)
+
+
 @pytest.mark.parametrize("impl", ["lazy", "cached"])
 def test_legacy_formats(text, impl):
     args = arguments(text, trainpref=str(text / "text"), validpref=str(text / "text"), dataset_impl=impl)
