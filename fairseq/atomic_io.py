@@ -50,8 +50,12 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb", encoding: str |
     """As `staged`; on leaving without an exception the file replaces `path`."""
     with staged(path, mode, encoding) as stream:
         yield stream
-    with writing(path):
-        os.replace(temporary_path(path), path)
+    try:
+        with writing(path):
+            os.replace(temporary_path(path), path)
+    except UserError:
+        temporary_path(path).unlink(missing_ok=True)
+        raise
 
 
 def is_full(error: OSError) -> bool:

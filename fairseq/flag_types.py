@@ -7,6 +7,7 @@ import argparse
 import ast
 import math
 import os
+import tempfile
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -35,14 +36,32 @@ def literal_dict(flag: str, text: str | dict[str, Any] | None) -> dict[str, Any]
 
 def output_file(text: str) -> str:
     """argparse type: a file that a command writes in the end; whether it can is known in the beginning."""
+    if os.path.exists(text) and not os.path.isfile(text):
+        kind = "the folder" if os.path.isdir(text) else "the device or pipe"
+        raise argparse.ArgumentTypeError(f"found {kind} {text}, expected the name of a file to write")
     folder = os.path.dirname(os.path.abspath(text))
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
-    if os.path.isdir(text):
-        raise argparse.ArgumentTypeError(f"found the folder {text}, expected the name of a file to write")
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise argparse.ArgumentTypeError(f"found {text!r}, but nothing can be written in {folder}")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, but nothing can be written in {folder}") from None
     return text
+
+
+def output_prefix(*suffixes: str) -> Callable[[str], str]:
+    """argparse type: what the names of several files begin with, each an `output_file`."""
+
+    def check(text: str) -> str:
+        if not os.path.basename(text):
+            expected = "a prefix for the names of files, such as results/sweep"
+            raise argparse.ArgumentTypeError(f"found {text}, expected {expected}")
+        for suffix in suffixes:
+            output_file(text + suffix)
+        return text
+
+    return check
 
 
 def int_list(text: str) -> list[int]:

@@ -17,6 +17,7 @@ from fairseq.errors import MissingDependency
 
 logger = logging.getLogger(__name__)
 
+FIGURES = [f"-{name}.{suffix}" for name in ("methods", "clusters", "lmbda-temp") for suffix in ("png", "svg")]
 PAPER = ("wikitext103", "law", "law-finetuned")
 PAPER_FILE = Path(__file__).parent.parent / "examples" / "retomaton" / "paper_points.json"
 NAMES = {

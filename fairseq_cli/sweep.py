@@ -24,7 +24,7 @@ from fairseq import options, utils
 from fairseq.atomic_io import atomic_write, read_json
 from fairseq.errors import BadFile, BadFlag
 from fairseq.fingerprint import quick_fingerprint
-from fairseq.flag_types import Parser, natural_int, positive_float, positive_int, seed_int, unit_float
+from fairseq.flag_types import Parser, natural_int, output_prefix, positive_float, positive_int, seed_int, unit_float
 from fairseq.knnlm import open_stores
 from fairseq.provenance import write_results
 from fairseq.refusals import add_force
@@ -35,7 +35,7 @@ from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.retrieval.score_cache import ScoreCache
 from fairseq.retrieval.search_cache import saved_searches, search_identity
 from fairseq.sweep import Sweep, Walk
-from fairseq.sweep_figures import PAPER, draw_figures
+from fairseq.sweep_figures import FIGURES, PAPER, draw_figures
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("fairseq_cli.sweep")
@@ -52,7 +52,13 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument_group("Files").add_argument
     add("--scores", required=True, metavar="DIR", help="what eval_lm.py --save-scores wrote")
-    add("--output", required=True, metavar="PREFIX", help="writes PREFIX.json, PREFIX.csv, PREFIX.md and PREFIX.walks/")
+    add(
+        "--output",
+        required=True,
+        type=output_prefix(".json", ".csv", ".md"),
+        metavar="PREFIX",
+        help="writes PREFIX.json, PREFIX.csv, PREFIX.md and PREFIX.walks/",
+    )
     add("--dstore-filename", required=True, metavar="PREFIX", help="prefix of the datastore's files")
     add("--indexfile", metavar="FILE", help="its index")
     add("--index", choices=[EXACT], help="exact: compare with every key; needs no --indexfile")
@@ -78,7 +84,12 @@ def get_parser() -> argparse.ArgumentParser:
     add("--user-dir", help="folder of a Python package with strategies; its code is executed")
     add("--no-progress-bar", action="store_true", help="no progress bar")
     add = parser.add_argument_group("Figures").add_argument
-    add("--figure", metavar="PREFIX", help="draw PREFIX-methods, -clusters and -lmbda-temp, as .png and .svg")
+    add(
+        "--figure",
+        type=output_prefix(*FIGURES),
+        metavar="PREFIX",
+        help="draw PREFIX-methods, -clusters and -lmbda-temp, as .png and .svg",
+    )
     add("--paper", choices=PAPER, help="add the paper's points for this data to the figures, faintly")
     add("--title", default="", help="heads the figures")
     add_force(parser)
@@ -148,8 +159,6 @@ def expand_strategy(text: str) -> Iterator[tuple[str, dict[str, Any], dict[str, 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Sweeps, writing the results after every walk; returns what PREFIX.json holds."""
     utils.import_user_module(args)
-    if not os.path.basename(args.output):
-        raise BadFlag("--output", args.output, "a prefix for the names of files, such as results/sweep")
     walks = list(walks_of(args))
     scores = ScoreCache.open(args.scores)
     device = torch.device("cuda" if args.knnlm_gpu and torch.cuda.is_available() else "cpu")

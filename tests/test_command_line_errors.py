@@ -266,6 +266,10 @@ def test_a_trained_index_that_is_cut_short(golden: Path, tmp_path: Path, run_cli
 @pytest.mark.parametrize("command", ["kmeans", "build_dstore", "eval_lm"])
 def test_results_that_could_not_be_written_are_refused_at_once(command: str, run_cli: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for place in (tmp_path / "file" / "r.json", tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "file" / "r.json", tmp_path, tmp_path / "pipe", "/proc/r.json", "/proc/new/r.json"):
         error = run_cli(command, ["--results-json", place]).error
-        assert "argument --results-json: found" in error and str(tmp_path) in error
+        assert "argument --results-json: found" in error and str(place) in error
+    error = run_cli(command, ["--results-json", tmp_path / "new" / "r.json"]).error
+    assert "--results-json" not in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]

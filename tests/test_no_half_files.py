@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 
 from fairseq import refusals
+from fairseq.atomic_io import write_json
+from fairseq.errors import UserError
 from tests.kill.stages import GOLDEN, STAGES, load_command, run_command
 
 FAILING = ["preprocess", "train", "save datastore", "build index", "k-means", "two-level k-means", "greedy merging"]
@@ -228,6 +230,13 @@ def test_control_c(name: str, again: Any) -> None:
     done = b'"seed": 5' in after.get("out/i.json", b"")  # all but the end of the process
     whole = {"out/i", "out/i.json"} if done else set()
     assert changed(before, after) <= {*TRAINED, "out/checkpoint_last.pt", *whole}
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "r.json").mkdir()
+    with pytest.raises(UserError, match="r.json: cannot be written"):
+        write_json(tmp_path / "r.json", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 
 def test_a_plan_larger_than_memory(tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:

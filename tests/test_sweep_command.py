@@ -173,6 +173,18 @@ def test_mistakes_are_one_sentence(sweep: Any, flags: str, sentence: str) -> Non
     assert sentence in sweep(flags, 2).error
 
 
+@pytest.mark.parametrize("flag", ["--output", "--figure"])
+def test_outputs_that_could_not_be_written_are_refused_at_once(flag: str, run_cli: Any, tmp_path: Path) -> None:
+    """Before the scores are opened, which are missing here."""
+    folder = tmp_path / ("out.csv" if flag == "--output" else "out-methods.svg")
+    folder.mkdir()
+    words = ["--scores", "missing", "--output", tmp_path / "o", *STORES, flag]
+    error = run_cli("sweep", [*words, tmp_path / "out"], cwd=GOLDEN).error
+    assert f"argument {flag}: found the folder {folder}" in error
+    assert "missing" in run_cli("sweep", [*words, tmp_path / "other"], cwd=GOLDEN).error
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_figures(sweep: Any, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     sweep(
