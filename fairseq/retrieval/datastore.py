@@ -164,8 +164,7 @@ def _infer_layout(
     remedy = "check the prefix that was given for the datastore"
     value_bytes = file_size(values_path(prefix), remedy)
     has_keys = need_keys or os.path.exists(keys_path(prefix))
-    without = " (eval_lm.py can do without keys: --no-load-keys)"
-    key_bytes = file_size(keys_path(prefix), remedy + without) if has_keys else None
+    key_bytes = file_size(keys_path(prefix), remedy) if has_keys else None
     if info:
         return _checked_against_sidecar(prefix, info, size, dimension, fp16, value_bytes, key_bytes)
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fairseq.errors import BadFlag
+from fairseq.errors import BadFlag, MissingFile
 from fairseq.retrieval.belonging import check_belongs
 from fairseq.retrieval.clusters import KIND as CLUSTERS_KIND
 from fairseq.retrieval.clusters import Clusters, load_clusters
-from fairseq.retrieval.datastore import Datastore, read_weights
+from fairseq.retrieval.datastore import Datastore, keys_path, read_weights
 from fairseq.retrieval.index import Index, check_dimension
 from fairseq.retrieval.open_index import EXACT, open_index, refinement
 from fairseq.retrieval.similarity import Similarity, WeightedSimilarity, build_similarity, needs_keys
@@ -47,14 +47,20 @@ def open_stores(args: argparse.Namespace, dimension: int, device: torch.device |
     """Opens the datastore and index that eval_lm's flags name, for queries of width `dimension`."""
     require_stores(args)
     function = args.knn_sim_func
-    datastore = Datastore.open(
-        args.dstore_filename,
-        args.dstore_size,
-        dimension,
-        args.dstore_fp16 or None,
-        load_keys=not args.no_load_keys and (needs_keys(function, args.faiss_metric_type) or _index_needs_keys(args)),
-        in_memory=args.move_dstore_to_mem,
-    )
+    load_keys = not args.no_load_keys and (needs_keys(function, args.faiss_metric_type) or _index_needs_keys(args))
+    try:
+        datastore = Datastore.open(
+            args.dstore_filename,
+            args.dstore_size,
+            dimension,
+            args.dstore_fp16 or None,
+            load_keys=load_keys,
+            in_memory=args.move_dstore_to_mem,
+        )
+    except MissingFile as error:
+        if error.file != keys_path(args.dstore_filename):
+            raise
+        raise MissingFile(error.file, _without_keys(args)) from None
     logger.info("datastore %s: %d entries of dimension %d", args.dstore_filename, datastore.size, dimension)
     if args.knnlm_gpu and torch.device(device).type == "cpu":
         logger.warning("--knnlm-gpu: no GPU is used in this run, so the index is searched on the CPU")
@@ -88,3 +94,16 @@ def require_stores(args: argparse.Namespace) -> None:
 def _index_needs_keys(args: argparse.Namespace) -> bool:
     recall = getattr(args, "index_recall", None) is not None
     return recall or args.index == EXACT or refinement(args.indexfile) is not None
+
+
+def _without_keys(args: argparse.Namespace) -> str:
+    """What to do when the keys are missing."""
+    if refinement(args.indexfile) is not None:
+        what = f"{args.indexfile} was built with --preset fast and needs them"
+        return f"{what}: copy them here, or use an index built without that flag"
+    if args.index == EXACT:
+        return "--index exact compares with them: copy them here"
+    copy = "check --dstore-filename"
+    if needs_keys(args.knn_sim_func, args.faiss_metric_type):
+        return f"{copy}, or do without the keys: --knn-sim-func do_not_recomp_l2"
+    return f"{copy}, or drop --index-recall, which needs the keys"

@@ -184,3 +184,26 @@ def test_searches_of_the_exact_index_are_kept(golden: Path, tmp_path: Path, run_
 def test_flags_that_do_not_go_together(golden: Path, run_cli: Callable[..., Any], flags: str, said: str) -> None:
     done = run_cli("eval_lm", f"{LM} {flags}".split(), cwd=golden)
     assert done.status == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "flags, remedy",
+    [
+        ("--indexfile BUILT/knn.index", "BUILT/knn.index was built with --preset fast and needs them: copy them here"),
+        ("--index exact", "--index exact compares with them: copy them here"),
+        ("--indexfile checkpoints/knn16.index", "or do without the keys: --knn-sim-func do_not_recomp_l2"),
+        ("--indexfile checkpoints/knn16.index --knn-sim-func do_not_recomp_l2 --index-recall 4", "drop --index-recall"),
+        ("--indexfile checkpoints/knn16.index --knn-sim-func do_not_recomp_l2", None),
+    ],
+)
+def test_missing_keys_and_what_does_without_them(
+    built: Path, golden: Path, tmp_path: Path, run_cli: Callable[..., Any], flags: str, remedy: str | None
+) -> None:
+    shutil.copyfile(golden / "checkpoints" / "dstore16_vals.npy", tmp_path / "d_vals.npy")
+    words = f"{LM} {flags} --dstore-filename {tmp_path}/d".replace("BUILT", str(built)).split()
+    done = run_cli("eval_lm", words, cwd=golden)
+    if remedy is None:
+        assert done.status == 0, done.stderr
+    else:
+        assert f"{tmp_path}/d_keys.npy: no such file; " in done.error
+        assert remedy.replace("BUILT", str(built)) in done.error and "--no-load-keys" not in done.error
