@@ -14,7 +14,7 @@ from fairseq.errors import BadFlag
 from fairseq.flag_types import Parser, natural_int, output_file, positive_int, seed_int
 from fairseq.provenance import write_results
 from fairseq.refusals import add_force
-from fairseq.retrieval.build_index import IndexBuilder, IndexRecipe
+from fairseq.retrieval.build_index import CODE_SIZE, IndexBuilder, IndexRecipe
 from fairseq.retrieval.datastore import Datastore, count_filled_rows
 from fairseq.retrieval.open_index import open_index
 from fairseq.retrieval.recall import exact_neighbours, noisy_keys, recall_of
@@ -35,7 +35,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--dstore_fp16", "--dstore-fp16", action="store_true", help="the keys are float16")
     add("--seed", type=seed_int, default=1, help="seed of the training sample")
     add("--ncentroids", type=positive_int, default=4096, help="inverted lists")
-    add("--code_size", "--code-size", type=positive_int, default=64, help="bytes of a quantised vector")
+    add("--code_size", "--code-size", type=positive_int, default=CODE_SIZE, help="bytes of a quantised vector")
     add("--probe", type=positive_int, default=8, help="lists visited by a search, stored in the file")
     add("--faiss_index", "--faiss-index", required=True, metavar="FILE", help="index to write")
     add("--num_keys_to_add_at_a_time", "--num-keys-to-add-at-a-time", type=positive_int, default=1000000, metavar="N",

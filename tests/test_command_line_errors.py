@@ -188,7 +188,16 @@ COMMANDS = {
     "build_dstore --faiss_index OUT/i": "--dstore_mmap",
     "build_dstore --dstore_mmap lost --faiss_index OUT/i": "lost_vals.npy: no such file",
     f"build_dstore {STORE} --dimension 33 --ncentroids 8": "dstore16_keys.npy: found 1084032 bytes",
-    f"build_dstore {STORE} --dimension 32 --code_size 7": "--code_size: found 7",
+    f"build_dstore {STORE} --dimension 32 --code_size 7": (
+        "--code_size: found 7, expected a divisor of the dimension 32; give --code_size 4"
+    ),
+    f"build_dstore {STORE} --dimension 32": (
+        "--code_size: found 64 (the default), expected a divisor of the dimension 32; give --code_size 32"
+    ),
+    f"build_dstore {STORE} --dimension 32 --preset fast": (
+        "found 64 (the default), expected a divisor of half the dimension 32; give --code_size 16"
+    ),
+    f"build_dstore {STORE} --dimension 32 --preset fast --pca 31": "the dimension 31; leave out --preset fast",
     f"build_dstore {STORE} --dimension 32 --code_size 8 --ncentroids 20000": "--ncentroids: found 20000",
     f"build_dstore {STORE} --dimension 32 --actual_dstore_size 20000": "--actual_dstore_size: found 20000",
     "kmeans --dstore lost --num-clusters 4 --sample 100": "lost_vals.npy: no such file",

@@ -40,6 +40,8 @@ from fairseq.sizes import size_text
 logger = logging.getLogger(__name__)
 
 KIND = "index"
+CODE_SIZE = 64  # unless --code_size says another
+LEAST_A_LIST = 39  # training vectors for each list, below which FAISS's k-means warns
 TRAINING_SAMPLE = 1_000_000
 SAFE_POINT_SECONDS = 30.0
 REFINE = 1.3
@@ -83,12 +85,17 @@ class IndexBuilder:
         self._refuse_to_replace_others()
         if recipe.pca > self.dimension:
             raise BadFlag("--pca", recipe.pca, f"at most the keys' dimension {self.dimension}")
-        width = recipe.pca or self.dimension
-        if width % (recipe.code_size * (2 if recipe.fast else 1)):
-            half = "half " if recipe.fast else ""
-            raise BadFlag("--code_size", recipe.code_size, f"a divisor of {half}the dimension {width}")
+        self._check_code_size(recipe.pca or self.dimension)
         if size < recipe.ncentroids:
             raise BadFlag("--ncentroids", recipe.ncentroids, f"at most the datastore's {size} entries")
+
+    def _check_code_size(self, width: int) -> None:
+        size, parts = self.recipe.code_size, 2 if self.recipe.fast else 1  # sub-quantisers a byte
+        if width % (size * parts):
+            found = f"{size} (the default)" if size == CODE_SIZE else size
+            fitting = [smaller for smaller in range(1, size) if width % (smaller * parts) == 0]
+            remedy = f"give --code_size {fitting[-1]}" if fitting else "leave out --preset fast"
+            raise BadFlag("--code_size", found, f"a divisor of {'half ' * (parts == 2)}the dimension {width}", remedy)
 
     def _refuse_to_replace_others(self) -> None:
         """BadFlag when the index would replace a file that is no index: never the datastore's, others with --force."""
@@ -161,6 +168,15 @@ class IndexBuilder:
         index = self._new_index()
         sample = self._training_sample()
         logger.info("training on %d keys", len(sample))
+        lists = self.recipe.ncentroids
+        if len(sample) < LEAST_A_LIST * lists:
+            logger.warning(
+                "--ncentroids %d: %.1f training keys a list, fewer than FAISS asks for (%d); %d lists would have them",
+                lists,
+                len(sample) / lists,
+                LEAST_A_LIST,
+                max(1, len(sample) // LEAST_A_LIST),
+            )
         try:
             index.train(sample)
         except RuntimeError as error:

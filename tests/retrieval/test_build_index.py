@@ -38,6 +38,19 @@ def test_another_probe_needs_no_training(tmp_path: Path, monkeypatch: pytest.Mon
     assert index.nprobe == 7
 
 
+def test_too_few_keys_for_so_many_lists(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    np.random.default_rng(0).standard_normal((900, 8)).astype(np.float16).tofile(tmp_path / "d_keys.npy")
+    np.zeros(900, "<i8").tofile(tmp_path / "d_vals.npy")
+    datastore = Datastore.open(str(tmp_path / "d"), 900, 8, True)
+    IndexBuilder(datastore, str(tmp_path / "i"), IndexRecipe(23, 2, 4, 1), 900, 300).build(False)
+    assert not caplog.records
+    IndexBuilder(datastore, str(tmp_path / "i"), IndexRecipe(100, 2, 4, 1), 900, 300).build(False)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said[-1] == (
+        "--ncentroids 100: 9.0 training keys a list, fewer than FAISS asks for (39); 23 lists would have them"
+    )
+
+
 @pytest.mark.parametrize("name", ["d_keys.npy", "d_vals.npy", "other.txt"])
 def test_nothing_but_an_index_is_replaced(name: str, tmp_path: Path) -> None:
     np.ones((90, 8), np.float16).tofile(tmp_path / "d_keys.npy")
