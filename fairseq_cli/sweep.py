@@ -63,7 +63,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--indexfile", metavar="FILE", help="its index")
     add("--index", choices=[EXACT], help="exact: compare with every key; needs no --indexfile")
     add = parser.add_argument_group("What to combine").add_argument
-    add("--strategy", nargs="+", default=["retomaton"], metavar="'NAME FLAGS'", help="strategies, with their flags")
+    add("--strategy", nargs="+", default=["retomaton"], metavar="'NAME FLAGS'",
+        help="strategies, with their flags, which --strategy NAME --help shows")
     add("--members", nargs="+", default=[NO_MEMBERS], metavar="FILE", help=f"clusters; {NO_MEMBERS}: without")
     add("--min-knns", nargs="+", type=natural_int, default=[1], metavar="N", help="search below N kept entries")
     add("--k", nargs="+", type=positive_int, default=[1024], metavar="N", help="neighbours of a search")
@@ -132,13 +133,11 @@ def eval_lm_defaults() -> dict[str, Any]:
 def expand_strategy(text: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """(name, defaults of its own flags, values that were typed) for each combination of the values in
     "NAME --flag VALUE VALUE ..."."""
-    name, *words = shlex.split(text) or [""]
-    if name not in RETRIEVER_REGISTRY:
-        raise BadFlag("--strategy", repr(name), f"one of {', '.join(sorted(RETRIEVER_REGISTRY))}")
+    name, *words = _strategy_words(text)
     own = Parser(add_help=False)
     RETRIEVER_REGISTRY[name].add_args(own)
     defaults = {action.dest: action.default for action in own._actions}
-    parser = Parser(prog=f"--strategy '{name} ...'", add_help=False, allow_abbrev=False)
+    parser = Parser(prog=f"fairseq-sweep --strategy {name}", add_help=False, allow_abbrev=False)
     options.add_knn_eval_args(parser)
     RETRIEVER_REGISTRY[name].add_args(parser)
     for action in parser._actions:
@@ -154,6 +153,30 @@ def expand_strategy(text: str) -> Iterator[tuple[str, dict[str, Any], dict[str, 
     choices = [[[flag, value] for value in values] or [[flag]] for flag, *values in flags]
     for combination in itertools.product(*choices):
         yield name, defaults, vars(parser.parse_args(list(itertools.chain.from_iterable(combination))))
+
+
+def _strategy_words(text: str) -> list[str]:
+    words = shlex.split(text) or [""]
+    if words[0] not in RETRIEVER_REGISTRY:
+        raise BadFlag("--strategy", repr(words[0]), f"one of {', '.join(sorted(RETRIEVER_REGISTRY))}")
+    return words
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line; --help also shows the own flags of the strategies named beside it."""
+    parser = get_parser()
+    if {"-h", "--help"} & set(sys.argv):
+        early = Parser(add_help=False, allow_abbrev=False)
+        early.add_argument("--strategy", nargs="+", default=[])
+        early.add_argument("--user-dir")
+        named = early.parse_known_args()[0]
+        utils.import_user_module(named)
+        names = [_strategy_words(text)[0] for text in named.strategy]
+        title = f"Flags of {', '.join(names)}, in the quotes"
+        group = parser.add_argument_group(title, conflict_handler="resolve")  # as some share flags
+        for name in names:
+            RETRIEVER_REGISTRY[name].add_args(group)
+    return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -252,7 +275,7 @@ def method_name(point: dict[str, Any]) -> str:
 
 def cli_main() -> None:
     """Console entry point."""
-    cli_entry(lambda: main(get_parser().parse_args()), sys.stderr)
+    cli_entry(lambda: main(parse_args()), sys.stderr)
 
 
 if __name__ == "__main__":

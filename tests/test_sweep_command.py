@@ -163,7 +163,7 @@ def test_a_strategy_that_sets_its_own_weight_is_walked_for_each_lambda(
     [
         ("--strategy nonsense", "--strategy: found 'nonsense'"),
         ("--strategy 'random_skip 0.5'", "a name, then flags"),
-        ("--strategy 'random_skip --skip 0.5'", "--skip"),
+        ("--strategy 'random_skip --skip 0.5'", "--skip 0.5; see fairseq-sweep --strategy random_skip --help"),
         ("--strategy 'retomaton --target-foss 0.5'", "--min-knns"),
         ("--members missing.pkl --k 8", "missing.pkl"),
         ("--min-knns -1", "--min-knns"),
@@ -171,6 +171,17 @@ def test_a_strategy_that_sets_its_own_weight_is_walked_for_each_lambda(
 )
 def test_mistakes_are_one_sentence(sweep: Any, flags: str, sentence: str) -> None:
     assert sentence in sweep(flags, 2).error
+
+
+def test_help_shows_the_flags_of_the_strategies_named(run_cli: Any) -> None:
+    plain = run_cli("sweep", ["--help"])
+    assert plain.status == 0 and "--skip-probability P" not in plain.stdout
+    words = shlex.split("--strategy adaptret 'random_skip --skip-probability 1' retomaton_adaptret -h")
+    named = run_cli("sweep", words)
+    assert named.status == 0, named.stderr
+    assert "Flags of adaptret, random_skip, retomaton_adaptret, in the quotes:" in named.stdout
+    assert "--skip-probability P" in named.stdout and "--adaptret-checkpoint" in named.stdout
+    assert "--strategy: found 'guess'" in run_cli("sweep", ["--help", "--strategy", "guess"]).error
 
 
 @pytest.mark.parametrize("flag", ["--output", "--figure"])
