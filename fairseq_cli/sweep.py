@@ -68,7 +68,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--members", nargs="+", default=[NO_MEMBERS], metavar="FILE", help=f"clusters; {NO_MEMBERS}: without")
     add("--min-knns", nargs="+", type=natural_int, default=[1], metavar="N", help="search below N kept entries")
     add("--k", nargs="+", type=positive_int, default=[1024], metavar="N", help="neighbours of a search")
-    add("--lmbda", nargs="+", type=unit_float, default=[0.25], metavar="L", help="weights of retrieval")
+    add("--lmbda", nargs="+", type=unit_float, default=[0.25], metavar="L",
+        help="weights of retrieval (default: 0.25, where eval_lm.py has 0, the LM alone)")
     add("--knn-temp", nargs="+", type=positive_float, default=[1.0], metavar="T", help="temperatures of retrieval")
     add = parser.add_argument_group("As for eval_lm.py").add_argument
     add("--max-knns", type=positive_int, metavar="N", help="most pointers to follow (--k)")

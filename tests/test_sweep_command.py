@@ -176,6 +176,7 @@ def test_mistakes_are_one_sentence(sweep: Any, flags: str, sentence: str) -> Non
 def test_help_shows_the_flags_of_the_strategies_named(run_cli: Any) -> None:
     plain = run_cli("sweep", ["--help"])
     assert plain.status == 0 and "--skip-probability P" not in plain.stdout
+    assert "default: 0.25, where eval_lm.py has 0" in plain.stdout
     words = shlex.split("--strategy adaptret 'random_skip --skip-probability 1' retomaton_adaptret -h")
     named = run_cli("sweep", words)
     assert named.status == 0, named.stderr
