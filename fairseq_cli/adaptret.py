@@ -171,7 +171,7 @@ def _groups(scores: ScoreCache) -> NDArray[np.int64]:
 
 def cli_main() -> None:
     """Console entry point."""
-    cli_entry(lambda: main(get_parser().parse_args()), sys.stderr)
+    cli_entry(lambda: main(get_parser().parse_args()), sys.stderr, goes_on=True)
 
 
 if __name__ == "__main__":

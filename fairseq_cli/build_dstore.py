@@ -115,7 +115,7 @@ def _recall(args: argparse.Namespace, datastore: Datastore) -> list[dict[str, An
 
 def cli_main() -> None:
     """Console entry point."""
-    cli_entry(lambda: main(get_parser().parse_args()), sys.stderr)
+    cli_entry(lambda: main(get_parser().parse_args()), sys.stderr, goes_on=True)
 
 
 if __name__ == "__main__":

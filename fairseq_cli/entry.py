@@ -26,8 +26,9 @@ def setup_logging(stream: TextIO) -> None:
     logging.basicConfig(format=LOG_FORMAT, datefmt=DATE_FORMAT, level=level, stream=stream, force=True)
 
 
-def cli_entry(main: Callable[[], object], stream: TextIO | None = None) -> None:
-    """Runs `main` as a command-line program: exit status 0, 2 for a user's mistake, 130 for Ctrl-C."""
+def cli_entry(main: Callable[[], object], stream: TextIO | None = None, goes_on: bool = False) -> None:
+    """Runs `main` as a command-line program: exit status 0, 2 for a user's mistake, 130 for Ctrl-C. `goes_on`: whether
+    a second run takes up what an interrupted one has done, which is said then."""
     refusals.reset()
     forget_folders()
     program = os.path.basename(sys.argv[0])
@@ -42,7 +43,8 @@ def cli_entry(main: Callable[[], object], stream: TextIO | None = None) -> None:
         remedy = "; free some space and run the same command again" if is_full(error) else ""
         sys.exit(_say(program, f"{where}{error.strerror or error}{remedy}", 2))
     except KeyboardInterrupt:
-        sys.exit(_say(program, "interrupted; run the same command again to go on", 130))
+        remedy = "run the same command again to go on" if goes_on else "the same command starts from the beginning"
+        sys.exit(_say(program, f"interrupted; {remedy}", 130))
 
 
 def _say(program: str, sentence: str, status: int) -> int:

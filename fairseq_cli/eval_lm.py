@@ -269,7 +269,8 @@ def _log_to_folder(folder: str) -> None:
 
 def cli_main() -> None:
     """Console entry point; the log goes to stderr, as in the original."""
-    cli_entry(lambda: main(options.parse_args_and_arch(options.get_eval_lm_parser())), sys.stderr)
+    goes_on = bool({"--save-knnlm-dstore", "--save-searches"} & set(sys.argv))
+    cli_entry(lambda: main(options.parse_args_and_arch(options.get_eval_lm_parser())), sys.stderr, goes_on)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
 
 def cli_main() -> None:
     """Console entry point."""
-    cli_entry(lambda: main(get_parser().parse_args()), sys.stderr)
+    cli_entry(lambda: main(get_parser().parse_args()), sys.stderr, goes_on=True)
 
 
 if __name__ == "__main__":

@@ -276,7 +276,7 @@ def method_name(point: dict[str, Any]) -> str:
 
 def cli_main() -> None:
     """Console entry point."""
-    cli_entry(lambda: main(parse_args()), sys.stderr)
+    cli_entry(lambda: main(parse_args()), sys.stderr, goes_on=True)
 
 
 if __name__ == "__main__":

@@ -318,7 +318,7 @@ def cli_main(modify_parser: Any = None) -> None:
             modify_parser(parser)
         main(options.parse_args_and_arch(parser))
 
-    cli_entry(run, sys.stdout)
+    cli_entry(run, sys.stdout, goes_on=True)
 
 
 if __name__ == "__main__":

@@ -225,11 +225,36 @@ def test_control_c(name: str, again: Any) -> None:
     if status == 0:
         pytest.skip("the job was done before")
     assert status == 130, text
-    assert one_sentence(text).endswith("interrupted; run the same command again to go on")
+    anew = "the same command starts from the beginning"
+    remedy = anew if name == "preprocess" else "run the same command again to go on"
+    assert one_sentence(text).endswith(f"interrupted; {remedy}")
     after = contents(folder)
     done = b'"seed": 5' in after.get("out/i.json", b"")  # all but the end of the process
     whole = {"out/i", "out/i.json"} if done else set()
     assert changed(before, after) <= {*TRAINED, "out/checkpoint_last.pt", *whole}
+
+
+@pytest.mark.parametrize(
+    ("flags", "remedy"),
+    [
+        ("", "the same command starts from the beginning"),
+        ("--save-scores OUT/s", "the same command starts from the beginning"),
+        ("--save-scores OUT/s --save-searches --knnlm", "run the same command again to go on"),
+        ("--save-knnlm-dstore --dstore-mmap OUT/d", "run the same command again to go on"),
+    ],
+)
+def test_control_c_of_an_evaluation(
+    flags: str, remedy: str, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is said about a second run is true."""
+
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fairseq_cli.eval_lm.LMScoring", interrupted)
+    words = ["data-bin", "--path", "checkpoints/checkpoint_best.pt", *flags.replace("OUT", str(tmp_path)).split()]
+    done = run_cli("eval_lm", words, cwd=GOLDEN)
+    assert (done.status, done.stderr.splitlines()[-1]) == (130, f"eval_lm.py: error: interrupted; {remedy}")
 
 
 def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
