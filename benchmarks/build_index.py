@@ -16,7 +16,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
-from timing import conditions, side_by_side, table
+from timing import conditions, run, side_by_side, table
 
 from fairseq.retrieval.build_index import TRAINING_SAMPLE, IndexBuilder, IndexRecipe
 from fairseq.retrieval.datastore import Datastore
@@ -85,4 +85,4 @@ def written_bytes() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -16,10 +16,12 @@ from typing import Any
 
 import faiss
 import torch
-from timing import clock, conditions, table
+from timing import clock, conditions, run, table
 
 from fairseq import options
 from fairseq.lm_scoring import LMScoring
+from fairseq.retrieval.index_file import faiss_errors
+from fairseq.retrieval.stores import require_stores
 from fairseq_cli import eval_lm
 
 SETTINGS = {
@@ -46,9 +48,9 @@ def main() -> None:
         for name, more in SETTINGS.items()
         if own.members or "--members" not in more
     }
+    index, args = _opened(flags)
     scoring = LMScoring(_parsed([*flags, *SETTINGS["kNN-LM"]]))
     queries = torch.cat([s.queries for batch in scoring.batches() for s in scoring.score(batch)]).float().numpy()
-    index, args = _opened(flags)
     index.search(queries[:64], args.k)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in settings}
     for _ in range(own.repeats):
@@ -68,8 +70,10 @@ def _parsed(flags: list[str]) -> argparse.Namespace:
 
 def _opened(flags: list[str]) -> tuple[Any, argparse.Namespace]:
     args = _parsed(flags)
-    index = faiss.read_index(args.indexfile)
-    faiss.extract_index_ivf(index).nprobe = args.probe
+    require_stores(args)
+    with faiss_errors(args.indexfile, "read"):
+        index = faiss.read_index(args.indexfile)
+        faiss.extract_index_ivf(index).nprobe = args.probe
     return index, args
 
 
@@ -92,4 +96,4 @@ def _row(name: str, figures: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,7 +12,7 @@ import logging
 import faiss
 import numpy as np
 import torch
-from timing import conditions, side_by_side, table
+from timing import conditions, run, side_by_side, table
 
 from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.kmeans import KMeansRecipe, cluster_keys
@@ -67,4 +67,4 @@ def objective(keys: np.ndarray, assignment: np.ndarray, clusters: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

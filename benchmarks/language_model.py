@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import conditions, side_by_side, table
+from timing import conditions, run, side_by_side, table
 
 from fairseq import options
 from fairseq.datastore_pass import save_datastore
@@ -85,4 +85,4 @@ def ways(scoring: LMScoring, saver: LMScoring, saving: argparse.Namespace) -> di
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from timing import conditions, table
+from timing import conditions, run, table
 
 from fairseq import options
 
@@ -25,7 +25,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.json"
         command = [sys.executable, str(root / "eval_lm.py"), *sys.argv[1:], "--results-json", str(results)]
-        subprocess.run(command, check=True, capture_output=True)
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            sys.stderr.write(done.stderr)
+            sys.exit(done.returncode)
         peak = json.loads(results.read_text())["peak_memory_bytes"]
     sizes = held(args)
     limit = sum(sizes.values()) + 1e9
@@ -49,4 +52,4 @@ def held(args: argparse.Namespace) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from timing import conditions, side_by_side, table
+from timing import conditions, run, side_by_side, table
 
 from fairseq import options
 from fairseq.data.indexed_dataset import MMapIndexedDataset
@@ -104,4 +104,4 @@ def counted_alike(ours: np.ndarray, plain_ids: np.ndarray) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

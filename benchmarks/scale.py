@@ -20,7 +20,7 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
-from timing import conditions, table
+from timing import conditions, run, table
 
 from fairseq import options
 from fairseq.atomic_io import read_json, write_json
@@ -219,4 +219,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

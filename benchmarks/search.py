@@ -23,7 +23,8 @@ def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     data.add_arguments(parser)
-    parser.add_argument("--index", action="append", required=True, metavar="NAME=FILE", help="index files")
+    add = parser.add_argument
+    add("--index", type=named_file, action="append", required=True, metavar="NAME=FILE", help="index files")
     parser.add_argument("--probe", type=int, nargs="+", default=[32], help="one for all, or one for each index")
     args = parser.parse_args()
     if args.dstore is None:
@@ -33,7 +34,7 @@ def main() -> None:
     exact = ExactIndex(datastore.require_keys("a benchmark")).search(asked, args.k)[1]
     at, given = torch.arange(len(asked)).repeat_interleave(args.k), exact.flatten()
     indexes = {}
-    for number, (name, path) in enumerate(text.split("=", 1) for text in args.index):
+    for number, (name, path) in enumerate(args.index):
         probe = args.probe[min(number, len(args.probe) - 1)]
         size = os.path.getsize(path) / datastore.size
         indexes[name] = (open_index(path, datastore, probe), probe, size)
@@ -63,5 +64,13 @@ def main() -> None:
     print(timing.table(rows))
 
 
+def named_file(text: str) -> tuple[str, str]:
+    """argparse type: NAME=FILE of a file that is there."""
+    name, _, path = text.partition("=")
+    if not os.path.isfile(path):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=FILE with an index file")
+    return name, path
+
+
 if __name__ == "__main__":
-    main()
+    timing.run(main)

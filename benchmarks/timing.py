@@ -12,8 +12,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fairseq_cli.entry import cli_entry
+
 PROCESSOR_TIME = os.environ.get("BENCHMARK_CLOCK") == "processor"  # of all threads, where other work disturbs
 clock = time.process_time if PROCESSOR_TIME else time.perf_counter
+
+
+def run(main: Callable[[], object]) -> None:
+    """Runs a benchmark as a command: a mistake is one sentence and status 2. The log goes to standard error."""
+    cli_entry(main, sys.stderr)
 
 
 def side_by_side(ways: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True) -> dict[str, float]:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timing import conditions, side_by_side, table
+from timing import conditions, run, side_by_side, table
 
 from fairseq import metrics, options, tasks
 from fairseq.trainer import Trainer
@@ -68,4 +68,4 @@ def ways(trainer: Trainer, batches: list[dict[str, Any]]) -> dict[str, Callable[
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
