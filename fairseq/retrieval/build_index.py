@@ -33,7 +33,7 @@ from fairseq.retrieval.belonging import datastore_files
 from fairseq.retrieval.content import describe_content
 from fairseq.retrieval.datastore import Datastore, keys_path, values_path
 from fairseq.retrieval.faiss_import import require_faiss
-from fairseq.retrieval.index_file import looks_like_an_index, read_faiss_index
+from fairseq.retrieval.index_file import looks_like_an_index, read_faiss_index, reason
 from fairseq.retrieval.sidecar import read_sidecar, remove_sidecar, sidecar_path, write_sidecar
 from fairseq.sizes import size_text
 
@@ -183,8 +183,7 @@ class IndexBuilder:
             if not np.isfinite(sample).all():
                 found = "a sampled key that is not finite"
                 raise BadFile(keys_path(self.datastore.prefix), found, "numbers", "save the datastore again") from error
-            reason = str(error).splitlines()[0][-160:]
-            raise UserError(f"{self.path}: FAISS could not train the index ({reason})") from error
+            raise UserError(f"{self.path}: FAISS could not train the index ({reason(error)})") from error
         write_sidecar(self.trained_path, KIND, self.identity)  # first, so that the file never stands without it
         publish(self._write(index, self.trained_path), self.trained_path)
         return index
@@ -329,8 +328,8 @@ class IndexBuilder:
         except RuntimeError as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-            reason = str(error).splitlines()[0][-160:]
-            raise UserError(f"{path}: FAISS could not write it ({reason}); free some space, then run again") from error
+            said = f"FAISS could not write it ({reason(error)})"
+            raise UserError(f"{path}: {said}; free some space, then run again") from error
         return temporary
 
     def _publish(self, index: Any) -> None:

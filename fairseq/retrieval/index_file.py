@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,8 +44,13 @@ def faiss_errors(path: str, action: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError, OverflowError, AttributeError, TypeError) as error:  # unknown kinds: the last
-        reason = str(error).splitlines()[0] if str(error) else "unknown reason"
-        raise BadFile(path, f"a file that FAISS cannot {action} ({reason[-160:]})", "a FAISS index", REMEDY) from error
+        raise BadFile(path, f"a file that FAISS cannot {action} ({reason(error)})", "a FAISS index", REMEDY) from error
+
+
+def reason(error: Exception) -> str:
+    """What FAISS says, without the place in its source and the condition there."""
+    text = next(iter(str(error).splitlines()), "unknown reason").removesuffix(" (Success)")
+    return re.sub(r"^Error in .* at \S+:\d+: (Error: '.*?' failed: )?", "", text)[-160:]
 
 
 @contextlib.contextmanager
