@@ -169,6 +169,7 @@ def test_a_checkpoint_that_calls_is_refused(tmp_path, zipped):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # a real program, as old files hold
 def test_torchscript_programs_are_refused(tmp_path):
     path = tmp_path / "program.pt"
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)

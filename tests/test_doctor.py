@@ -170,6 +170,10 @@ def infinite_keys(keys: np.ndarray) -> None:
     keys[::7] = np.inf
 
 
+def only_infinite_keys(keys: np.ndarray) -> None:
+    keys[:] = np.inf
+
+
 ILLNESSES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "another checkpoint": (other_weights, WRONG, "saved with the weights"),
     "another checkpoint, no sidecar": (
@@ -179,6 +183,7 @@ ILLNESSES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     ),
     "keys that are no numbers": (changed_keys(nan_keys), WRONG, "are not finite"),
     "keys that are infinite": (changed_keys(infinite_keys), WRONG, "are not finite"),
+    "only infinite keys": (changed_keys(only_infinite_keys), WRONG, "are not finite"),
     "weights that are no numbers": (broken_weights, WRONG, "gave a log-probability that is not a number"),
     "keys that are all the same": (changed_keys(same_keys), WRONG, "all sampled keys are the same"),
     "keys in another order": (changed_keys(shuffled_keys), WRONG, "does not reproduce"),
@@ -190,6 +195,7 @@ ILLNESSES: dict[str, tuple[Callable[[Path], object], str, str]] = {
 }
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("name", ILLNESSES)
 def test_each_illness_is_named(name: str, folder: Path, run_cli: Any) -> None:
     damage, level, sentence = ILLNESSES[name]

@@ -51,11 +51,13 @@ def measure_recall(index: Index, keys: NDArray[np.floating], queries: Tensor, k:
 
 
 def noisy_keys(keys: NDArray[np.floating], count: int, seed: int = 1) -> Tensor:
-    """(count, D) float32 queries: keys drawn at random plus noise, as an index finds its own entries too easily."""
+    """(count, D) float32 queries: keys drawn at random plus noise, as an index finds its own entries too easily. Keys
+    that are not finite, which are near nothing, are left out."""
     generator = np.random.default_rng(seed)
     rows = np.sort(generator.choice(len(keys), min(len(keys), count), replace=False, shuffle=False))
     chosen = np.asarray(keys[rows], np.float32)
-    spread = chosen.std(axis=0, keepdims=True)
+    chosen = chosen[np.isfinite(chosen).all(axis=1)]
+    spread = chosen.std(axis=0, keepdims=True) if len(chosen) else chosen
     return torch.from_numpy(chosen + generator.standard_normal(chosen.shape, np.float32) * spread * np.float32(NOISE))
 
 
