@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from fairseq import refusals
@@ -34,7 +37,8 @@ def cli_entry(main: Callable[[], object], stream: TextIO | None = None, goes_on:
     program = os.path.basename(sys.argv[0])
     try:
         setup_logging(stream if stream is not None else sys.stdout)
-        main()
+        with _no_lost_interrupt():
+            main()
         sys.stdout.flush()
     except UserError as error:
         sys.exit(_say(program, str(error), 2))
@@ -45,6 +49,26 @@ def cli_entry(main: Callable[[], object], stream: TextIO | None = None, goes_on:
     except KeyboardInterrupt:
         remedy = "run the same command again to go on" if goes_on else "the same command starts from the beginning"
         sys.exit(_say(program, f"interrupted; {remedy}", 130))
+
+
+@contextlib.contextmanager
+def _no_lost_interrupt() -> Iterator[None]:
+    """Ctrl-C inside what C code calls back (numba reads its cache so) or a finaliser is an exception that nobody gets:
+    Python only reports it. Instead of the report, the signal is set again, which the code after it gets."""
+    report = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_type is not KeyboardInterrupt:
+            report(unraisable)
+            return
+        # Python looks for signals at the end of a call, and would raise it in here: so unpacking makes this one.
+        [_] = map(_thread.interrupt_main, [signal.SIGINT])
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
 
 
 def _say(program: str, sentence: str, status: int) -> int:

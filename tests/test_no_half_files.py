@@ -3,6 +3,7 @@ a status other than 0, and what was there before is as it was."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -255,6 +256,32 @@ def test_control_c_of_an_evaluation(
     words = ["data-bin", "--path", "checkpoints/checkpoint_best.pt", *flags.replace("OUT", str(tmp_path)).split()]
     done = run_cli("eval_lm", words, cwd=GOLDEN)
     assert (done.status, done.stderr.splitlines()[-1]) == (130, f"eval_lm.py: error: interrupted; {remedy}")
+
+
+class Final:
+    """Ctrl-C comes while it is finalised."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("place", [ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT)), Final])
+def test_control_c_where_python_ignores_it(
+    place: Callable[[], object], run_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In what C code calls back, and in a finaliser: the command ends right after it."""
+    went_on = []
+
+    def work(args: Any) -> None:
+        place()
+        went_on.append(len("so"))
+
+    monkeypatch.setattr("fairseq_cli.kmeans.main", work)
+    hook = sys.unraisablehook
+    done = run_cli("kmeans", "--dstore d --num-clusters 1 --sample 1".split())
+    assert (done.status, went_on) == (130, [])
+    assert one_sentence(done.stderr).startswith("kmeans.py: error: interrupted")
+    assert sys.unraisablehook is hook
 
 
 def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
