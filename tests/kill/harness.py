@@ -13,10 +13,13 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from tests.kill.stages import STAGES, Stage, run_command
 
@@ -88,6 +91,7 @@ def _quiet(target: Any, stage: Stage, folder: Path) -> None:
     os.dup2(log, 2)
     sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", closefd=False)
+    tqdm.set_lock(threading.RLock())  # its own is shared with other processes, and lost with a child that held it
     target(stage, folder)
 
 
