@@ -1,5 +1,5 @@
 """The exact index (`--index exact`): every query against every key, straight from the datastore's keys. It needs no
-build, and memory for one block of keys whatever the datastore's size.
+build, and memory for a block of keys in each thread, whatever the datastore's size.
 
 Keys stream from disk in their order, a block at a time, for all queries of a batch. One matrix product estimates half
 of all squared distances of a block; an error bound says by how much an estimate may be too large; and only for entries
@@ -15,7 +15,6 @@ equally far, those that come first in the datastore are nearer."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from torch import Tensor
 from fairseq.retrieval import exact_kernels, exact_whole, kernels, whole_kernels
 from fairseq.retrieval.automaton import starts_of
 from fairseq.retrieval.index import RECONSTRUCT_CHUNK, key_distances, pairwise
+from fairseq.retrieval.instructions import TILE_COLUMNS
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ UNFOUND = torch.finfo(torch.float32).max  # distance that goes with an id of -1,
 BATCH = 1024  # queries that share a pass over the keys
 BLOCK_SCORES = 1 << 22  # numbers that a matrix product makes: 16 MB
 BLOCK_KEYS = 1 << 19  # numbers of a block of keys: 2 MB, which the processor's cache holds while distances are computed
+WHOLE_KEYS, LARGEST_WHOLE = 1 << 18, 960  # numbers of a block, and keys, where 8 bit numbers are multiplied
 LEAST_BLOCK, LARGEST_BLOCK = 256, 16384  # keys
 SOME_KEYS = 4096  # looked at to choose a centre, and to guess how far the k-th entry is
 ENTRY_BITS = 32  # of an item that holds a distance and an entry
@@ -60,12 +61,12 @@ class ExactIndex:
         possible = kernels.AVAILABLE and self.device.type == "cpu" and self.size <= 1 << ENTRY_BITS
         self.compiled = possible if compiled is None else compiled
         if whole is None:
-            whole = self.compiled and exact_whole.is_fast()
+            whole = self.compiled and exact_whole.is_fast() and self.dimension <= exact_whole.WIDEST
         self.sampled, some = self._some_keys()
         centre = some.mean(0) if len(some) else np.zeros(self.dimension, np.float32)
         self.centre = torch.from_numpy(centre).to(self.device)  # any vector would do
-        self.columns = exact_whole.Columns(some, centre) if whole else None
-        self.sample = self.columns.rounded(some, are_queries=False) if self.columns else None
+        self.rounding = exact_whole.Rounding(some, centre) if whole else None
+        self.sample = self.rounding.rounded(some, are_queries=False) if self.rounding else None
         self.all_finite = True  # as far as is known
 
     def _some_keys(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -78,8 +79,8 @@ class ExactIndex:
     def describe(self) -> str:
         """One line for the log: what is searched, where, and how."""
         how = f"float32 products and {'the compiled loop' if self.compiled else 'tensors'}"
-        if self.columns is not None:
-            how = f"products of 8 bit numbers ({self.columns.width} columns), else {how}"
+        if self.rounding is not None:
+            how = f"products of 8 bit numbers, else {how}"
         return f"exact search of {self.size} x {self.dimension} {self.keys.dtype} keys on {self.device}, {how}"
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -92,7 +93,7 @@ class ExactIndex:
         return key_distances(self.keys, queries, rows, ids, inner_product=False)
 
     def _search_some(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        if self.columns is not None and len(queries) and min(k, self.size) > 0:
+        if self.rounding is not None and len(queries) and min(k, self.size) > 0:
             found = self._search_whole(queries, min(k, self.size))
         else:
             found = self._search_plain(queries, k)
@@ -104,38 +105,39 @@ class ExactIndex:
         return distances, ids
 
     def _search_whole(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """By products of whole numbers; queries of which too few entries were found, in the other way."""
-        assert self.columns is not None
-        step = max(LEAST_BLOCK, min(exact_whole.BLOCK, BLOCK_KEYS // self.dimension))
-        best = _Items(queries, k, step)
-        asked = self.columns.rounded(best.queries, are_queries=True)
-        best.furthest[:] = self._likely_furthest(queries, asked, k)
+        """By products of whole numbers, in each thread of a share of the keys; queries of which too few entries were
+        found, in the other way."""
+        rounding = self.rounding
+        assert rounding is not None
+        asked = rounding.rounded(queries.contiguous().numpy(), are_queries=True)
+        furthest = self._likely_furthest(queries, asked, k)
         words = np.asarray(self.keys.view(np.uint16) if self.keys.itemsize == 2 else self.keys)
-        rows = torch.zeros(step, self.columns.width, dtype=torch.int8)
-        products = torch.empty(len(queries), step, dtype=torch.int32)
-        rounding = np.float32(2.0**-21 * (self.dimension + 32))
-        for start in range(0, self.size, step):
-            keys = words[start : start + step]
-            if len(keys) < step:
-                rows, products = rows[: len(keys)], products.new_empty(len(queries), len(keys))
-            known = self.columns.rounded(keys, are_queries=False, rows=rows)
-            odd = start + np.flatnonzero(~(known.facts[0] < exact_whole.LARGEST))
-            self._note_finite(not len(odd))
-            if np.isfinite(self.keys[odd]).all(1).any():
-                return self._search_plain(queries, k)  # their distances might be finite
-            torch._int_mm(asked.rows, rows.T, out=products)
-            facts = (asked.facts, known.facts, self.columns.step, rounding)
-            best.run(whole_kernels.offer_products, products.numpy(), *facts, best.queries, keys, start, k)
-        distances, ids = best.result()
-        rest = torch.from_numpy(best.counts < k).nonzero().squeeze(1)
+        block = max(1, min(LARGEST_WHOLE, WHOLE_KEYS // rounding.width) // TILE_COLUMNS) * TILE_COLUMNS
+        of_sums = np.float32(2.0**-21 * (rounding.width + 32))
+
+        def nearest(first: int, last: int) -> tuple[_Items, tuple[int, int]]:
+            best = _Items(queries, k, block)
+            best.furthest[:] = furthest
+            facts = (words, *rounding.how, *asked, of_sums, block)
+            kept = (best.queries, k, best.items, best.counts, best.furthest)
+            return best, whole_kernels.offer_keys(first, last, *facts, *kept)
+
+        parts = kernels.in_threads(nearest, self.size)
+        strange, huge = np.sum([counts for _, counts in parts], axis=0)
+        self._note_finite(not strange)
+        if huge:
+            return self._search_plain(queries, k)  # distances to these keys might be finite
+        best, *others = (items for items, _ in parts)
+        distances, ids = best.result(*others)
+        rest = (ids[:, -1] < 0).nonzero().squeeze(1)
         if len(rest):
             distances[rest], ids[rest] = self._search_plain(queries[rest], k)
         return distances, ids
 
     def _likely_furthest(self, queries: Tensor, asked: exact_whole.Rounded, k: int) -> Any:
         """(B,): distances that likely more than k entries are nearer than; infinite where that is not known."""
-        assert self.columns is not None and self.sample is not None
-        places = exact_whole.likely_furthest(asked, self.sample, float(self.columns.step), k / self.size)
+        assert self.rounding is not None and self.sample is not None
+        places = exact_whole.likely_furthest(asked, self.sample, float(self.rounding.step), k / self.size)
         if not len(places):
             return np.inf
         distances = self.distances(queries, torch.arange(len(queries)), torch.from_numpy(self.sampled[places]))
@@ -193,22 +195,28 @@ class _Items:
 
     def offer(self, scores: Tensor, slack: Tensor, keys: Tensor, start: int) -> None:
         """scores (B, n); slack (B,); keys (n, D) float32, the first of which is entry `start`."""
-        arrays = (scores.numpy(), slack.numpy(), self.queries, keys.numpy())
-        self.run(exact_kernels.offer_block, *arrays, start, self.k)
-
-    def run(self, kernel: Callable[..., None], *arrays: Any) -> None:
-        """Runs a kernel that takes, after what says which entries are near, what is kept of each query."""
+        arrays = (scores.numpy(), slack.numpy(), self.queries, keys.numpy(), start, self.k)
         bounds = np.arange(len(self.counts) + 1)
-        kernels.run_by_rows(kernel, bounds, *arrays, self.items, self.counts, self.furthest)
+        kernels.run_by_rows(exact_kernels.offer_block, bounds, *arrays, self.items, self.counts, self.furthest)
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """(distances, ids), both (B, k), nearest first."""
+    def result(self, *others: _Items) -> tuple[Tensor, Tensor]:
+        """(distances, ids), both (B, k), nearest first, of what these and others hold; an id of -1 where that is less
+        than k."""
+
+        def of_rows(first: int, last: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            found = []
+            for part in (self, *others):
+                counts = part.counts[first:last, None]
+                items = part.items[first:last, : max(self.k, int(counts.max(initial=0)))]
+                items[np.arange(items.shape[1]) >= counts] = NOTHING
+                found.append(items)
+            return nearest_items(np.concatenate(found, axis=1) if others else found[0], self.k)
+
         if not self.k:
             return torch.zeros(len(self.items), 0), torch.zeros(len(self.items), 0, dtype=torch.int64)
-        items = self.items[:, : max(self.k, int(self.counts.max(initial=0)))]
-        items[np.arange(items.shape[1]) >= self.counts[:, None]] = NOTHING
-        distances, ids = nearest_items(items, self.k)
-        return torch.from_numpy(distances), torch.from_numpy(ids)
+        parts = kernels.in_threads(of_rows, len(self.items))
+        distances, ids = (torch.from_numpy(np.concatenate(of_all)) for of_all in zip(*parts, strict=True))
+        return distances, ids
 
 
 def packed_items(distances: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.uint64]:

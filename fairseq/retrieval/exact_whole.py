@@ -1,11 +1,14 @@
 """Products of whole numbers for the exact index (`exact`), where the processor multiplies 8 bit numbers fast: they cost
 a quarter of float32 ones.
 
-Vectors are rounded to multiples of one step. A coordinate that needs more than 8 bits is cut into several columns, each
-of at most 127 steps, so wide coordinates cost more columns, and the step may be small for all. Nothing is assumed of
-how well that fits: what rounding and clipping took from each vector is measured, and bounds the error of a product,
+Vectors are rotated and rounded to multiples of one step. The rotation, by random signs and Hadamard transforms, changes
+no product, and makes coordinates about equally wide, so that one step fits all. Nothing is assumed of how well that
+fits: what rounding and clipping took from each vector is measured, and bounds the error of a product,
 
-    |<q, x> - <q', x'>| <= |(q - q') / w| |x w| + |q' w| |(x - x') / w|    for any weights w (Cauchy and Schwarz).
+    |<q, x> - <q', x'>| = |<q - q', x> + <q', x - x'>| <= |q - q'| |x| + |q'| |x - x'|    (Cauchy and Schwarz).
+
+Measured are the numbers that the rotation gave in float32. It is off by a few roundings of |x| for each of its log2(W)
+stages, so a product by fewer than W roundings of (|q|^2 + |x|^2) / 2; eight times W + 32 of them are allowed for.
 
 Distances are computed of entries that may be nearer than the k-th found so far. As long as few were seen, that would be
 most, so a sample of the keys first says how far the k-th is likely to be. Where that proves too near, fewer than k are
@@ -17,91 +20,86 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fairseq.retrieval import instructions, kernels, whole_kernels
 
-EXTRA = 0.0625  # columns added for coordinates that need more than one
-SPAN = 4.0  # standard deviations that columns cover; what lies beyond is clipped
-LIMIT = 127  # steps that a column holds
-LARGEST = 1e36  # squared norm that float32 sums hold safely
-BLOCK = 1024  # most keys looked at together, for each of which a product with each query is kept
+SPAN = 4.0  # standard deviations that a coordinate's numbers cover; what lies beyond is clipped
 CAUTION = 4.0  # standard deviations by which the k-th entry is expected to be farther than in the sample
+WIDEST = 1 << 16  # coordinates, of whose products sums of 32 bits are sure to hold
 
 
 def is_fast() -> bool:
     """Whether the processor multiplies 8 bit numbers into sums of 32 bits, fast and without saturation, and reads
     halves."""
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    multiplies = hasattr(torch, "_int_mm") and bool(known.get("avx512_vnni") or known.get("amx_int8"))
-    return multiplies and instructions.READS_HALVES
+    return instructions.MULTIPLIES and instructions.READS_HALVES
 
 
 class Rounded(NamedTuple):
-    """Vectors as they enter the product: rows (n, W) int8; facts (4, n): half the squared norm; the norm of x w; that
-    of what rounding took, over w; that of x' w."""
+    """Vectors x as they enter the product, x'.
 
-    rows: Tensor
+    rows: (tiles, W / 4, T) uint32, see `whole_kernels.round_vectors`; of queries, numbers have signs. facts: (3, n)
+    float32, half the squared norm of x; the norm of x - x'; of queries, that of x'. shifts: (n,), by how much the sums
+    of products with a query are too large, since what is stored of a key is."""
+
+    rows: NDArray[np.uint32]
     facts: NDArray[np.float32]
+    shifts: NDArray[np.int32]
 
 
-class Columns:
-    """How vectors become rows of 8 bit numbers, chosen from some of the keys (n, D)."""
+class Rounding:
+    """How vectors become rows of W numbers of 8 bits, W a multiple of 64: fitted to some of the keys (n, D).
+
+    Transforms are of P numbers, a power of two: the first P and then, if there are more, the last P."""
 
     def __init__(self, some: NDArray[np.float32], centre: NDArray[np.float32]) -> None:
-        dimension = some.shape[1]
-        spread = np.square(some - centre, dtype=np.float64).mean(0) ** 0.5 if len(some) else np.ones(dimension)
-        spread = np.maximum(spread, max(1e-6 * float(spread.max(initial=0)), 1e-30))
-        width = max(-(-round(dimension * (1 + EXTRA)) // 32) * 32, dimension)
-        self.centre, self.step = centre, np.float32(_least_step(spread, width))
-        parts = np.ceil(SPAN * spread / (LIMIT * float(self.step))).astype(np.int64)
-        self.reach = (parts * LIMIT).astype(np.float32)
-        weight = spread / spread.max(initial=0)
-        self.weight = np.stack([weight, 1 / weight]).astype(np.float32)  # w^-2 and w^2
-        several = [
-            (d, key_part, query_part)
-            for d in np.flatnonzero(parts > 1)
-            for key_part in range(parts[d])
-            for query_part in range(parts[d])
-            if key_part or query_part
-        ]
-        coordinates, key_parts, query_parts = np.array(several, np.int32).reshape(-1, 3).T
-        self.extra = [np.stack([coordinates, parts * LIMIT]) for parts in (key_parts, query_parts)]  # of keys, queries
-        self.width = max(width, dimension + len(several))
+        self.width = -(-max(some.shape[1], 1) // 64) * 64
+        span = 1 << (self.width.bit_length() - 1)  # the largest power of two
+        spread = math.sqrt(np.square(some - centre, dtype=np.float64).sum() / max(1, len(some)) / self.width)
+        self.centre, self.step = centre, np.float32(max(spread, 1e-30) * SPAN / whole_kernels.MOST)
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], (2, self.width))
+        signs[:, :span] = signs[:, :span] / math.sqrt(span)
+        self.scale = np.asarray(signs[0] / self.step, np.float32)
+        self.again = np.asarray(signs[1, :span], np.float32)
 
-    def rounded(self, vectors: NDArray[Any], are_queries: bool, rows: Tensor | None = None) -> Rounded:
-        """Vectors (n, D), float32 or the uint16 bits of halves, as rows to multiply; written into `rows`, if given."""
-        if rows is None:
-            rows = torch.zeros(len(vectors), self.width, dtype=torch.int8)
-        facts = np.empty((4, len(vectors)), np.float32)
-        how = (self.centre, self.step, self.reach, self.weight, self.extra[are_queries])
+    @property
+    def how(self) -> tuple[Any, ...]:
+        """What `whole_kernels.round_vectors` needs to know."""
+        return self.centre, self.scale, self.again, self.step
+
+    def rounded(self, vectors: NDArray[Any], are_queries: bool) -> Rounded:
+        """Vectors (n, D), float32 or the uint16 bits of halves, as rows to multiply."""
+        tile = instructions.TILE_ROWS if are_queries else instructions.VECTOR
+        room = -(-len(vectors) // instructions.TILE_COLUMNS) * instructions.TILE_COLUMNS
+        rows = np.zeros((room // tile, self.width // 4, tile), np.uint32)
+        facts = np.zeros((3, len(vectors)), np.float32)
+        shifts = np.zeros(len(vectors), np.int32)
         bounds = np.arange(len(vectors) + 1)
-        kernels.run_by_rows(whole_kernels.round_vectors, bounds, vectors, *how, rows.numpy(), facts)
-        return Rounded(rows, facts)
+        kernels.run_by_rows(whole_kernels.round_vectors, bounds, vectors, *self.how, rows, facts)
+        if are_queries:
+            numbers = rows.view(np.uint8).reshape(*rows.shape, 4)
+            numbers ^= whole_kernels.MIDDLE  # with a sign
+            numbers = numbers.view(np.int8).swapaxes(1, 2).reshape(room, -1)[: len(vectors)].astype(np.int32)
+            shifts[:] = numbers.sum(1) * whole_kernels.MIDDLE
+            facts[2] = np.sqrt(np.square(numbers).sum(1)) * self.step
+        return Rounded(rows, facts, shifts)
 
 
-def _least_step(spread: NDArray[np.floating], width: int) -> float:
-    """The least step with which coordinates of this spread need at most `width` columns."""
-    most = SPAN * float(spread.max()) / LIMIT * 1.0001
-    least = most / math.sqrt(width)
-    for _ in range(40):
-        middle = math.sqrt(least * most)
-        if np.square(np.ceil(SPAN * spread / (LIMIT * middle))).sum() <= width:
-            most = middle
-        else:
-            least = middle
-    return most * 1.0001  # lest rounding adds a column
+def estimates(asked: Rounded, known: Rounded, step: float) -> NDArray[np.float32]:
+    """(B, n): about half the squared distances of queries to keys, less half the squared norms of the queries."""
+    out = np.empty((asked.facts.shape[1], known.facts.shape[1]), np.float32)
+    arrays = (asked.rows, asked.shifts, known.rows, known.facts[0], np.float32(step) ** 2, out)
+    kernels.run_by_rows(whole_kernels.estimate, np.arange(-(-len(out) // instructions.TILE_ROWS) + 1), *arrays)
+    return out
 
 
 def likely_furthest(asked: Rounded, sample: Rounded, step: float, share: float) -> NDArray[np.int64]:
     """(B,): of the sample, the vector that for each query is likely farther than that share of what was sampled; empty
     where the sample is too small to tell."""
-    expected = share * len(sample.rows)
+    size = sample.facts.shape[1]
+    expected = share * size
     place = int(expected + CAUTION * (math.sqrt(expected) + 1))
-    if place >= len(sample.rows):
+    if place >= size:
         return np.zeros(0, np.int64)
-    products = torch._int_mm(asked.rows, sample.rows.T).float()
-    estimates = products.mul_(-(step**2)).add_(torch.from_numpy(sample.facts[0])).numpy()
-    return (estimates == np.partition(estimates, place, axis=1)[:, place, None]).argmax(1)
+    far = estimates(asked, sample, step)
+    return (far == np.partition(far, place, axis=1)[:, place, None]).argmax(1)

@@ -1,5 +1,6 @@
 """Processor instructions that the compiled loops need and that Python has no words for, as functions that numba
-replaces by them: reading halves and what FAISS keeps, fetching memory ahead, looking up 32 codes of 4 bits at once."""
+replaces by them: reading halves and what FAISS keeps, fetching memory ahead, looking up 32 codes of 4 bits at once,
+multiplying numbers of 8 bits, Hadamard transforms."""
 
 from __future__ import annotations
 
@@ -8,7 +9,9 @@ from typing import Any
 
 from fairseq.retrieval.kernels import numba
 
-READS_HALVES = LOOKS_UP = False  # whether the processor has what `as_single` and `scan_block` need
+READS_HALVES = LOOKS_UP = MULTIPLIES = False  # whether the processor can `as_single`, `scan_block`, `multiply_tile`
+TILE_ROWS, TILE_COLUMNS = 8, 48  # products that `multiply_tile` makes, which fill the registers
+VECTOR = 16  # numbers of 32 bits that a register holds
 
 if numba is not None:
     from llvmlite import binding, ir
@@ -20,9 +23,18 @@ if numba is not None:
         _features = binding.get_host_cpu_features()
         READS_HALVES = platform.machine() in ("aarch64", "arm64") or bool(_features.get("f16c"))
         LOOKS_UP = bool(_features.get("avx2"))
+        MULTIPLIES = bool(_features.get("avx512vnni"))
     _INT = ir.IntType(32)
+    _LONG = ir.IntType(64)
     _HALVES = [ir.Constant(ir.VectorType(_INT, 16), [*range(n, n + 8), *range(n + 16, n + 24)]) for n in (0, 8)]
     _BYTES, _WORDS = ir.VectorType(ir.IntType(8), 32), ir.VectorType(ir.IntType(16), 16)
+    _SIXTEEN, _SINGLES = ir.VectorType(_INT, 16), ir.VectorType(ir.FloatType(), 16)
+
+    def _vector(kind: Any, number: Any) -> Any:
+        return ir.Constant(kind, [number] * kind.count)
+
+    def _place(builder: Any, kind: Any, address: Any, offset: Any) -> Any:
+        return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
 
     @instruction
     def as_single(_: Any, number: Any) -> Any:
@@ -45,6 +57,44 @@ if numba is not None:
         return types.float32(types.int32), generate
 
     @instruction
+    def squares_apart(_: Any, this: Any, that: Any, fours: Any, kind: Any) -> Any:
+        """The squared L2 distance, in float32, of vectors of 64 times `fours` numbers at two addresses: the first is
+        float32, the second as `kind`, which is float32 or the uint16 bits of halves."""
+
+        def generate(_: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            halves = signature.args[3] == types.uint16
+            read = ir.VectorType(ir.HalfType(), 16) if halves else _SINGLES
+            before, head, loop, after = builder.block, *(builder.append_basic_block() for _ in range(3))
+            builder.branch(head)
+            builder.position_at_end(head)
+            group, sums = builder.phi(_LONG), [builder.phi(_SINGLES) for _ in range(4)]
+            builder.cbranch(builder.icmp_unsigned("<", group, arguments[2]), loop, after)
+            builder.position_at_end(loop)
+            added = []
+            for number, total in enumerate(sums):
+                place = builder.add(builder.mul(group, _LONG(64)), _LONG(16 * number))
+                own = builder.load(_place(builder, _SINGLES, arguments[0], builder.mul(place, _LONG(4))), align=1)
+                offset = builder.mul(place, _LONG(2 if halves else 4))
+                other = builder.load(_place(builder, read, arguments[1], offset), align=1)
+                far = builder.fsub(own, builder.fpext(other, _SINGLES) if halves else other)
+                added.append(builder.fadd(total, builder.fmul(far, far, flags=["contract"]), flags=["contract"]))
+            following = [builder.add(group, _LONG(1)), *added]
+            for phi, first, last in zip(
+                [group, *sums], [_LONG(0), *[_vector(_SINGLES, 0.0)] * 4], following, strict=True
+            ):
+                phi.add_incoming(first, before)
+                phi.add_incoming(last, loop)
+            builder.branch(head)
+            builder.position_at_end(after)
+            one, two, three, four = sums
+            total = builder.fadd(builder.fadd(one, two), builder.fadd(three, four))
+            add_up = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _SINGLES])
+            function = cgutils.get_or_insert_function(builder.module, add_up, "llvm.vector.reduce.fadd.v16f32")
+            return builder.call(function, [ir.Constant(ir.FloatType(), 0.0), total], fastmath=["reassoc"])
+
+        return types.float32(types.int64, types.int64, types.int64, kind), generate
+
+    @instruction
     def integer_at(_: Any, address: Any) -> Any:
         """The int64 at an address."""
 
@@ -53,25 +103,22 @@ if numba is not None:
 
         return types.int64(types.int64), generate
 
+    def _fetch(builder: Any, address: Any) -> None:
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _INT, _INT, _INT])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        reading, often, data = _INT(0), _INT(3), _INT(1)
+        builder.call(function, [builder.inttoptr(address, pointer), reading, often, data])
+
     @instruction
     def prefetch(_: Any, address: Any) -> Any:
         """Has the cache line at an address read, for which nothing waits; the address may be anything."""
 
         def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-            pointer = ir.IntType(8).as_pointer()
-            kind = ir.FunctionType(ir.VoidType(), [pointer, _INT, _INT, _INT])
-            function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-            reading, often, data = _INT(0), _INT(3), _INT(1)
-            builder.call(function, [builder.inttoptr(arguments[0], pointer), reading, often, data])
+            _fetch(builder, arguments[0])
             return context.get_dummy_value()
 
         return types.void(types.int64), generate
-
-    def _vector(kind: Any, number: int) -> Any:
-        return ir.Constant(kind, [number] * kind.count)
-
-    def _place(builder: Any, kind: Any, address: Any, offset: Any) -> Any:
-        return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
 
     @instruction
     def scan_block(_: Any, codes: Any, table: Any, pairs: Any, sums: Any) -> Any:
@@ -101,3 +148,127 @@ if numba is not None:
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, types.int64, types.int64), generate
+
+    @instruction
+    def multiply_tile(_: Any, asked: Any, known: Any, groups: Any, products: Any) -> Any:
+        """Products of 8 rows with 48 columns of numbers of 8 bits, `groups` times 4 numbers each. All but `groups` are
+        addresses: of signed numbers [groups][8][4]; of unsigned ones [3][groups][16][4]; of int32 sums [8][48]."""
+
+        def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+            asked, known, groups, products = arguments
+            kind = ir.FunctionType(_SIXTEEN, [_SIXTEEN] * 3)
+            add_products = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512")
+            before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+            builder.branch(loop)
+            builder.position_at_end(loop)  # sums are phis, which stay in registers
+            group = builder.phi(_LONG)
+            sums = [builder.phi(_SIXTEEN) for _ in range(TILE_ROWS * TILE_COLUMNS // 16)]
+            left = builder.add(asked, builder.mul(group, _LONG(4 * TILE_ROWS)))
+            rights = [builder.mul(builder.add(builder.mul(groups, _LONG(n)), group), _LONG(64)) for n in range(3)]
+            columns = [builder.load(_place(builder, _SIXTEEN, known, right), align=1) for right in rights]
+            for right in rights:
+                _fetch(builder, builder.add(known, builder.add(right, _LONG(512))))
+            added: list[Any] = []
+            for row in range(TILE_ROWS):
+                four = builder.load(_place(builder, _INT, left, _LONG(4 * row)), align=1)
+                same = builder.insert_element(_vector(_SIXTEEN, ir.Undefined), four, _INT(0))
+                same = builder.shuffle_vector(same, same, _vector(_SIXTEEN, 0))
+                for column in columns:
+                    added.append(builder.call(add_products, [sums[len(added)], column, same]))
+            following = builder.add(group, _LONG(1))
+            for phi, first, last in zip(
+                [group, *sums], [_LONG(0), *[_vector(_SIXTEEN, 0)] * len(sums)], [following, *added], strict=True
+            ):
+                phi.add_incoming(first, before)
+                phi.add_incoming(last, loop)
+            builder.cbranch(builder.icmp_unsigned("<", following, groups), loop, after)
+            builder.position_at_end(after)
+            for number, total in enumerate(added):
+                builder.store(total, _place(builder, _SIXTEEN, products, _LONG(64 * number)), align=1)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64, types.int64), generate
+
+    def _mixed(builder: Any, four: Any) -> list[Any]:
+        """Sums and differences of four vectors: their Hadamard transform, which is not normalised."""
+        a, b, c, d = four
+        this, that = ([builder.fadd(x, y), builder.fsub(x, y)] for x, y in ((a, b), (c, d)))
+        pairs = list(zip(this, that, strict=True))
+        return [builder.fadd(x, y) for x, y in pairs] + [builder.fsub(x, y) for x, y in pairs]
+
+    @instruction
+    def mix_64(_: Any, address: Any) -> Any:
+        """Replaces 64 float32 numbers at an address by their Hadamard transform."""
+
+        def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+            places = [_place(builder, _SINGLES, arguments[0], _LONG(64 * n)) for n in range(4)]
+            vectors = [builder.load(place, align=1) for place in places]
+            for stride in (1, 2, 4, 8):
+                others = ir.Constant(_SIXTEEN, [n ^ stride for n in range(16)])
+                signs = ir.Constant(_SINGLES, [-1.0 if n & stride else 1.0 for n in range(16)])
+                for n, vector in enumerate(vectors):
+                    other = builder.shuffle_vector(vector, vector, others)
+                    vectors[n] = builder.fadd(
+                        other, builder.fmul(vector, signs, flags=["contract"]), flags=["contract"]
+                    )
+            for place, vector in zip(places, _mixed(builder, vectors), strict=True):
+                builder.store(vector, place, align=1)
+            return context.get_dummy_value()
+
+        return types.void(types.int64), generate
+
+    @instruction
+    def mix_four(_: Any, address: Any, stride: Any) -> Any:
+        """The same of each four of 64 numbers: 16 at an address, 16 at `stride` bytes after it, and so on."""
+
+        def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+            places = [_place(builder, _SINGLES, arguments[0], builder.mul(arguments[1], _LONG(n))) for n in range(4)]
+            vectors = [builder.load(place, align=1) for place in places]
+            for place, vector in zip(places, _mixed(builder, vectors), strict=True):
+                builder.store(vector, place, align=1)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), generate
+
+    @instruction
+    def near_columns(_: Any, products: Any, facts: Any, stride: Any, numbers: Any) -> Any:
+        """A uint64, bit j of which says of one of 48 columns whether
+
+            a[j] - numbers[0] b[j] - numbers[1] c[j] - numbers[2] (products[j] - numbers[4]) <= numbers[3].
+
+        Addresses: of int32 products; of float32 a, from which b is `stride` bytes away, and c twice that. numbers: a
+        tuple of float32, the last int32."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            products, facts, stride, numbers = arguments
+            *factors, limit, shift = cgutils.unpack_tuple(builder, numbers)
+
+            def spread(kind: Any, number: Any) -> Any:
+                one = builder.insert_element(_vector(kind, ir.Undefined), number, _INT(0))
+                return builder.shuffle_vector(one, one, _vector(_SIXTEEN, 0))
+
+            factors, limit = [spread(_SINGLES, factor) for factor in factors], spread(_SINGLES, limit)
+            shift, bits = spread(_SIXTEEN, shift), _LONG(0)
+            for column in range(0, TILE_COLUMNS, 16):
+                product = builder.load(_place(builder, _SIXTEEN, products, _LONG(4 * column)), align=1)
+                product = builder.sitofp(builder.sub(product, shift), _SINGLES)
+                places = [builder.add(facts, builder.mul(stride, _LONG(n))) for n in range(3)]
+                value, *others = (
+                    builder.load(_place(builder, _SINGLES, place, _LONG(4 * column)), align=1) for place in places
+                )
+                for other, factor in zip([*others, product], factors, strict=True):
+                    value = builder.fsub(value, builder.fmul(other, factor, flags=["contract"]), flags=["contract"])
+                near = builder.bitcast(builder.fcmp_ordered("<=", value, limit), ir.IntType(16))
+                bits = builder.or_(bits, builder.shl(builder.zext(near, _LONG), _LONG(column)))
+            return bits
+
+        return types.uint64(types.int64, types.int64, types.int64, numbers), generate
+
+    @instruction
+    def lowest_bit(_: Any, bits: Any) -> Any:
+        """The number of the lowest bit of a uint64 that is set."""
+
+        def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+            return builder.cttz(arguments[0], ir.IntType(1)(1))
+
+        return types.uint64(types.uint64), generate

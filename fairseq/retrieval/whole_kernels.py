@@ -7,13 +7,28 @@ import math
 import numpy as np
 
 from fairseq.retrieval import kernels
-from fairseq.retrieval.exact_kernels import RUN, keep_smallest
+from fairseq.retrieval.exact_kernels import keep_smallest
 from fairseq.retrieval.kernels import compiled
 
 if kernels.AVAILABLE:
-    from fairseq.retrieval.instructions import as_single
+    from fairseq.retrieval.instructions import (
+        TILE_COLUMNS,
+        TILE_ROWS,
+        VECTOR,
+        as_single,
+        lowest_bit,
+        mix_64,
+        mix_four,
+        multiply_tile,
+        near_columns,
+        squares_apart,
+    )
 
-SHIFTED = np.int32(32768)  # added before numbers are cut to whole ones, which rounds down where they are positive
+MOST = 127  # steps that a number of 8 bits holds
+MIDDLE = 128  # what stands for 0 where numbers have no sign
+ZERO, ROUND = np.float32(MIDDLE), np.float32(MIDDLE + 0.5)
+LOW, HIGH = np.float32(MIDDLE - MOST + 0.5), np.float32(MIDDLE + MOST + 0.5)  # what is beyond is clipped
+LARGEST = np.float32(1e36)  # sum of squares that float32 holds safely
 
 
 @compiled
@@ -23,118 +38,222 @@ def round_vectors(
     bounds: np.ndarray,
     vectors: np.ndarray,
     centre: np.ndarray,
+    scale: np.ndarray,
+    again: np.ndarray,
     step: float,
-    reach: np.ndarray,
-    weight: np.ndarray,
-    extra: np.ndarray,
     rows: np.ndarray,
     facts: np.ndarray,
 ) -> None:
-    """Rounds vectors (n, D), float32 or bits of halves, less the centre, to steps: rows (n, W) int8, facts (4, n) as
-    `Columns.rounded`.
+    """Rotates vectors (n, D), float32 or bits of halves, less the centre (D,), and rounds them to steps.
 
-    reach (D,): steps at which a coordinate is clipped; weight (2, D): w^-2 and w^2; extra (2, E): of the columns after
-    the first D, a coordinate and how many steps of it the columns before hold."""
-    dimension, columns = vectors.shape[1], extra.shape[1]
-    steps = np.empty(dimension, np.int32)
-    inverse = np.float32(1) / step
-    less, more, coordinates, before = weight[0], weight[1], extra[0], extra[1]
-    most, shift, half = np.int32(127), SHIFTED, np.float32(32768.5)
+    scale (W,): factors before the first transform, whose results are in steps; again (P,): before the second, which
+    there is if P < W; rows (tiles, W / 4, T) uint32: four numbers a word, each more by 128, of vector n at
+    [n // T, :, n % T]; facts (2, n): half the squared norm, and the norm of what rounding took. Vectors that are not
+    finite, or very large, have facts that are NaN, and -1 if they are finite."""
+    dimension, width, span, tile = vectors.shape[1], len(scale), len(again), rows.shape[2]
+    numbers = np.zeros(width, np.float32)
+    small = np.empty(width, np.uint8)
+    words = small.view(np.uint32)
     for row in range(first_row, last_row):
-        vector, out = vectors[row], rows[row]
-        norm = wide = lost = held = np.float32(0)
+        vector, out = vectors[row], rows[row // tile, :, row % tile]
+        norm = np.float32(0)
         for d in range(dimension):
             value = as_single(vector[d]) - centre[d]
-            scaled = value * inverse
-            scaled = reach[d] if scaled > reach[d] else scaled
-            scaled = -reach[d] if scaled < -reach[d] else scaled
-            whole = np.int32(np.int32(scaled + half) - shift)
-            kept = np.float32(whole) * step
-            left = value - kept
+            numbers[d] = value * scale[d]
             norm += value * value
-            wide += value * value * more[d]
-            lost += left * left * less[d]
-            held += kept * kept * more[d]
-            steps[d] = whole
-        for d in range(dimension):
-            out[d] = np.int8(min(max(steps[d], -most), most))
-        for column in range(columns):
-            whole = steps[coordinates[column]]
-            whole = np.int32(whole - min(max(whole, -before[column]), before[column]))
-            out[dimension + column] = np.int8(min(max(whole, -most), most))
-        facts[0, row] = norm * np.float32(0.5)
-        facts[1, row] = math.sqrt(wide)
-        facts[2, row] = math.sqrt(lost)
-        facts[3, row] = math.sqrt(held)
+        numbers[dimension:] = 0
+        mix(numbers[:span])
+        if span < width:
+            rest = numbers[width - span :]
+            for d in range(span):
+                rest[d] *= again[d]
+            mix(rest)
+        lost = np.float32(0)
+        for d in range(width):
+            near = min(max(numbers[d] + ROUND, LOW), HIGH)
+            whole = np.int32(near)  # positive numbers are rounded down
+            left = numbers[d] - (np.float32(whole) - ZERO)
+            lost += left * left
+            small[d] = np.uint8(whole)
+        for group in range(width // 4):
+            out[group] = words[group]
+        facts[0, row], facts[1, row] = norm * np.float32(0.5), math.sqrt(lost) * step
+        if not (norm < LARGEST and lost < LARGEST):
+            finite = True
+            for d in range(dimension):
+                finite &= np.isfinite(as_single(vector[d]))
+            facts[0, row], facts[1, row] = np.nan, -1 if finite else np.nan
 
 
 @compiled
-def offer_products(
-    first_row: int,
-    last_row: int,
+def mix(numbers: np.ndarray) -> None:
+    """The Hadamard transform, not normalised and in place, of 64, 128, 256 ... numbers."""
+    address = numbers.ctypes.data
+    for start in range(0, len(numbers), 64):
+        mix_64(address + 4 * start)
+    apart = 64
+    while 4 * apart <= len(numbers):
+        for start in range(0, len(numbers), 4 * apart):
+            for place in range(start, start + apart, 16):
+                mix_four(address + 4 * place, 4 * apart)
+        apart *= 4
+    if apart < len(numbers):
+        left, right = numbers[:apart], numbers[apart:]
+        for place in range(apart):
+            left[place], right[place] = left[place] + right[place], left[place] - right[place]
+
+
+@compiled
+def estimate(
+    first_tile: int,
+    last_tile: int,
     bounds: np.ndarray,
-    products: np.ndarray,
     asked: np.ndarray,
+    shifts: np.ndarray,
     known: np.ndarray,
+    norms: np.ndarray,
+    scale: float,
+    out: np.ndarray,
+) -> None:
+    """out (B, n): half the squared norms (n,) of keys less their products with queries, for a range of tiles of
+    queries; scale: the step squared."""
+    products = np.empty((TILE_ROWS, TILE_COLUMNS), np.int32)
+    many, size = out.shape
+    first_asked, first_known, of_products = asked.ctypes.data, known.ctypes.data, products.ctypes.data
+    for first in range(0, size, TILE_COLUMNS):  # these keys stay in the cache for all queries
+        address = first_known + first // VECTOR * known.strides[0]
+        base = norms[first : first + TILE_COLUMNS]
+        for asking in range(first_tile, last_tile):
+            start = asking * TILE_ROWS
+            multiply_tile(first_asked + asking * asked.strides[0], address, known.shape[1], of_products)
+            for place in range(min(TILE_ROWS, many - start)):
+                line, values, shift = products[place], out[start + place, first:], shifts[start + place]
+                for column in range(len(base)):
+                    values[column] = base[column] - scale * np.float32(np.int32(line[column] - shift))
+
+
+@compiled
+def offer_keys(
+    first_key: int,
+    last_key: int,
+    keys: np.ndarray,
+    centre: np.ndarray,
+    scale: np.ndarray,
+    again: np.ndarray,
     step: float,
+    asked: np.ndarray,
+    facts: np.ndarray,
+    shifts: np.ndarray,
     rounding: float,
+    block: int,
     queries: np.ndarray,
+    k: int,
+    items: np.ndarray,
+    counts: np.ndarray,
+    furthest: np.ndarray,
+) -> tuple[int, int]:
+    """Offers a range of keys to all queries, a block at a time, as `exact_kernels.offer_block` does.
+
+    keys (N, D) float32 or bits of halves; asked, facts and shifts: of queries, as `exact_whole.Rounded`; rounding: of
+    sums of float32 numbers; queries (B, D); items (B, C >= k + block). Returns how many keys could not be rounded, and
+    how many of these are finite."""
+    room = -(-block // TILE_COLUMNS) * TILE_COLUMNS
+    words = room * len(scale) // 4
+    somewhere = np.empty(words + VECTOR, np.uint32)
+    skipped = -somewhere.ctypes.data // 4 % VECTOR  # so that a vector lies in one line of the cache
+    rows = somewhere[skipped : skipped + words].reshape(room // VECTOR, len(scale) // 4, VECTOR)
+    known = np.empty((3, room), np.float32)
+    products = np.empty((TILE_ROWS, TILE_COLUMNS), np.int32)
+    bounds = np.empty(0, np.int64)
+    strange = huge = 0
+    for start in range(first_key, last_key, block):
+        some = keys[start : min(start + block, last_key)]
+        known[0, len(some) :] = np.nan
+        round_vectors(0, len(some), bounds, some, centre, scale, again, step, rows, known)
+        for key in range(len(some)):
+            if np.isnan(known[0, key]):
+                strange += 1
+                huge += int(known[1, key] < 0)
+        arrays = (asked, facts, shifts)
+        offer_block(some, start, rows, known, products, step, *arrays, rounding, queries, k, items, counts, furthest)
+    return strange, huge
+
+
+@compiled
+def offer_block(
     keys: np.ndarray,
     start: int,
+    rows: np.ndarray,
+    known: np.ndarray,
+    products: np.ndarray,
+    step: float,
+    asked: np.ndarray,
+    facts: np.ndarray,
+    shifts: np.ndarray,
+    rounding: float,
+    queries: np.ndarray,
     k: int,
     items: np.ndarray,
     counts: np.ndarray,
     furthest: np.ndarray,
 ) -> None:
-    """Offers a block of keys to each query of a range of rows, as `exact_kernels.offer_block` does.
+    """Offers keys (n, D), the first of which is entry `start`, to all queries; rows, known (3, C >= n): the keys, as
+    `round_vectors` leaves them, in whole tiles; products: room for a tile's.
 
-    products (B, n) int32; asked (4, B) and known (4, n): facts of queries and keys; rounding: of sums of float32
-    numbers; keys (n, D) float32 or bits of halves; items (B, C >= k + n). Keys whose norms are not finite are never
-    near: what is computed of them is NaN."""
-    columns, capacity = products.shape[1], items.shape[1]
+    Arrays of which only the address is used must come from the caller: the compiler would free those made here."""
+    capacity, groups, many, fours = items.shape[1], rows.shape[1], len(queries), queries.shape[1] // 64
+    first_key, key_bytes, tile_bytes = keys.ctypes.data, keys.strides[0], rows.strides[0]
+    first_asked, asked_bytes, first_tile = asked.ctypes.data, asked.strides[0], rows.ctypes.data
+    first_fact, fact_bytes, of_products = known.ctypes.data, known.strides[0], products.ctypes.data
     scale = np.float32(step * step)
-    base, wide, lost = known[0], known[1], known[2]
-    values = np.empty(columns, np.float32)
-    chosen = np.empty(columns + 1, np.int32)
-    distances = np.empty(columns + 1, np.float32)
+    chosen = np.empty((TILE_ROWS, len(keys) + 1), np.int32)
+    found = np.empty(TILE_ROWS, np.uint64)  # as an index, one that cannot be negative is faster
+    distances = np.empty(len(keys) + 1, np.float32)
     bits = distances.view(np.uint32)
     one = np.empty(1, np.float32)
     word = one.view(np.uint32)
-    for row in range(first_row, last_row):
-        line, mine, count, query = products[row], items[row], counts[row], queries[row]
-        my_held, my_lost = np.float32(1.01) * asked[3, row], np.float32(1.01) * asked[2, row]
-        own, limit = asked[0, row], furthest[row] * np.float32(0.5001)  # a little more than half: for rounding
-        for column in range(columns):
-            norms = base[column] + own
-            error = my_held * lost[column] + my_lost * wide[column] + rounding * norms
-            values[column] = norms - scale * np.float32(line[column]) - error
-        found = np.uint64(0)  # as an index, one that cannot be negative is faster
-        for begin in range(0, columns, RUN):
-            some = values[begin : begin + RUN]
-            near = np.int32(0)
-            for place in range(len(some)):
-                near |= np.int32(some[place] <= limit)
-            if near == 0:
-                continue
-            for place in range(len(some)):
-                chosen[found] = begin + place
-                found += np.uint64(some[place] <= limit)
-        many = int(found)
-        for place in range(0, many, 2):  # two at a time, which share the reading of the query
-            this, that = keys[chosen[place]], keys[chosen[min(place + 1, many - 1)]]
-            this_distance = that_distance = np.float32(0)
-            for d in range(len(query)):
-                this_far, that_far = query[d] - as_single(this[d]), query[d] - as_single(that[d])
-                this_distance += this_far * this_far
-                that_distance += that_far * that_far
-            distances[place], distances[place + 1] = this_distance, that_distance
-        if count + many > capacity:
-            keep_smallest(mine, count, k)
-            count = k
-            word[0] = np.uint32(mine[k - 1] >> np.uint64(32))
-            furthest[row] = one[0]
-        least = furthest[row]
-        for place in range(many):
-            mine[count] = (np.uint64(bits[place]) << np.uint64(32)) | np.uint64(start + chosen[place])
-            count += int(distances[place] < least)
-        counts[row] = count
+    known[2] = np.sqrt(np.float32(2) * known[0])  # the norm
+    known[0] *= np.float32(1) - np.float32(rounding)
+    lost, held = np.float32(1.01) * facts[1], np.float32(1.01) * facts[2]
+    limits = np.empty(TILE_ROWS, np.float32)
+    for asking in range(-(-many // TILE_ROWS)):
+        first_row = asking * TILE_ROWS
+        last_row = min(first_row + TILE_ROWS, many)
+        found[:] = 0
+        for row in range(first_row, last_row):  # a little more than half, for rounding
+            limits[row - first_row] = furthest[row] * np.float32(0.5001) - facts[0, row] * np.float32(1 - rounding)
+        for first in range(0, len(keys), TILE_COLUMNS):
+            some_rows = first_tile + first // VECTOR * tile_bytes
+            multiply_tile(first_asked + asking * asked_bytes, some_rows, groups, of_products)
+            for row in range(first_row, last_row):
+                place = row - first_row
+                numbers = (held[row], lost[row], scale, limits[place], shifts[row])
+                address = of_products + 4 * TILE_COLUMNS * place
+                near = near_columns(address, first_fact + 4 * first, fact_bytes, numbers)
+                mine, count = chosen[place], found[place]
+                while near:
+                    mine[count] = np.int32(first + lowest_bit(near))
+                    count += np.uint64(1)
+                    near &= near - np.uint64(1)
+                found[place] = count
+        for row in range(first_row, last_row):
+            mine, count, query = items[row], counts[row], queries[row]
+            those, number = chosen[row - first_row], int(found[row - first_row])
+            for place in range(number):
+                key = those[place]
+                address = first_key + key * key_bytes
+                distance = squares_apart(query.ctypes.data, address, fours, keys[key, 0])
+                for d in range(64 * fours, len(query)):
+                    far = query[d] - as_single(keys[key, d])
+                    distance += far * far
+                distances[place] = distance
+            if count + number > capacity:
+                keep_smallest(mine, count, k)
+                count = k
+                word[0] = np.uint32(mine[k - 1] >> np.uint64(32))
+                furthest[row] = one[0]
+            least = furthest[row]
+            for place in range(number):
+                mine[count] = (np.uint64(bits[place]) << np.uint64(32)) | np.uint64(start + those[place])
+                count += int(distances[place] < least)
+            counts[row] = count

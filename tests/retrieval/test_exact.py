@@ -58,6 +58,7 @@ def test_finds_the_nearest(
 ) -> None:
     monkeypatch.setattr(exact, "LARGEST_BLOCK", 300)  # several blocks, the last one shorter
     monkeypatch.setattr(exact, "LEAST_BLOCK", 300)
+    monkeypatch.setattr(exact, "LARGEST_WHOLE", 300)
     generator = np.random.default_rng(width)
     keys = (generator.standard_normal((1700, width)) * generator.random(width) + 3).astype(dtype)
     queries = torch.from_numpy(keys[::80].astype(np.float32) + generator.normal(0, 0.3, (22, width)).astype(np.float32))
@@ -77,6 +78,7 @@ def test_near_and_far_together(make: Callable[..., ExactIndex]) -> None:
 def test_ties_go_to_the_first(make: Callable[..., ExactIndex], monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(exact, "LARGEST_BLOCK", block)
     monkeypatch.setattr(exact, "LEAST_BLOCK", block)
+    monkeypatch.setattr(exact, "LARGEST_WHOLE", block)
     keys = np.random.default_rng(0).integers(0, 2, (3000, 4)).astype(np.float16)  # each of 16 keys many times
     queries = torch.from_numpy(np.random.default_rng(1).integers(0, 2, (9, 4)).astype(np.float32))
     _, ids = make(keys).search(queries, 700)
@@ -103,6 +105,20 @@ def test_keys_that_are_not_finite_are_never_found(make: Callable[..., ExactIndex
     keys[4, 1], keys[7, 0] = np.nan, np.inf
     _, ids = make(keys).search(torch.zeros(1, 3), 10)
     assert ids.cpu().tolist() == [[0, 1, 2, 3, 5, 6, 8, 9, -1, -1]]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_share_the_work(make: Callable[..., ExactIndex], threads: int) -> None:
+    keys = np.random.default_rng(0).integers(0, 3, (2000, 6)).astype(np.float16)  # with ties
+    keys[5, 0] = keys[1999, 0] = np.nan
+    queries = torch.randn(11, 6, generator=torch.Generator().manual_seed(0)).half().float()
+    index, before = make(keys), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        _, ids = index.search(queries, 300)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(ids.cpu().numpy(), plain(np.nan_to_num(keys, nan=1000), queries, 300)[1])
 
 
 def test_more_queries_than_a_pass_takes(make: Callable[..., ExactIndex], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,21 +158,21 @@ def whole_numbers() -> None:
 
 
 @pytest.mark.usefixtures("whole_numbers")
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_bounds_hold_whatever_the_keys(dtype: type) -> None:
-    """Also for coordinates far beyond the columns chosen for them."""
+@pytest.mark.parametrize("width, dtype", list(itertools.product([40, 128, 200, 1100], [np.float16, np.float32])))
+def test_bounds_hold_whatever_the_keys(width: int, dtype: type) -> None:
+    """Also for coordinates far beyond what 8 bits hold of them."""
     generator = np.random.default_rng(0)
-    keys = (generator.standard_normal((400, 40)) / np.arange(1, 41)).astype(dtype)
+    keys = (generator.standard_normal((400, width)) / np.arange(1, width + 1)).astype(dtype)
     some = keys[:100].astype(np.float32)
-    columns = exact_whole.Columns(some, some.mean(0))
+    rounding = exact_whole.Rounding(some, some.mean(0))
     keys[::7] *= 20
-    queries = (generator.standard_normal((9, 40)) / np.arange(1, 41)).astype(np.float32)
+    queries = (generator.standard_normal((9, width)) / np.arange(1, width + 1)).astype(np.float32)
     queries[3] *= 50
-    asked = columns.rounded(queries, are_queries=True)
-    known = columns.rounded(keys.view(np.uint16) if dtype == np.float16 else keys, are_queries=False)
-    products = asked.rows.numpy().astype(np.int64) @ known.rows.numpy().T * float(columns.step) ** 2
-    estimates = asked.facts[0][:, None] + known.facts[0] - products
-    errors = np.outer(asked.facts[3], known.facts[2]) + np.outer(asked.facts[2], known.facts[1])
+    asked = rounding.rounded(queries, are_queries=True)
+    known = rounding.rounded(keys.view(np.uint16) if dtype == np.float16 else keys, are_queries=False)
+    estimates = asked.facts[0][:, None] + exact_whole.estimates(asked, known, float(rounding.step))
+    wide = np.sqrt(2 * known.facts[0])
+    errors = np.outer(asked.facts[2], known.facts[1]) + np.outer(asked.facts[1], wide)
     half = np.square(queries[:, None].astype(np.float64) - keys).sum(2) / 2
     assert (np.abs(estimates - half) <= errors * 1.001 + half * 1e-5).all()
     assert np.median(errors) < 0.1 * np.median(half)
@@ -166,13 +182,13 @@ def test_bounds_hold_whatever_the_keys(dtype: type) -> None:
 def test_a_sample_says_how_far_entries_likely_are() -> None:
     generator = np.random.default_rng(0)
     keys, queries = (generator.standard_normal((n, 20)).astype(np.float32) for n in (20000, 30))
-    columns = exact_whole.Columns(keys[:4000], keys[:4000].mean(0))
-    asked, sample = columns.rounded(queries, True), columns.rounded(keys[::5], False)
-    chosen = keys[::5][exact_whole.likely_furthest(asked, sample, float(columns.step), 1 / 40)]
+    rounding = exact_whole.Rounding(keys[:4000], keys[:4000].mean(0))
+    asked, sample = rounding.rounded(queries, True), rounding.rounded(keys[::5], False)
+    chosen = keys[::5][exact_whole.likely_furthest(asked, sample, float(rounding.step), 1 / 40)]
     limits = np.square(queries - chosen).sum(1)
     nearer = (np.square(queries[:, None] - keys).sum(2) < limits[:, None]).sum(1)
     assert (nearer >= 500).all() and nearer.mean() < 1000
-    assert not len(exact_whole.likely_furthest(asked, sample, float(columns.step), 0.99))
+    assert not len(exact_whole.likely_furthest(asked, sample, float(rounding.step), 0.99))
 
 
 @pytest.mark.usefixtures("whole_numbers")
@@ -203,3 +219,10 @@ def test_huge_keys_are_no_reason_to_miss_entries() -> None:
     keys = np.full((50, 4), 4e18, np.float32)  # from their centre, farther than sums of squares may be
     keys[::2] *= -1
     check(ExactIndex(keys, whole=True), keys, torch.full((3, 4), 3e18), 30)
+
+
+@pytest.mark.usefixtures("whole_numbers")
+def test_keys_that_the_sample_knows_nothing_of() -> None:
+    keys = np.zeros((2 * exact.SOME_KEYS, 4), np.float32)
+    keys[1::2] = 3 + np.random.default_rng(0).standard_normal((exact.SOME_KEYS, 4))  # it takes every second
+    check(ExactIndex(keys, whole=True), keys, torch.full((3, 4), 3.0), 30)
