@@ -84,13 +84,14 @@ class KNNLM:
         teams = min(torch.get_num_threads(), len(sequences)) if sequential else 1
         if teams == 1:
             return self._score_together(sequences, self.retriever)
-        longest_first = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-        self._read_what_is_read_late(sequences[longest_first[0]])
-        parts = [longest_first[team::teams] for team in range(teams)]
+        parts = _parts_of_like_length([len(sequence) for sequence in sequences], teams)
+        self._read_what_is_read_late(sequences[parts[0][0]])
         self._stopped.clear()
         try:
             found = kernels.each_in_thread(
-                self._score_together, [[sequences[i] for i in part] for part in parts], self._retrievers(teams)
+                self._score_together,
+                [[sequences[i] for i in part] for part in parts],
+                self._retrievers(len(parts)),
             )
         except BaseException:
             self._stopped.set()
@@ -151,6 +152,18 @@ class KNNLM:
             return no_entries(self.device)
         scores = self.similarity.of_entries(step.queries, entries.rows, entries.ids)
         return Entries(entries.rows, entries.ids, scores, entries.weights)
+
+
+def _parts_of_like_length(lengths: list[int], most: int) -> list[list[int]]:
+    """Positions in at most `most` parts of about as many tokens, the longest sequences in the first: a part takes as
+    many steps as its longest sequence, and each step costs something however few sequences are left."""
+    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    total, before = max(1, sum(lengths)), 0
+    parts: list[list[int]] = [[] for _ in range(most)]
+    for i in longest_first:
+        parts[min(before * most // total, most - 1)].append(i)
+        before += lengths[i]
+    return [part for part in parts if part]
 
 
 def strategy_name(args: argparse.Namespace) -> str:
