@@ -278,7 +278,11 @@ def test_control_c_where_python_ignores_it(
 
     monkeypatch.setattr("fairseq_cli.kmeans.main", work)
     hook = sys.unraisablehook
-    done = run_cli("kmeans", "--dstore d --num-clusters 1 --sample 1".split())
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of pytest-xdist ignore it
+    try:
+        done = run_cli("kmeans", "--dstore d --num-clusters 1 --sample 1".split())
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (done.status, went_on) == (130, [])
     assert one_sentence(done.stderr).startswith("kmeans.py: error: interrupted")
     assert sys.unraisablehook is hook
