@@ -33,6 +33,11 @@ if numba is not None:
     def _vector(kind: Any, number: Any) -> Any:
         return ir.Constant(kind, [number] * kind.count)
 
+    def _spread(builder: Any, kind: Any, number: Any) -> Any:
+        """A vector of 16, all of them the number."""
+        one = builder.insert_element(_vector(kind, ir.Undefined), number, _INT(0))
+        return builder.shuffle_vector(one, one, _vector(_SIXTEEN, 0))
+
     def _place(builder: Any, kind: Any, address: Any, offset: Any) -> Any:
         return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
 
@@ -171,8 +176,7 @@ if numba is not None:
             added: list[Any] = []
             for row in range(TILE_ROWS):
                 four = builder.load(_place(builder, _INT, left, _LONG(4 * row)), align=1)
-                same = builder.insert_element(_vector(_SIXTEEN, ir.Undefined), four, _INT(0))
-                same = builder.shuffle_vector(same, same, _vector(_SIXTEEN, 0))
+                same = _spread(builder, _SIXTEEN, four)
                 for column in columns:
                     added.append(builder.call(add_products, [sums[len(added)], column, same]))
             following = builder.add(group, _LONG(1))
@@ -242,13 +246,8 @@ if numba is not None:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             products, facts, stride, numbers = arguments
             *factors, limit, shift = cgutils.unpack_tuple(builder, numbers)
-
-            def spread(kind: Any, number: Any) -> Any:
-                one = builder.insert_element(_vector(kind, ir.Undefined), number, _INT(0))
-                return builder.shuffle_vector(one, one, _vector(_SIXTEEN, 0))
-
-            factors, limit = [spread(_SINGLES, factor) for factor in factors], spread(_SINGLES, limit)
-            shift, bits = spread(_SIXTEEN, shift), _LONG(0)
+            *factors, limit = [_spread(builder, _SINGLES, number) for number in (*factors, limit)]
+            shift, bits = _spread(builder, _SIXTEEN, shift), _LONG(0)
             for column in range(0, TILE_COLUMNS, 16):
                 product = builder.load(_place(builder, _SIXTEEN, products, _LONG(4 * column)), align=1)
                 product = builder.sitofp(builder.sub(product, shift), _SINGLES)

@@ -13,6 +13,7 @@ if kernels.AVAILABLE:
     from fairseq.retrieval.instructions import single_of_bits
 
 LEAST_EXPONENT = np.float32(-87)  # the exponential of less is not a normal number, and counts as 0
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # places, ids and scores of candidates
 LN2_HIGH, LN2_LOW = np.float32(0.693145751953125), np.float32(1.4286068203e-06)  # the first has zeros to multiply into
 
 
@@ -39,12 +40,8 @@ def count_votes(
     first_row: int,
     last_row: int,
     bounds: np.ndarray,
-    found_at: np.ndarray,
-    found_ids: np.ndarray,
-    found_scores: np.ndarray,
-    given_bounds: np.ndarray,
-    given_ids: np.ndarray,
-    given_scores: np.ndarray,
+    searched: Arrays,
+    offered: Arrays,
     weights: np.ndarray,
     values: np.ndarray,
     targets: np.ndarray,
@@ -59,9 +56,11 @@ def count_votes(
     the candidates that have the value targets[b]: matches[b, 0] places of what was found, at the start of the row's
     found_matches, and matches[b, 1] of what was given, at the start of its part of given_matches.
 
-    bounds (B + 1,) divides the work; found_at (B,): where in found_ids, found_scores, found_matches (n, k) a row's
-    search is, -1 for none; given_ids, given_scores, given_matches (m,), of which row b has those from given_bounds[b]
-    to given_bounds[b + 1]; weights (m,), or (0,) where all are 1."""
+    bounds (B + 1,) divides the work. searched: where a row's search is, -1 for none (B,); ids and scores (n, k), in the
+    order of found_matches (n, k). offered: bounds (B + 1,), between which a row has its part of ids and scores (m,), and
+    of given_matches (m,). weights (m,), or (0,) where all are 1."""
+    found_at, found_ids, found_scores = searched
+    given_bounds, given_ids, given_scores = offered
     lowest = np.float32(-np.inf)
     for row in range(first_row, last_row):
         at, first, last = found_at[row], given_bounds[row], given_bounds[row + 1]
@@ -130,12 +129,8 @@ def collect_matches(
     first_row: int,
     last_row: int,
     bounds: np.ndarray,
-    found_at: np.ndarray,
-    found_ids: np.ndarray,
-    found_scores: np.ndarray,
-    given_bounds: np.ndarray,
-    given_ids: np.ndarray,
-    given_scores: np.ndarray,
+    searched: Arrays,
+    offered: Arrays,
     found_matches: np.ndarray,
     given_matches: np.ndarray,
     matches: np.ndarray,
@@ -145,6 +140,8 @@ def collect_matches(
 ) -> None:
     """Writes the matches of row b, as `count_votes` noted them, those found first, into places bounds[b] to
     bounds[b + 1] of rows, ids, scores (all matches,)."""
+    found_at, found_ids, found_scores = searched
+    given_bounds, given_ids, given_scores = offered
     for row in range(first_row, last_row):
         place, at, first = bounds[row], found_at[row], given_bounds[row]
         rows[place : bounds[row + 1]] = row

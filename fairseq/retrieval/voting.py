@@ -74,12 +74,12 @@ def _count_compiled(
     counted = np.empty((len(targets), 2), np.int64)
     places = np.empty(searched.ids.shape, np.int32), np.empty(len(given), np.int32), counted
     run, work = kernels.run_by_rows, bounds_of(candidates).numpy()
-    run(vote_kernels.count_votes, work, *found, *offered, *of_values, log_probs.numpy(), *places)
+    run(vote_kernels.count_votes, work, found, offered, *of_values, log_probs.numpy(), *places)
     matches = torch.from_numpy(counted.sum(1))
     bounds = bounds_of(matches).numpy()
     rows, ids = torch.empty(2, int(bounds[-1]), dtype=torch.int64)
     scores = torch.empty(len(rows))
-    run(vote_kernels.collect_matches, bounds, *found, *offered, *places, rows.numpy(), ids.numpy(), scores.numpy())
+    run(vote_kernels.collect_matches, bounds, found, offered, *places, rows.numpy(), ids.numpy(), scores.numpy())
     return Outcome(log_probs, candidates, Entries(rows, ids, scores), matches)
 
 
