@@ -57,8 +57,8 @@ def count_votes(
     found_matches, and matches[b, 1] of what was given, at the start of its part of given_matches.
 
     bounds (B + 1,) divides the work. searched: where a row's search is, -1 for none (B,); ids and scores (n, k), in the
-    order of found_matches (n, k). offered: bounds (B + 1,), between which a row has its part of ids and scores (m,), and
-    of given_matches (m,). weights (m,), or (0,) where all are 1."""
+    order of found_matches (n, k). offered: bounds (B + 1,), between which a row has its ids and scores (m,), and its
+    part of given_matches (m,). weights (m,), or (0,) where all are 1."""
     found_at, found_ids, found_scores = searched
     given_bounds, given_ids, given_scores = offered
     lowest = np.float32(-np.inf)
