@@ -15,10 +15,12 @@ distance computation a step."""
 from __future__ import annotations
 
 import argparse
+import bisect
 import itertools
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -38,6 +40,7 @@ from fairseq.scored_sequences import ScoredSequence
 
 logger = logging.getLogger(__name__)
 
+STEP_COST = 3  # of a step, however few sequences are in it, in tokens
 CHUNK_CANDIDATES = 1 << 23  # bounds the scratch memory of one search of independent tokens
 
 
@@ -84,7 +87,7 @@ class KNNLM:
         teams = min(torch.get_num_threads(), len(sequences)) if sequential else 1
         if teams == 1:
             return self._score_together(sequences, self.retriever)
-        parts = _parts_of_like_length([len(sequence) for sequence in sequences], teams)
+        parts = parts_of_like_length([len(sequence) for sequence in sequences], teams)
         self._read_what_is_read_late(sequences[parts[0][0]])
         self._stopped.clear()
         try:
@@ -113,16 +116,17 @@ class KNNLM:
         self.similarity.of_entries(query, first, first)
 
     def _score_together(self, sequences: list[ScoredSequence], retriever: Retriever) -> list[RetrievalResult]:
-        batch = Lockstep(sequences, self.device, len(self.inverse_temperatures), retriever.needs)
+        chunk = None if retriever.sequential else max(1, CHUNK_CANDIDATES // self.k)
+        batch = Lockstep(sequences, self.device, len(self.inverse_temperatures), retriever.needs, chunk)
         retriever.start()
-        for tokens in batch.steps(retriever.sequential, max(1, CHUNK_CANDIDATES // self.k)):
+        for tokens in batch.steps:
             if self._stopped.is_set():
                 return []
             self._advance(batch, tokens, retriever)
         return batch.results()
 
-    def _advance(self, batch: Lockstep, tokens: Tensor, retriever: Retriever) -> None:
-        """One step: the tokens at flat positions `tokens` (B,) of the batch."""
+    def _advance(self, batch: Lockstep, tokens: slice, retriever: Retriever) -> None:
+        """One step: B tokens of the batch."""
         step = batch.step(tokens)
         proposal = retriever.propose(step)
         searched, given = self._search(step, proposal.search), self._given(step, proposal.entries)
@@ -150,20 +154,27 @@ class KNNLM:
         """The entries that the retriever proposes, with scores: one batched distance computation."""
         if entries is None or not len(entries):
             return no_entries(self.device)
-        scores = self.similarity.of_entries(step.queries, entries.rows, entries.ids)
-        return Entries(entries.rows, entries.ids, scores, entries.weights)
+        return replace(entries, scores=self.similarity.of_entries(step.queries, entries.rows, entries.ids))
 
 
-def _parts_of_like_length(lengths: list[int], most: int) -> list[list[int]]:
-    """Positions in at most `most` parts of about as many tokens, the longest sequences in the first: a part takes as
-    many steps as its longest sequence, and each step costs something however few sequences are left."""
+def parts_of_like_length(lengths: list[int], most: int) -> list[list[int]]:
+    """Positions in at most `most` parts of about equal cost, the longest sequences in the first: a part takes as many
+    steps as its longest sequence, and each step costs something however few sequences are left."""
     longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    total, before = max(1, sum(lengths)), 0
-    parts: list[list[int]] = [[] for _ in range(most)]
-    for i in longest_first:
-        parts[min(before * most // total, most - 1)].append(i)
-        before += lengths[i]
-    return [part for part in parts if part]
+
+    def filled(limit: int) -> list[list[int]]:
+        parts: list[list[int]] = []
+        cost = limit
+        for i in longest_first:
+            if not parts or cost + lengths[i] > limit:
+                parts.append([])
+                cost = STEP_COST * lengths[i]
+            parts[-1].append(i)
+            cost += lengths[i]
+        return parts
+
+    costs = range((STEP_COST + 1) * sum(lengths) + 1)
+    return filled(bisect.bisect_left(costs, True, key=lambda limit: len(filled(limit)) <= most))
 
 
 def strategy_name(args: argparse.Namespace) -> str:

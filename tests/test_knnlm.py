@@ -15,7 +15,7 @@ import torch
 
 from fairseq import options
 from fairseq.errors import UserError
-from fairseq.knnlm import KNNLM, build_knnlm
+from fairseq.knnlm import KNNLM, STEP_COST, build_knnlm, parts_of_like_length
 from fairseq.retrieval.clusters import Clusters, save_clusters
 from fairseq.retrieval.retrievers.knnlm import KNNLMRetriever
 from fairseq.retrieval.retrievers.random_skip import RandomSkipRetriever
@@ -198,6 +198,19 @@ def test_threads_share_the_sequences_and_change_nothing(build: Any, threads: Any
         np.testing.assert_array_equal(alone.searched, shared.searched)
         np.testing.assert_array_equal(alone.candidates, shared.candidates)
         np.testing.assert_allclose(alone.log_probs, shared.log_probs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("lengths", [[], [0, 0], [7], [3, 9, 1, 4, 4, 0, 8], [40, 1, 1, 1], [5] * 30])
+@pytest.mark.parametrize("most", [1, 2, 5, 40])
+def test_parts_cost_about_the_same(lengths: list[int], most: int) -> None:
+    parts = parts_of_like_length(lengths, most)
+    assert len(parts) <= most
+    assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
+    shortest, longest = ([choose(lengths[i] for i in part) for part in parts] for choose in (min, max))
+    assert all(before >= after for before, after in zip(shortest, longest[1:], strict=False))
+    costs = [sum(lengths[i] for i in part) + STEP_COST * most for part, most in zip(parts, longest, strict=True)]
+    one = (STEP_COST + 1) * max(lengths, default=0)  # the cost of the longest sequence alone
+    assert max(costs, default=0) <= (sum(lengths) + STEP_COST * sum(longest)) / most + one
 
 
 def test_a_failing_thread_stops_the_others(build: Any, threads: Any) -> None:

@@ -23,24 +23,43 @@ from fairseq.retrieval.clusters import Clusters
 @dataclass
 class Entries:
     """Entries of several sequences: rows (n,) int64 sequence numbers, ascending; ids (n,) int64 datastore entries;
-    scores (n,) float32 or None, larger is nearer; weights (n,) float32, how often each one votes, or None for once."""
+    scores (n,) float32 or None, larger is nearer; weights (n,) float32, how often each one votes, or None for once;
+    bounds (B + 1,) int64, between which each of B sequences has its entries, or None until `within` is asked."""
 
     rows: Tensor
     ids: Tensor
     scores: Tensor | None = None
     weights: Tensor | None = None
+    bounds: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.ids.shape[0]
+
+    def within(self, sequences: int) -> Tensor:
+        """(sequences + 1,) int64: between which positions each sequence has its entries."""
+        if self.bounds is None or self.bounds.shape[0] != sequences + 1:
+            self.bounds = torch.searchsorted(self.rows, torch.arange(sequences + 1, device=self.rows.device))
+        return self.bounds
 
     def counts(self, sequences: int) -> Tensor:
         """(sequences,) int64: how many entries each sequence has."""
-        return torch.bincount(self.rows, minlength=sequences)
+        bounds = self.within(sequences)
+        return bounds[1:] - bounds[:-1]
 
-    def select(self, chosen: Tensor) -> Entries:
-        """The entries at `chosen`, a mask or positions."""
+    def select(self, chosen: Tensor | slice) -> Entries:
+        """The entries at `chosen`, a mask, positions or a slice."""
         scores, weights = (None if values is None else values[chosen] for values in (self.scores, self.weights))
         return Entries(self.rows[chosen], self.ids[chosen], scores, weights)
+
+    def of_first(self, sequences: int) -> Entries:
+        """The entries of the first sequences."""
+        bounds = self.within(sequences)
+        end = int(bounds[-1])
+        if end == len(self):
+            return self
+        first = self.select(slice(end))
+        first.bounds = bounds
+        return first
 
 
 def no_entries(device: torch.device | str = "cpu") -> Entries:
@@ -86,6 +105,8 @@ class Automaton:
             self.indptr = as_tensor(clusters.indptr).to(device)
             self.members = as_tensor(clusters.members).to(device)
             self.cluster_of = as_tensor(clusters.cluster_of).to(device)
+            if self.device.type == "cpu":  # for the compiled loops
+                self._arrays = self.indptr.numpy(), self.members.numpy(), self.cluster_of.numpy()
         self.kept = no_entries(device)
 
     def reset(self) -> None:
@@ -95,18 +116,19 @@ class Automaton:
     def keep(self, matched: Entries) -> None:
         """Takes over the entries whose value was the token that came. The datastore's last entry has no successor, so
         it is dropped; ends of documents inside the datastore are ignored, as in the original."""
-        self.kept = matched.select(matched.ids < self.size - 1)
+        has_last = len(matched) and int(matched.ids.max()) >= self.size - 1
+        self.kept = matched.select(matched.ids < self.size - 1) if has_last else matched
 
     def pointers(self, sequences: int) -> tuple[Entries, Tensor]:
         """Pointers of the first `sequences` sequences and how many each had before the cut to `max_knns`.
 
         Where a sequence has more than `max_knns`, those with the best scores at the previous step stay."""
-        kept = self.kept.select(self.kept.rows < sequences) if len(self.kept) else self.kept
+        kept = self.kept.of_first(sequences)
         counts = kept.counts(sequences)
         if len(kept) and int(counts.max()) > self.max_knns:
             assert kept.scores is not None
             kept = kept.select(best_of_rows(kept.scores, kept.rows, counts, self.max_knns))
-        return Entries(kept.rows, kept.ids + 1), counts
+        return Entries(kept.rows, kept.ids + 1, bounds=kept.within(sequences)), counts
 
     def expand(self, pointers: Entries, sequences: int) -> Entries:
         """Adds the members of the pointers' clusters, up to `max_knns` entries a sequence.
@@ -115,10 +137,10 @@ class Automaton:
         stands twice, which the original's softmax counts. Without clusters: the pointers themselves."""
         if self.clusters is None or not len(pointers):
             return pointers
+        if kernels.AVAILABLE and self.device.type == "cpu":
+            return self._expand_compiled(pointers, sequences)
         counts = pointers.counts(sequences)
         room = (self.max_knns - counts).clamp_(min=0)
-        if kernels.AVAILABLE and self.device.type == "cpu":
-            return self._expand_compiled(pointers, counts, room)
         own = self.cluster_of[pointers.ids]
         self._require((own >= 0) & (own < self.clusters.count))
         keys = pointers.rows * self.clusters.count + own
@@ -145,27 +167,29 @@ class Automaton:
         added = Entries(torch.repeat_interleave(rows, take, output_size=total), found)
         return merge_by_row(pointers, added, counts, sequences)
 
-    def _expand_compiled(self, pointers: Entries, counts: Tensor, room: Tensor) -> Entries:
-        """The same by compiled loops; room (B,): how many members each sequence may add."""
+    def _expand_compiled(self, pointers: Entries, sequences: int) -> Entries:
+        """The same by compiled loops."""
         assert self.clusters is not None
-        starts, named = bounds_of(counts).numpy(), pointers.ids.numpy()
-        indptr, members = self.indptr.numpy(), self.members.numpy()
-        clusters, votes = np.empty_like(named), np.empty_like(named)
-        widths, available = np.empty(len(counts), np.int64), np.empty(len(counts), np.int64)
+        starts, named = pointers.within(sequences).numpy(), pointers.ids.numpy()
+        indptr, members, cluster_of = self._arrays
+        clusters, votes = np.empty((2, len(named)), np.int64)
+        widths, available = np.empty((2, sequences), np.int64)
         found = (clusters, votes, widths, available)
-        arrays = (named, self.cluster_of.numpy(), indptr, len(members), *found)
-        kernels.run_by_rows(automaton_kernels.find_states, starts, *arrays)
+        kernels.run_by_rows(automaton_kernels.find_states, starts, named, cluster_of, indptr, len(members), *found)
         self.clusters.require(int(available.min()) >= 0)
-        crowded = np.flatnonzero((available > room.numpy()) & (widths > 1))
-        _sort_by_votes(clusters, votes, starts[crowded], widths[crowded])
-        added = np.minimum(room.numpy(), available)
-        bounds = bounds_of(counts + torch.from_numpy(added))
-        ids, rows = torch.empty(2, int(bounds[-1]), dtype=torch.int64)
-        fine = np.empty(len(counts), np.bool_)
+        counts = starts[1:] - starts[:-1]
+        room = np.maximum(self.max_knns - counts, 0)  # how many members each sequence may add
+        crowded = np.flatnonzero((available > room) & (widths > 1))
+        if len(crowded):
+            _sort_by_votes(clusters, votes, starts[crowded], widths[crowded])
+        bounds = np.zeros(sequences + 1, np.int64)
+        np.cumsum(counts + np.minimum(room, available), out=bounds[1:])
+        ids, rows = np.empty((2, int(bounds[-1])), np.int64)
+        fine = np.empty(sequences, np.bool_)
         taken = (starts, named, clusters, indptr, members, self.size)
-        kernels.run_by_rows(automaton_kernels.emit_members, bounds.numpy(), *taken, ids.numpy(), rows.numpy(), fine)
+        kernels.run_by_rows(automaton_kernels.emit_members, bounds, *taken, ids, rows, fine)
         self.clusters.require(bool(fine.all()))
-        return Entries(rows, ids)
+        return Entries(torch.from_numpy(rows), torch.from_numpy(ids), bounds=torch.from_numpy(bounds))
 
     def _require(self, fine: Tensor) -> None:
         """Of clusters that were not looked at as a whole: numbers taken out of them are in their ranges."""

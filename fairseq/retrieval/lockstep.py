@@ -1,10 +1,11 @@
-"""Many sequences, one step at a time: their tokens as flat arrays, token t of every sequence in step t, and the arrays
-that results go into. Sequences do not depend on each other, so one batched search and one batched distance computation
-serve a step."""
+"""Many sequences, one step at a time: their tokens as flat arrays, in the order of the steps, and the arrays that
+results go into. Sequences do not depend on each other, so one batched search and one batched distance computation serve
+a step."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import itertools
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,27 +41,46 @@ class RetrievalResult:
 
 
 class Lockstep:
-    """The tokens of several sequences as flat arrays, longest sequence first, so that those still running at any step
-    are a prefix; and the arrays that results go into."""
+    """The tokens of several sequences as flat arrays, and the arrays that results go into.
+
+    steps: which tokens advance together, those of a step one after the other. Of sequential strategies (chunk None),
+    step t has token t of every sequence that is so long, the longest sequence first, so that those still running are a
+    prefix of those before; when tokens do not depend on each other, a step has the next `chunk` tokens."""
 
     def __init__(
-        self, sequences: list[ScoredSequence], device: torch.device, temperatures: int, needs: Collection[str] = ()
+        self,
+        sequences: list[ScoredSequence],
+        device: torch.device,
+        temperatures: int,
+        needs: Collection[str] = (),
+        chunk: int | None = None,
     ) -> None:
         self.sequences = sequences
-        lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-        self.starts = np.cumsum(lengths) - lengths
-        self.order = np.argsort(-lengths, kind="stable")
-        self.lengths = lengths
-        self.device = device
-        self.queries = torch.cat([sequence.queries for sequence in sequences]).to(device, torch.float32)
-        self.targets = torch.cat([sequence.targets for sequence in sequences]).to(device)
-        self.lm_log_probs = torch.cat([sequence.lm_log_probs for sequence in sequences]).to(device, torch.float32)
-        self.features = {name: _feature(sequences, name).to(device) for name in sorted(needs)}
+        self.lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+        count = int(self.lengths.sum())
+        starts = np.cumsum(self.lengths) - self.lengths
+        positions = np.arange(count) - np.repeat(starts, self.lengths)
+        numbers = np.repeat(np.arange(len(sequences)), self.lengths)
+        if chunk is None:
+            longest_first = np.argsort(np.argsort(-self.lengths, kind="stable"))
+            order = np.lexsort((longest_first[numbers], positions))
+            bounds = np.concatenate([[0], np.bincount(positions).cumsum()]).tolist()
+        else:
+            order, bounds = np.arange(count), [*range(0, count, chunk), count]
+        self.steps = [slice(first, last) for first, last in itertools.pairwise(bounds)]
+        self._order = torch.from_numpy(order)
+
+        def of_all(parts: list[Tensor]) -> Tensor:
+            joined = torch.cat(parts)
+            return (joined if chunk is not None else joined[self._order]).to(device)
+
+        self.queries = of_all([sequence.queries for sequence in sequences]).float()
+        self.targets = of_all([sequence.targets for sequence in sequences])
+        self.lm_log_probs = of_all([sequence.lm_log_probs for sequence in sequences]).float()
+        self.features = {name: of_all(_feature(sequences, name)) for name in sorted(needs)}
         ids = torch.tensor([sequence.sample_id for sequence in sequences])
-        self.sample_ids = ids.repeat_interleave(torch.from_numpy(lengths)).to(device)
-        positions = np.arange(lengths.sum()) - np.repeat(self.starts, lengths)
-        self.positions = torch.from_numpy(positions).to(device)
-        count = len(self.targets)
+        self.sample_ids = ids[torch.from_numpy(numbers[order])].to(device)
+        self.positions = torch.from_numpy(positions[order]).to(device)
         self.log_probs = torch.zeros(count, device=device)
         self.knn_log_probs = torch.zeros(count, temperatures, device=device)
         self.lmbda = torch.zeros(count, device=device)
@@ -68,19 +88,7 @@ class Lockstep:
         self.candidates = torch.zeros(count, dtype=torch.int64, device=device)
         self.matched = torch.zeros(count, dtype=torch.int64, device=device)
 
-    def steps(self, sequential: bool, chunk: int) -> Iterator[Tensor]:
-        """Flat positions of the tokens of each step: token t of every running sequence, or, when tokens do not depend
-        on each other, chunks of all tokens."""
-        if not sequential:
-            yield from torch.arange(len(self.targets), device=self.device).split(chunk)
-            return
-        descending = self.lengths[self.order]
-        starts = torch.from_numpy(self.starts[self.order]).to(self.device)
-        running = np.searchsorted(-descending, -np.arange(descending.max(initial=0)), side="left")
-        for position, count in enumerate(running.tolist()):
-            yield starts[:count] + position
-
-    def step(self, tokens: Tensor) -> Step:
+    def step(self, tokens: slice) -> Step:
         """What a retriever may see of these tokens."""
         features = {name: values[tokens] for name, values in self.features.items()}
         return Step(
@@ -89,7 +97,7 @@ class Lockstep:
 
     def store(
         self,
-        tokens: Tensor,
+        tokens: slice,
         mixed: Tensor,
         knn: Tensor,
         lmbda: Tensor,
@@ -105,30 +113,29 @@ class Lockstep:
         """One result per sequence; UserError when a log-probability is not a number."""
         if torch.isnan(self.log_probs).any():
             raise UserError("the retrieval produced a value that is not a number; check the datastore and index with k")
-        log_probs, knn, lmbda = self.log_probs.cpu(), self.knn_log_probs.cpu(), self.lmbda.cpu()
-        searched, candidates, matched = (t.cpu().numpy() for t in (self.searched, self.candidates, self.matched))
-        results = []
-        for sequence, start, length in zip(self.sequences, self.starts, self.lengths, strict=True):
-            span = slice(start, start + length)
-            results.append(
-                RetrievalResult(
-                    sequence.sample_id,
-                    log_probs[span],
-                    searched[span],
-                    candidates[span],
-                    matched[span],
-                    lmbda[span],
-                    knn[span],
-                )
+        of_step_order = self.log_probs, self.searched, self.candidates, self.matched, self.lmbda, self.knn_log_probs
+        by_sequence = (self._in_sequences(values) for values in of_step_order)
+        return [
+            RetrievalResult(
+                sequence.sample_id, mixed, searched.numpy(), candidates.numpy(), matched.numpy(), lmbda, by_temperature
             )
-        return results
+            for sequence, mixed, searched, candidates, matched, lmbda, by_temperature in zip(
+                self.sequences, *by_sequence, strict=True
+            )
+        ]
+
+    def _in_sequences(self, values: Tensor) -> tuple[Tensor, ...]:
+        """What is in the order of the steps, for each sequence in its own."""
+        ordered = torch.empty_like(values, device="cpu")
+        ordered[self._order] = values.cpu()
+        return ordered.split(self.lengths.tolist())
 
 
-def _feature(sequences: list[ScoredSequence], name: str) -> Tensor:
-    """(tokens, ...): a feature of all sequences; UserError when they were scored without it."""
+def _feature(sequences: list[ScoredSequence], name: str) -> list[Tensor]:
+    """Each sequence's (T, ...) feature; UserError when they were scored without it."""
     if not all(name in sequence.features for sequence in sequences):
         raise UserError(
             f"--strategy: found scores without {name}, which this strategy needs; "
             "save them with eval_lm.py --save-scores DIR --save-features"
         )
-    return torch.cat([sequence.features[name] for sequence in sequences])
+    return [sequence.features[name] for sequence in sequences]

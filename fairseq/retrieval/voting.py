@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from fairseq.retrieval import kernels, vote_kernels
-from fairseq.retrieval.automaton import Entries, bounds_of
+from fairseq.retrieval.automaton import Entries
 
+NO_WEIGHTS = np.empty(0, np.float32)  # each candidate votes once
 NO_MATCH = -10000.0  # log p_kNN of a target that no candidate has as its value, as in the original
 
 
@@ -47,51 +48,53 @@ def count_votes(
     searched: Searched, given: Entries, values: Tensor, targets: Tensor, inverse_temperatures: Tensor
 ) -> Outcome:
     """The outcome for targets (B,); values (N,) are the datastore's, inverse_temperatures (S,) float32."""
-    counts = given.counts(len(targets))
-    candidates = counts.index_add(0, searched.rows, torch.full_like(searched.rows, searched.ids.shape[1]))
     if kernels.AVAILABLE and targets.device.type == "cpu":
-        return _count_compiled(searched, given, counts, candidates, values, targets, inverse_temperatures)
-    return _count_tensors(searched, given, candidates, values, targets, inverse_temperatures)
+        return _count_compiled(searched, given, values, targets, inverse_temperatures)
+    return _count_tensors(searched, given, values, targets, inverse_temperatures)
 
 
 def _count_compiled(
     searched: Searched,
     given: Entries,
-    counts: Tensor,
-    candidates: Tensor,
     values: Tensor,
     targets: Tensor,
     inverse_temperatures: Tensor,
 ) -> Outcome:
     assert given.scores is not None
-    found_at = torch.full_like(targets, -1)
-    found_at[searched.rows] = torch.arange(len(searched.rows))
-    weights = given.scores.new_zeros(0) if given.weights is None else given.weights
-    log_probs = torch.empty(len(targets), len(inverse_temperatures))
-    found = (found_at.numpy(), searched.ids.numpy(), searched.scores.numpy())
-    offered = (bounds_of(counts).numpy(), given.ids.numpy(), given.scores.numpy())
-    of_values = (weights.numpy(), values.numpy(), targets.numpy(), inverse_temperatures.numpy(), NO_MATCH)
-    counted = np.empty((len(targets), 2), np.int64)
-    places = np.empty(searched.ids.shape, np.int32), np.empty(len(given), np.int32), counted
-    run, work = kernels.run_by_rows, bounds_of(candidates).numpy()
-    run(vote_kernels.count_votes, work, found, offered, *of_values, log_probs.numpy(), *places)
-    matches = torch.from_numpy(counted.sum(1))
-    bounds = bounds_of(matches).numpy()
-    rows, ids = torch.empty(2, int(bounds[-1]), dtype=torch.int64)
-    scores = torch.empty(len(rows))
-    run(vote_kernels.collect_matches, bounds, found, offered, *places, rows.numpy(), ids.numpy(), scores.numpy())
-    return Outcome(log_probs, candidates, Entries(rows, ids, scores), matches)
+    count, (searches, k) = len(targets), searched.ids.shape
+    with_search, starts = searched.rows.numpy(), given.within(count).numpy()
+    found_at = np.full(count, -1)
+    found_at[with_search] = np.arange(searches)
+    work = starts.copy()  # where a row's candidates begin
+    work[1:] += k * np.cumsum(found_at >= 0)
+    weights = NO_WEIGHTS if given.weights is None else given.weights.numpy()
+    log_probs = np.empty((count, len(inverse_temperatures)), np.float32)
+    found = (found_at, searched.ids.numpy(), searched.scores.numpy())
+    offered = (starts, given.ids.numpy(), given.scores.numpy())
+    of_values = (weights, values.numpy(), targets.numpy(), inverse_temperatures.numpy(), NO_MATCH)
+    counted = np.empty((count, 2), np.int64)
+    places = np.empty((searches, k), np.int32), np.empty(len(given), np.int32), counted
+    kernels.run_by_rows(vote_kernels.count_votes, work, found, offered, *of_values, log_probs, *places)
+    bounds = np.zeros(count + 1, np.int64)
+    np.cumsum(counted.sum(1), out=bounds[1:])
+    rows, ids = np.empty((2, int(bounds[-1])), np.int64)
+    scores = np.empty(len(rows), np.float32)
+    kernels.run_by_rows(vote_kernels.collect_matches, bounds, found, offered, *places, rows, ids, scores)
+    to = torch.from_numpy
+    matched = Entries(to(rows), to(ids), to(scores), bounds=to(bounds))
+    return Outcome(to(log_probs), to(work[1:] - work[:-1]), matched, matched.counts(count))
 
 
 def _count_tensors(
     searched: Searched,
     given: Entries,
-    candidates: Tensor,
     values: Tensor,
     targets: Tensor,
     inverse_temperatures: Tensor,
 ) -> Outcome:
     assert given.scores is not None
+    searches = torch.full_like(searched.rows, searched.ids.shape[1])
+    candidates = given.counts(len(targets)).index_add(0, searched.rows, searches)
     peak = given.scores.new_full((len(targets),), -math.inf)
     peak[searched.rows] = searched.scores.amax(1)
     peak.scatter_reduce_(0, given.rows, given.scores, "amax")
