@@ -40,7 +40,7 @@ from fairseq.scored_sequences import ScoredSequence
 
 logger = logging.getLogger(__name__)
 
-STEP_COST = 3  # of a step, however few sequences are in it, in tokens
+STEP_COST = 6  # of a step, however few sequences are in it, in tokens
 CHUNK_CANDIDATES = 1 << 23  # bounds the scratch memory of one search of independent tokens
 
 
@@ -117,13 +117,13 @@ class KNNLM:
 
     def _score_together(self, sequences: list[ScoredSequence], retriever: Retriever) -> list[RetrievalResult]:
         chunk = None if retriever.sequential else max(1, CHUNK_CANDIDATES // self.k)
-        batch = Lockstep(sequences, self.device, len(self.inverse_temperatures), retriever.needs, chunk)
+        batch = Lockstep(sequences, self.device, len(self.inverse_temperatures), self.lmbda, retriever.needs, chunk)
         retriever.start()
         for tokens in batch.steps:
             if self._stopped.is_set():
                 return []
             self._advance(batch, tokens, retriever)
-        return batch.results()
+        return batch.results(mix(batch.lm_log_probs, batch.knn_log_probs[:, 0], batch.lmbda))
 
     def _advance(self, batch: Lockstep, tokens: slice, retriever: Retriever) -> None:
         """One step: B tokens of the batch."""
@@ -131,11 +131,8 @@ class KNNLM:
         proposal = retriever.propose(step)
         searched, given = self._search(step, proposal.search), self._given(step, proposal.entries)
         outcome = count_votes(searched, given, self.values, batch.targets[tokens], self.inverse_temperatures)
-        knn = outcome.log_probs
-        lmbda = torch.full_like(knn[:, 0], self.lmbda) if proposal.lmbda is None else proposal.lmbda.to(knn)
         retriever.observe(step, outcome.matched)
-        mixed = mix(step.lm_log_probs, knn[:, 0], lmbda)
-        batch.store(tokens, mixed, knn, lmbda, proposal.search, outcome.candidates, outcome.matches)
+        batch.store(tokens, outcome.log_probs, proposal, outcome.candidates, outcome.matches)
 
     def _search(self, step: Step, wanted: Tensor) -> Searched:
         """One batched search for the tokens that need it, `wanted` (B,) bool."""

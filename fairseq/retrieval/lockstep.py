@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairseq.errors import UserError
-from fairseq.retrieval.retrievers import Step
+from fairseq.retrieval.retrievers import Proposal, Step
 from fairseq.scored_sequences import ScoredSequence
 
 
@@ -45,13 +45,16 @@ class Lockstep:
 
     steps: which tokens advance together, those of a step one after the other. Of sequential strategies (chunk None),
     step t has token t of every sequence that is so long, the longest sequence first, so that those still running are a
-    prefix of those before; when tokens do not depend on each other, a step has the next `chunk` tokens."""
+    prefix of those before; when tokens do not depend on each other, a step has the next `chunk` tokens.
+
+    lmbda: the weight of retrieval where a strategy gives none."""
 
     def __init__(
         self,
         sequences: list[ScoredSequence],
         device: torch.device,
         temperatures: int,
+        lmbda: float,
         needs: Collection[str] = (),
         chunk: int | None = None,
     ) -> None:
@@ -81,9 +84,8 @@ class Lockstep:
         ids = torch.tensor([sequence.sample_id for sequence in sequences])
         self.sample_ids = ids[torch.from_numpy(numbers[order])].to(device)
         self.positions = torch.from_numpy(positions[order]).to(device)
-        self.log_probs = torch.zeros(count, device=device)
         self.knn_log_probs = torch.zeros(count, temperatures, device=device)
-        self.lmbda = torch.zeros(count, device=device)
+        self.lmbda = torch.full((count,), lmbda, dtype=torch.float32, device=device)
         self.searched = torch.zeros(count, dtype=torch.bool, device=device)
         self.candidates = torch.zeros(count, dtype=torch.int64, device=device)
         self.matched = torch.zeros(count, dtype=torch.int64, device=device)
@@ -95,25 +97,18 @@ class Lockstep:
             self.sample_ids[tokens], self.positions[tokens], self.queries[tokens], self.lm_log_probs[tokens], features
         )
 
-    def store(
-        self,
-        tokens: slice,
-        mixed: Tensor,
-        knn: Tensor,
-        lmbda: Tensor,
-        searched: Tensor,
-        candidates: Tensor,
-        matched: Tensor,
-    ) -> None:
+    def store(self, tokens: slice, knn: Tensor, proposal: Proposal, candidates: Tensor, matched: Tensor) -> None:
         """Keeps the results of a step."""
-        self.log_probs[tokens], self.knn_log_probs[tokens], self.lmbda[tokens] = mixed, knn, lmbda
-        self.searched[tokens], self.candidates[tokens], self.matched[tokens] = searched, candidates, matched
+        self.knn_log_probs[tokens], self.searched[tokens] = knn, proposal.search
+        self.candidates[tokens], self.matched[tokens] = candidates, matched
+        if proposal.lmbda is not None:
+            self.lmbda[tokens] = proposal.lmbda.float()
 
-    def results(self) -> list[RetrievalResult]:
-        """One result per sequence; UserError when a log-probability is not a number."""
-        if torch.isnan(self.log_probs).any():
+    def results(self, log_probs: Tensor) -> list[RetrievalResult]:
+        """One result per sequence, from the mixture of all tokens (N,), nats; UserError when one is not a number."""
+        if torch.isnan(log_probs).any():
             raise UserError("the retrieval produced a value that is not a number; check the datastore and index with k")
-        of_step_order = self.log_probs, self.searched, self.candidates, self.matched, self.lmbda, self.knn_log_probs
+        of_step_order = log_probs, self.searched, self.candidates, self.matched, self.lmbda, self.knn_log_probs
         by_sequence = (self._in_sequences(values) for values in of_step_order)
         return [
             RetrievalResult(

@@ -46,6 +46,7 @@ class PQCodes:
         # inner products, and codes that are not of residuals, have no constant term
         self.has_constants = self.by_residual and not self.inner_product
         self.norms = self.codebook.square().sum(2)  # (M, 256)
+        self.lines = self.codebook.transpose(1, 2).contiguous().numpy()  # (M, D / M, 256), for the compiled loops
         # One record an entry, so that following a pointer touches one place in memory: list, constant term, code.
         records = read_inverted_lists(ivfpq, size, self._constant_terms if self.has_constants else None)
         self.records = torch.from_numpy(records).to(device)
@@ -59,12 +60,13 @@ class PQCodes:
 
     def _constant_terms(self, number: int, codes: np.ndarray) -> np.ndarray:
         """||r||^2 + 2<c, r> of entries of list `number` from their codes (n, M): (n,) float32."""
-        inner = torch.einsum("mkd,md->mk", self.codebook, self.coarse[number].view(self.m, -1))
-        table = self.norms + 2 * inner
         result = np.empty(len(codes), np.float32)
         if kernels.AVAILABLE:
-            pq_kernels.sums_of_look_ups(table.numpy(), codes, result)
+            of_list = (self.coarse[number].numpy(), self.lines, self.norms.numpy())
+            pq_kernels.constant_terms(*of_list, codes, result)
             return result
+        inner = torch.einsum("mkd,md->mk", self.codebook, self.coarse[number].view(self.m, -1))
+        table = self.norms + 2 * inner
         step = max(1, CHUNK_LOOKUPS // self.m)
         for start in range(0, len(codes), step):
             some = torch.from_numpy(codes[start : start + step].copy())
@@ -103,10 +105,9 @@ class PQCodes:
 
     def _compiled_distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         if self._compiled is None:
-            codebook = self.codebook.transpose(1, 2).contiguous().numpy()
             records = self.records.numpy().view(np.uint32)
             words = (0,) * (records.shape[1] - pq_kernels.CODE_WORDS)
-            self._compiled = (records, self.coarse.float().numpy(), codebook, words)
+            self._compiled = (records, self.coarse.float().numpy(), self.lines, words)
         bounds = torch.searchsorted(rows, torch.arange(len(queries) + 1))
         result = queries.new_empty(len(ids))
         arrays = (queries.contiguous().numpy(), ids.numpy(), *self._compiled, result.numpy())
@@ -142,18 +143,27 @@ def read_inverted_lists(
     lists, constants = records.view(np.int32)[:, 0], records.view(np.float32)[:, 1]
     codes = records[:, HEADER_BYTES : HEADER_BYTES + ivf.code_size]
     inverted = ivf.invlists
-    for number in range(ivf.nlist):
+
+    def read_list(number: int) -> None:
         count = inverted.list_size(number)
         if not count:
-            continue
+            return
         ids_pointer, codes_pointer = inverted.get_ids(number), inverted.get_codes(number)
         ids = faiss.rev_swig_ptr(ids_pointer, count)
-        inside = (ids >= 0) & (ids < size)
-        lists[ids[inside]] = number
         own = faiss.rev_swig_ptr(codes_pointer, count * ivf.code_size).reshape(count, -1)
-        codes[ids[inside]] = own[inside]
-        if constant_terms is not None:
-            constants[ids[inside]] = constant_terms(number, own)[inside]
+        terms = np.zeros(count, np.float32) if constant_terms is None else constant_terms(number, own)
+        if kernels.AVAILABLE:
+            pq_kernels.write_records(number, ids, own, terms, records)
+        else:
+            inside = (ids >= 0) & (ids < size)
+            ids = ids[inside]
+            lists[ids], constants[ids], codes[ids] = number, terms[inside], own[inside]
         inverted.release_ids(number, ids_pointer)
         inverted.release_codes(number, codes_pointer)
+
+    def read_lists(first: int, last: int) -> None:
+        for number in range(first, last):
+            read_list(number)
+
+    kernels.in_threads(read_lists, ivf.nlist)
     return records

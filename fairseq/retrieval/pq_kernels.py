@@ -101,11 +101,38 @@ def _sums_of_records(
 
 
 @compiled
-def sums_of_look_ups(table: np.ndarray, codes: np.ndarray, out: np.ndarray) -> None:
-    """out[i] = sum over m of table[m, codes[i, m]]; table (M, 256) float32, codes (n, M), out (n,) float32."""
-    count, sub_quantisers = codes.shape
-    for entry in range(count):
+def constant_terms(
+    centroid: np.ndarray, codebook: np.ndarray, norms: np.ndarray, codes: np.ndarray, out: np.ndarray
+) -> None:
+    """out[i] = ||r||^2 + 2<c, r> for codes (n, M) of entries of a list with centroid c (D,); codebook as above, norms
+    (M, 256): squared norms of what codes stand for."""
+    sub_quantisers, width, size = codebook.shape
+    table = norms.copy()
+    for m in range(sub_quantisers):
+        line = table[m]
+        for d in range(width):
+            factor, part = np.float32(2) * centroid[m * width + d], codebook[m, d]
+            for k in range(size):
+                line[k] += factor * part[k]
+    for entry in range(len(codes)):
         total = np.float32(0)
         for m in range(sub_quantisers):
             total += table[m, codes[entry, m]]
         out[entry] = total
+
+
+@compiled
+def write_records(
+    number: int, ids: np.ndarray, codes: np.ndarray, constants: np.ndarray, records: np.ndarray
+) -> None:
+    """Writes the records (N, 8 + S or more) uint8 of the entries of list `number`, without those that have no place:
+    ids (n,), codes (n, S), constants (n,) float32."""
+    words = records.view(np.uint32)
+    bits = constants.view(np.uint32)
+    for entry in range(len(ids)):
+        place = ids[entry]
+        if 0 <= place < len(records):
+            words[place, 0], words[place, 1] = number, bits[entry]
+            record = records[place, 4 * CODE_WORDS :]
+            for byte in range(codes.shape[1]):
+                record[byte] = codes[entry, byte]
