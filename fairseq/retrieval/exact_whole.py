@@ -74,7 +74,7 @@ class Rounding:
         rows = np.zeros((room // tile, self.width // 4, tile), np.uint32)
         facts = np.zeros((3, len(vectors)), np.float32)
         shifts = np.zeros(len(vectors), np.int32)
-        bounds = np.arange(len(vectors) + 1)
+        bounds = np.arange(-(-len(vectors) // tile) + 1)
         kernels.run_by_rows(whole_kernels.round_vectors, bounds, vectors, *self.how, rows, facts)
         if are_queries:
             numbers = rows.view(np.uint8).reshape(*rows.shape, 4)

@@ -29,6 +29,7 @@ if numba is not None:
     _HALVES = [ir.Constant(ir.VectorType(_INT, 16), [*range(n, n + 8), *range(n + 16, n + 24)]) for n in (0, 8)]
     _BYTES, _WORDS = ir.VectorType(ir.IntType(8), 32), ir.VectorType(ir.IntType(16), 16)
     _SIXTEEN, _SINGLES = ir.VectorType(_INT, 16), ir.VectorType(ir.FloatType(), 16)
+    _HALVES_READ = ir.VectorType(ir.HalfType(), 16)
 
     def _vector(kind: Any, number: Any) -> Any:
         return ir.Constant(kind, [number] * kind.count)
@@ -37,6 +38,15 @@ if numba is not None:
         """A vector of 16, all of them the number."""
         one = builder.insert_element(_vector(kind, ir.Undefined), number, _INT(0))
         return builder.shuffle_vector(one, one, _vector(_SIXTEEN, 0))
+
+    def _sixteen(builder: Any, address: Any, place: Any, halves: Any) -> Any:
+        """16 float32 numbers from a place on in an array of halves, or of float32."""
+        offset = builder.mul(place, _LONG(2 if halves else 4))
+        read = builder.load(_place(builder, _HALVES_READ if halves else _SINGLES, address, offset), align=1)
+        return builder.fpext(read, _SINGLES) if halves else read
+
+    def _add_product(builder: Any, total: Any, left: Any, right: Any) -> Any:
+        return builder.fadd(total, builder.fmul(left, right, flags=["contract"]), flags=["contract"])
 
     def _place(builder: Any, kind: Any, address: Any, offset: Any) -> Any:
         return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
@@ -61,6 +71,31 @@ if numba is not None:
 
         return types.float32(types.int32), generate
 
+    def _loop(builder: Any, times: Any, firsts: list[Any], body: Any) -> list[Any]:
+        """What becomes of the values `firsts` when `body` makes the next of them, `times` times; it is given a number
+        from 0 on and the values, which stay in registers."""
+        before, head, inside, after = builder.block, *(builder.append_basic_block() for _ in range(3))
+        builder.branch(head)
+        builder.position_at_end(head)
+        number, values = builder.phi(_LONG), [builder.phi(first.type) for first in firsts]
+        builder.cbranch(builder.icmp_unsigned("<", number, times), inside, after)
+        builder.position_at_end(inside)
+        following = [builder.add(number, _LONG(1)), *body(number, values)]
+        for phi, first, last in zip([number, *values], [_LONG(0), *firsts], following, strict=True):
+            phi.add_incoming(first, before)
+            phi.add_incoming(last, builder.block)
+        builder.branch(head)
+        builder.position_at_end(after)
+        return values
+
+    def _sum_of_all(builder: Any, vectors: list[Any]) -> Any:
+        """The sum of the numbers of all vectors."""
+        while len(vectors) > 1:
+            vectors = [builder.fadd(*pair) for pair in zip(vectors[::2], vectors[1::2], strict=True)]
+        add_up = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _SINGLES])
+        function = cgutils.get_or_insert_function(builder.module, add_up, "llvm.vector.reduce.fadd.v16f32")
+        return builder.call(function, [ir.Constant(ir.FloatType(), 0.0), vectors[0]], fastmath=["reassoc"])
+
     @instruction
     def squares_apart(_: Any, this: Any, that: Any, fours: Any, kind: Any) -> Any:
         """The squared L2 distance, in float32, of vectors of 64 times `fours` numbers at two addresses: the first is
@@ -68,34 +103,17 @@ if numba is not None:
 
         def generate(_: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             halves = signature.args[3] == types.uint16
-            read = ir.VectorType(ir.HalfType(), 16) if halves else _SINGLES
-            before, head, loop, after = builder.block, *(builder.append_basic_block() for _ in range(3))
-            builder.branch(head)
-            builder.position_at_end(head)
-            group, sums = builder.phi(_LONG), [builder.phi(_SINGLES) for _ in range(4)]
-            builder.cbranch(builder.icmp_unsigned("<", group, arguments[2]), loop, after)
-            builder.position_at_end(loop)
-            added = []
-            for number, total in enumerate(sums):
-                place = builder.add(builder.mul(group, _LONG(64)), _LONG(16 * number))
-                own = builder.load(_place(builder, _SINGLES, arguments[0], builder.mul(place, _LONG(4))), align=1)
-                offset = builder.mul(place, _LONG(2 if halves else 4))
-                other = builder.load(_place(builder, read, arguments[1], offset), align=1)
-                far = builder.fsub(own, builder.fpext(other, _SINGLES) if halves else other)
-                added.append(builder.fadd(total, builder.fmul(far, far, flags=["contract"]), flags=["contract"]))
-            following = [builder.add(group, _LONG(1)), *added]
-            for phi, first, last in zip(
-                [group, *sums], [_LONG(0), *[_vector(_SINGLES, 0.0)] * 4], following, strict=True
-            ):
-                phi.add_incoming(first, before)
-                phi.add_incoming(last, loop)
-            builder.branch(head)
-            builder.position_at_end(after)
-            one, two, three, four = sums
-            total = builder.fadd(builder.fadd(one, two), builder.fadd(three, four))
-            add_up = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _SINGLES])
-            function = cgutils.get_or_insert_function(builder.module, add_up, "llvm.vector.reduce.fadd.v16f32")
-            return builder.call(function, [ir.Constant(ir.FloatType(), 0.0), total], fastmath=["reassoc"])
+
+            def add_four(group: Any, sums: list[Any]) -> list[Any]:
+                added = []
+                for number, total in enumerate(sums):
+                    place = builder.add(builder.mul(group, _LONG(64)), _LONG(16 * number))
+                    own = builder.load(_place(builder, _SINGLES, arguments[0], builder.mul(place, _LONG(4))), align=1)
+                    far = builder.fsub(own, _sixteen(builder, arguments[1], place, halves))
+                    added.append(_add_product(builder, total, far, far))
+                return added
+
+            return _sum_of_all(builder, _loop(builder, arguments[2], [_vector(_SINGLES, 0.0)] * 4, add_four))
 
         return types.float32(types.int64, types.int64, types.int64, kind), generate
 
@@ -200,6 +218,17 @@ if numba is not None:
         pairs = list(zip(this, that, strict=True))
         return [builder.fadd(x, y) for x, y in pairs] + [builder.fsub(x, y) for x, y in pairs]
 
+    def _mixed_64(builder: Any, four: list[Any]) -> list[Any]:
+        """The same of the 64 numbers of four vectors."""
+        vectors = list(four)
+        for stride in (1, 2, 4, 8):
+            others = ir.Constant(_SIXTEEN, [n ^ stride for n in range(16)])
+            signs = ir.Constant(_SINGLES, [-1.0 if n & stride else 1.0 for n in range(16)])
+            for n, vector in enumerate(vectors):
+                other = builder.shuffle_vector(vector, vector, others)
+                vectors[n] = _add_product(builder, other, vector, signs)
+        return _mixed(builder, vectors)
+
     @instruction
     def mix_64(_: Any, address: Any) -> Any:
         """Replaces 64 float32 numbers at an address by their Hadamard transform."""
@@ -207,19 +236,62 @@ if numba is not None:
         def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
             places = [_place(builder, _SINGLES, arguments[0], _LONG(64 * n)) for n in range(4)]
             vectors = [builder.load(place, align=1) for place in places]
-            for stride in (1, 2, 4, 8):
-                others = ir.Constant(_SIXTEEN, [n ^ stride for n in range(16)])
-                signs = ir.Constant(_SINGLES, [-1.0 if n & stride else 1.0 for n in range(16)])
-                for n, vector in enumerate(vectors):
-                    other = builder.shuffle_vector(vector, vector, others)
-                    vectors[n] = builder.fadd(
-                        other, builder.fmul(vector, signs, flags=["contract"]), flags=["contract"]
-                    )
-            for place, vector in zip(places, _mixed(builder, vectors), strict=True):
+            for place, vector in zip(places, _mixed_64(builder, vectors), strict=True):
                 builder.store(vector, place, align=1)
             return context.get_dummy_value()
 
         return types.void(types.int64), generate
+
+    @instruction
+    def scale_and_mix(_: Any, vector: Any, centre: Any, scale: Any, groups: Any, out: Any, kind: Any) -> Any:
+        """Of each of `groups` of 64 numbers: those of a vector less those of the centre, times the scale, and of these
+        the Hadamard transform. Returns the sum of the squares of the differences. Addresses: of the vector, as `kind`
+        says (see `squares_apart`); of float32 centre, scale and result."""
+
+        def generate(_: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            vector, centre, scale, groups, out, _ = arguments
+            halves = signature.args[5] == types.uint16
+
+            def mix_group(group: Any, sums: list[Any]) -> list[Any]:
+                places = [builder.add(builder.mul(group, _LONG(64)), _LONG(16 * n)) for n in range(4)]
+                numbers, added = [], []
+                for total, place in zip(sums, places, strict=True):
+                    own, middle = _sixteen(builder, vector, place, halves), _sixteen(builder, centre, place, False)
+                    apart = builder.fsub(own, middle)
+                    added.append(_add_product(builder, total, apart, apart))
+                    numbers.append(builder.fmul(apart, _sixteen(builder, scale, place, False)))
+                for place, mixed in zip(places, _mixed_64(builder, numbers), strict=True):
+                    builder.store(mixed, _place(builder, _SINGLES, out, builder.mul(place, _LONG(4))), align=1)
+                return added
+
+            return _sum_of_all(builder, _loop(builder, groups, [_vector(_SINGLES, 0.0)] * 4, mix_group))
+
+        return types.float32(types.int64, types.int64, types.int64, types.int64, types.int64, kind), generate
+
+    @instruction
+    def round_numbers(_: Any, numbers: Any, groups: Any, limits: Any, out: Any) -> Any:
+        """Rounds 16 numbers for each of `groups` to bytes, and returns the sum of the squares of what that took.
+        Addresses: of float32 numbers, and of the result. limits: a tuple of float32: what stands for 0; the least and
+        the largest number that a byte is to hold."""
+
+        def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+            numbers, groups, limits, out = arguments
+            zero, low, high = (_spread(builder, _SINGLES, one) for one in cgutils.unpack_tuple(builder, limits))
+            bytes_of = ir.VectorType(ir.IntType(8), 16)
+
+            def round_group(group: Any, sums: list[Any]) -> list[Any]:
+                place = builder.mul(group, _LONG(16))
+                number = builder.fadd(_sixteen(builder, numbers, place, False), zero)
+                near = builder.select(builder.fcmp_ordered(">", number, low), number, low)
+                near = builder.select(builder.fcmp_ordered("<", near, high), near, high)
+                whole = builder.fptosi(builder.fadd(near, _vector(_SINGLES, 0.5)), _SIXTEEN)  # rounds down: positive
+                left = builder.fsub(number, builder.sitofp(whole, _SINGLES))
+                builder.store(builder.trunc(whole, bytes_of), _place(builder, bytes_of, out, place), align=1)
+                return [_add_product(builder, sums[0], left, left)]
+
+            return _sum_of_all(builder, _loop(builder, groups, [_vector(_SINGLES, 0.0)], round_group))
+
+        return types.float32(types.int64, types.int64, limits, types.int64), generate
 
     @instruction
     def mix_four(_: Any, address: Any, stride: Any) -> Any:
@@ -233,6 +305,28 @@ if numba is not None:
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64), generate
+
+    @instruction
+    def transpose_16(_: Any, rows: Any, stride: Any, out: Any) -> Any:
+        """Writes 16 rows of 16 numbers of 32 bits, each `stride` bytes after the one before, as 16 columns."""
+
+        def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+            rows, stride, out = arguments
+            places = (_place(builder, _SIXTEEN, rows, builder.mul(stride, _LONG(n))) for n in range(16))
+            vectors = [builder.load(place, align=1) for place in places]
+            for apart in (1, 2, 4, 8):  # exchanges the quarters that are off the diagonal, of ever larger squares
+                upper = [lane + 16 - apart if lane & apart else lane for lane in range(16)]
+                lower = [lane + 16 if lane & apart else lane + apart for lane in range(16)]
+                for n in range(16):
+                    if not n & apart:
+                        pair = vectors[n], vectors[n + apart]
+                        for place, lanes in ((n, upper), (n + apart, lower)):
+                            vectors[place] = builder.shuffle_vector(*pair, ir.Constant(_SIXTEEN, lanes))
+            for n, vector in enumerate(vectors):
+                builder.store(vector, _place(builder, _SIXTEEN, out, _LONG(64 * n)), align=1)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64), generate
 
     @instruction
     def near_columns(_: Any, products: Any, facts: Any, stride: Any, numbers: Any) -> Any:

@@ -21,20 +21,22 @@ if kernels.AVAILABLE:
         mix_four,
         multiply_tile,
         near_columns,
+        round_numbers,
+        scale_and_mix,
         squares_apart,
+        transpose_16,
     )
 
 MOST = 127  # steps that a number of 8 bits holds
 MIDDLE = 128  # what stands for 0 where numbers have no sign
-ZERO, ROUND = np.float32(MIDDLE), np.float32(MIDDLE + 0.5)
-LOW, HIGH = np.float32(MIDDLE - MOST + 0.5), np.float32(MIDDLE + MOST + 0.5)  # what is beyond is clipped
+ZERO, LOW, HIGH = np.float32(MIDDLE), np.float32(MIDDLE - MOST), np.float32(MIDDLE + MOST)  # what is beyond is clipped
 LARGEST = np.float32(1e36)  # sum of squares that float32 holds safely
 
 
 @compiled
 def round_vectors(
-    first_row: int,
-    last_row: int,
+    first_tile: int,
+    last_tile: int,
     bounds: np.ndarray,
     vectors: np.ndarray,
     centre: np.ndarray,
@@ -44,7 +46,8 @@ def round_vectors(
     rows: np.ndarray,
     facts: np.ndarray,
 ) -> None:
-    """Rotates vectors (n, D), float32 or bits of halves, less the centre (D,), and rounds them to steps.
+    """Rotates vectors (n, D), float32 or bits of halves, less the centre (D,), and rounds them to steps, for a range of
+    tiles of T vectors.
 
     scale (W,): factors before the first transform, whose results are in steps; again (P,): before the second, which
     there is if P < W; rows (tiles, W / 4, T) uint32: four numbers a word, each more by 128, of vector n at
@@ -52,31 +55,38 @@ def round_vectors(
     finite, or very large, have facts that are NaN, and -1 if they are finite."""
     dimension, width, span, tile = vectors.shape[1], len(scale), len(again), rows.shape[2]
     numbers = np.zeros(width, np.float32)
-    small = np.empty(width, np.uint8)
-    words = small.view(np.uint32)
-    for row in range(first_row, last_row):
-        vector, out = vectors[row], rows[row // tile, :, row % tile]
-        norm = np.float32(0)
-        for d in range(dimension):
+    words = np.zeros((tile, width // 4), np.uint32)
+    first_vector, vector_bytes = vectors.ctypes.data, vectors.strides[0]
+    first_number, first_word, word_bytes = numbers.ctypes.data, words.ctypes.data, words.strides[0]
+    first_out, out_bytes = rows.ctypes.data, rows.strides[0]
+    groups = min(dimension, span) // 64
+    last_row = min(last_tile * tile, len(vectors))
+    for row in range(first_tile * tile, last_row):
+        vector = vectors[row]
+        known = first_vector + row * vector_bytes
+        norm = scale_and_mix(known, centre.ctypes.data, scale.ctypes.data, groups, first_number, vector[0])
+        for d in range(64 * groups, dimension):
             value = as_single(vector[d]) - centre[d]
             numbers[d] = value * scale[d]
             norm += value * value
         numbers[dimension:] = 0
-        mix(numbers[:span])
+        mix(numbers[:span], 64 * groups)
         if span < width:
             rest = numbers[width - span :]
             for d in range(span):
                 rest[d] *= again[d]
-            mix(rest)
-        lost = np.float32(0)
-        for d in range(width):
-            near = min(max(numbers[d] + ROUND, LOW), HIGH)
-            whole = np.int32(near)  # positive numbers are rounded down
-            left = numbers[d] - (np.float32(whole) - ZERO)
-            lost += left * left
-            small[d] = np.uint8(whole)
-        for group in range(width // 4):
-            out[group] = words[group]
+            mix(rest, 0)
+        lost = round_numbers(first_number, width // 16, (ZERO, LOW, HIGH), first_word + row % tile * word_bytes)
+        if row % tile == tile - 1 or row == last_row - 1:
+            out = rows[row // tile]
+            if tile == VECTOR:
+                for group in range(0, width // 4, VECTOR):
+                    address = first_out + row // tile * out_bytes + 4 * VECTOR * group
+                    transpose_16(first_word + 4 * group, word_bytes, address)
+            else:
+                for group in range(width // 4):
+                    for place in range(tile):
+                        out[group, place] = words[place, group]
         facts[0, row], facts[1, row] = norm * np.float32(0.5), math.sqrt(lost) * step
         if not (norm < LARGEST and lost < LARGEST):
             finite = True
@@ -86,10 +96,11 @@ def round_vectors(
 
 
 @compiled
-def mix(numbers: np.ndarray) -> None:
-    """The Hadamard transform, not normalised and in place, of 64, 128, 256 ... numbers."""
+def mix(numbers: np.ndarray, done: int) -> None:
+    """The Hadamard transform, not normalised and in place, of 64, 128, 256 ... numbers, of which the first `done` are
+    transformed by 64 already."""
     address = numbers.ctypes.data
-    for start in range(0, len(numbers), 64):
+    for start in range(done, len(numbers), 64):
         mix_64(address + 4 * start)
     apart = 64
     while 4 * apart <= len(numbers):
@@ -169,7 +180,7 @@ def offer_keys(
     for start in range(first_key, last_key, block):
         some = keys[start : min(start + block, last_key)]
         known[0, len(some) :] = np.nan
-        round_vectors(0, len(some), bounds, some, centre, scale, again, step, rows, known)
+        round_vectors(0, -(-len(some) // VECTOR), bounds, some, centre, scale, again, step, rows, known)
         for key in range(len(some)):
             if np.isnan(known[0, key]):
                 strange += 1
