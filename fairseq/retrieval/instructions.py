@@ -329,19 +329,22 @@ if numba is not None:
         return types.void(types.int64, types.int64, types.int64), generate
 
     @instruction
-    def near_columns(_: Any, products: Any, facts: Any, stride: Any, numbers: Any) -> Any:
-        """A uint64, bit j of which says of one of 48 columns whether
+    def near_columns(_: Any, products: Any, facts: Any, stride: Any, numbers: Any, start: Any, out: Any) -> Any:
+        """Writes start + j for those of 48 columns j of which
 
-            a[j] - numbers[0] b[j] - numbers[1] c[j] - numbers[2] (products[j] - numbers[4]) <= numbers[3].
+            a[j] - numbers[0] b[j] - numbers[1] c[j] - numbers[2] (products[j] - numbers[4]) <= numbers[3],
 
-        Addresses: of int32 products; of float32 a, from which b is `stride` bytes away, and c twice that. numbers: a
-        tuple of float32, the last int32."""
+        and returns how many they are. Addresses: of int32 products; of float32 a, from which b is `stride` bytes away,
+        and c twice that; of int32 results, with room for 16 more. numbers: a tuple of float32, the last int32."""
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            products, facts, stride, numbers = arguments
+            products, facts, stride, numbers, start, out = arguments
+            kind = ir.FunctionType(_SIXTEEN, [_SIXTEEN, _SIXTEEN, ir.VectorType(ir.IntType(1), 16)])
+            move_together = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.mask.compress.v16i32")
+            first = builder.add(_spread(builder, _SIXTEEN, start), ir.Constant(_SIXTEEN, list(range(16))))
             *factors, limit, shift = cgutils.unpack_tuple(builder, numbers)
             *factors, limit = [_spread(builder, _SINGLES, number) for number in (*factors, limit)]
-            shift, bits = _spread(builder, _SIXTEEN, shift), _LONG(0)
+            shift, count = _spread(builder, _SIXTEEN, shift), _LONG(0)
             for column in range(0, TILE_COLUMNS, 16):
                 product = builder.load(_place(builder, _SIXTEEN, products, _LONG(4 * column)), align=1)
                 product = builder.sitofp(builder.sub(product, shift), _SINGLES)
@@ -351,17 +354,12 @@ if numba is not None:
                 )
                 for other, factor in zip([*others, product], factors, strict=True):
                     value = builder.fsub(value, builder.fmul(other, factor, flags=["contract"]), flags=["contract"])
-                near = builder.bitcast(builder.fcmp_ordered("<=", value, limit), ir.IntType(16))
-                bits = builder.or_(bits, builder.shl(builder.zext(near, _LONG), _LONG(column)))
-            return bits
+                near = builder.fcmp_ordered("<=", value, limit)
+                columns = builder.add(first, _vector(_SIXTEEN, column))
+                moved = builder.call(move_together, [columns, _vector(_SIXTEEN, 0), near])
+                builder.store(moved, _place(builder, _SIXTEEN, out, builder.mul(count, _LONG(4))), align=1)
+                number = builder.ctpop(builder.bitcast(near, ir.IntType(16)))
+                count = builder.add(count, builder.zext(number, _LONG))
+            return count
 
-        return types.uint64(types.int64, types.int64, types.int64, numbers), generate
-
-    @instruction
-    def lowest_bit(_: Any, bits: Any) -> Any:
-        """The number of the lowest bit of a uint64 that is set."""
-
-        def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-            return builder.cttz(arguments[0], ir.IntType(1)(1))
-
-        return types.uint64(types.uint64), generate
+        return types.int64(types.int64, types.int64, types.int64, numbers, types.int32, types.int64), generate

@@ -16,7 +16,6 @@ if kernels.AVAILABLE:
         TILE_ROWS,
         VECTOR,
         as_single,
-        lowest_bit,
         mix_64,
         mix_four,
         multiply_tile,
@@ -217,8 +216,9 @@ def offer_block(
     first_asked, asked_bytes, first_tile = asked.ctypes.data, asked.strides[0], rows.ctypes.data
     first_fact, fact_bytes, of_products = known.ctypes.data, known.strides[0], products.ctypes.data
     scale = np.float32(step * step)
-    chosen = np.empty((TILE_ROWS, len(keys) + 1), np.int32)
-    found = np.empty(TILE_ROWS, np.uint64)  # as an index, one that cannot be negative is faster
+    chosen = np.empty((TILE_ROWS, len(keys) + VECTOR), np.int32)
+    first_chosen, chosen_bytes = chosen.ctypes.data, chosen.strides[0]
+    found = np.empty(TILE_ROWS, np.int64)
     distances = np.empty(len(keys) + 1, np.float32)
     bits = distances.view(np.uint32)
     one = np.empty(1, np.float32)
@@ -239,17 +239,12 @@ def offer_block(
             for row in range(first_row, last_row):
                 place = row - first_row
                 numbers = (held[row], lost[row], scale, limits[place], shifts[row])
-                address = of_products + 4 * TILE_COLUMNS * place
-                near = near_columns(address, first_fact + 4 * first, fact_bytes, numbers)
-                mine, count = chosen[place], found[place]
-                while near:
-                    mine[count] = np.int32(first + lowest_bit(near))
-                    count += np.uint64(1)
-                    near &= near - np.uint64(1)
-                found[place] = count
+                address, known_at = of_products + 4 * TILE_COLUMNS * place, first_fact + 4 * first
+                out = first_chosen + place * chosen_bytes + 4 * found[place]
+                found[place] += near_columns(address, known_at, fact_bytes, numbers, np.int32(first), out)
         for row in range(first_row, last_row):
             mine, count, query = items[row], counts[row], queries[row]
-            those, number = chosen[row - first_row], int(found[row - first_row])
+            those, number = chosen[row - first_row], found[row - first_row]
             for place in range(number):
                 key = those[place]
                 address = first_key + key * key_bytes
