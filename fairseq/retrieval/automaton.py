@@ -37,9 +37,9 @@ class Entries:
 
     def within(self, sequences: int) -> Tensor:
         """(sequences + 1,) int64: between which positions each sequence has its entries."""
-        if self.bounds is None or self.bounds.shape[0] != sequences + 1:
+        if self.bounds is None or self.bounds.shape[0] <= sequences:
             self.bounds = torch.searchsorted(self.rows, torch.arange(sequences + 1, device=self.rows.device))
-        return self.bounds
+        return self.bounds[: sequences + 1]
 
     def counts(self, sequences: int) -> Tensor:
         """(sequences,) int64: how many entries each sequence has."""

@@ -50,11 +50,10 @@ def run_by_rows(kernel: Callable[..., None], bounds: np.ndarray, *arguments: Any
 
     bounds: (B + 1,) int64, where each row's entries begin in the flat arrays."""
     rows, threads = len(bounds) - 1, torch.get_num_threads()
-    if threads == 1:
-        kernel(0, rows, bounds, *arguments)
-        return
-    cuts = np.searchsorted(bounds, np.linspace(0, bounds[-1], threads + 1)[1:-1])
-    edges = [0, *cuts.tolist(), rows]
+    cuts: list[int] = []
+    if threads > 1:
+        cuts = np.searchsorted(bounds, np.linspace(0, bounds[-1], threads + 1)[1:-1]).tolist()
+    edges = [0, *cuts, rows]
     ranges = [(first, last) for first, last in itertools.pairwise(edges) if first < last]
     if len(ranges) == 1:
         kernel(*ranges[0], bounds, *arguments)
