@@ -5,7 +5,7 @@ a step."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,25 +65,26 @@ class Lockstep:
         positions = np.arange(count) - np.repeat(starts, self.lengths)
         numbers = np.repeat(np.arange(len(sequences)), self.lengths)
         if chunk is None:
-            longest_first = np.argsort(np.argsort(-self.lengths, kind="stable"))
-            order = np.lexsort((longest_first[numbers], positions))
-            bounds = np.concatenate([[0], np.bincount(positions).cumsum()]).tolist()
+            rank = np.argsort(np.argsort(-self.lengths, kind="stable"))  # the longest is the first
+            bounds = np.concatenate([[0], np.bincount(positions).cumsum()])
+            place = bounds[positions] + rank[numbers]
         else:
-            order, bounds = np.arange(count), [*range(0, count, chunk), count]
-        self.steps = [slice(first, last) for first, last in itertools.pairwise(bounds)]
-        self._order = torch.from_numpy(order)
+            bounds, place = np.array([*range(0, count, chunk), count]), np.arange(count)
+        self.steps = [slice(first, last) for first, last in itertools.pairwise(bounds.tolist())]
+        self._place = torch.from_numpy(place)  # (N,) of the tokens of one sequence after the other
 
-        def of_all(parts: list[Tensor]) -> Tensor:
-            joined = torch.cat(parts)
-            return (joined if chunk is not None else joined[self._order]).to(device)
+        def of_all(parts: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
+            joined = torch.empty(count, *parts[0].shape[1:], dtype=dtype or parts[0].dtype)
+            for part, places in zip(parts, self._place.split(self.lengths.tolist()), strict=True):
+                joined[places] = part.to(joined)
+            return joined.to(device)
 
-        self.queries = of_all([sequence.queries for sequence in sequences]).float()
+        self.queries = of_all([sequence.queries for sequence in sequences], torch.float32)
         self.targets = of_all([sequence.targets for sequence in sequences])
-        self.lm_log_probs = of_all([sequence.lm_log_probs for sequence in sequences]).float()
+        self.lm_log_probs = of_all([sequence.lm_log_probs for sequence in sequences], torch.float32)
         self.features = {name: of_all(_feature(sequences, name)) for name in sorted(needs)}
-        ids = torch.tensor([sequence.sample_id for sequence in sequences])
-        self.sample_ids = ids[torch.from_numpy(numbers[order])].to(device)
-        self.positions = torch.from_numpy(positions[order]).to(device)
+        self.sample_ids = of_all([torch.full((len(sequence),), sequence.sample_id) for sequence in sequences])
+        self.positions = of_all([torch.arange(len(sequence)) for sequence in sequences])
         self.knn_log_probs = torch.zeros(count, temperatures, device=device)
         self.lmbda = torch.full((count,), lmbda, dtype=torch.float32, device=device)
         self.searched = torch.zeros(count, dtype=torch.bool, device=device)
@@ -121,9 +122,7 @@ class Lockstep:
 
     def _in_sequences(self, values: Tensor) -> tuple[Tensor, ...]:
         """What is in the order of the steps, for each sequence in its own."""
-        ordered = torch.empty_like(values, device="cpu")
-        ordered[self._order] = values.cpu()
-        return ordered.split(self.lengths.tolist())
+        return values.cpu()[self._place].split(self.lengths.tolist())
 
 
 def _feature(sequences: list[ScoredSequence], name: str) -> list[Tensor]:
