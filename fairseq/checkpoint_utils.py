@@ -87,7 +87,7 @@ def _zip_records(path: str) -> dict[str, int]:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
-        raise BadFile(path, "a damaged zip container", CONTENT, "copy the file again") from error
+        raise BadFile(path, "a damaged zip container", CONTENT, "copy the file again, or use another one") from error
     if any(record.filename.endswith("/constants.pkl") for record in records):
         raise safe_pickle.RefusedGlobal(path, "a TorchScript program")
     total = sum(record.file_size for record in records)

@@ -157,7 +157,10 @@ def expand_strategy(text: str) -> Iterator[tuple[str, dict[str, Any], dict[str, 
 
 
 def _strategy_words(text: str) -> list[str]:
-    words = shlex.split(text) or [""]
+    try:
+        words = shlex.split(text) or [""]
+    except ValueError as error:  # a quotation that is not closed, say
+        raise BadFlag("--strategy", repr(text), f"words as a shell reads them ({error})") from error
     if words[0] not in RETRIEVER_REGISTRY:
         raise BadFlag("--strategy", repr(words[0]), f"one of {', '.join(sorted(RETRIEVER_REGISTRY))}")
     return words

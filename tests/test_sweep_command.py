@@ -163,6 +163,7 @@ def test_a_strategy_that_sets_its_own_weight_is_walked_for_each_lambda(
     [
         ("--strategy nonsense", "--strategy: found 'nonsense'"),
         ("--strategy 'random_skip 0.5'", "a name, then flags"),
+        ("--strategy \"random_skip 'x\"", "expected words as a shell reads them (No closing quotation)"),
         ("--strategy 'random_skip --skip 0.5'", "--skip 0.5; see fairseq-sweep --strategy random_skip --help"),
         ("--strategy 'retomaton --target-foss 0.5'", "--min-knns"),
         ("--members missing.pkl --k 8", "missing.pkl"),

@@ -99,6 +99,8 @@ class Datastore:
         info = read_sidecar(prefix, KIND, {"rows": int, "dimension": int, "key_dtype": str, "value_dtype": str}) or {}
         layout = _infer_layout(prefix, info, size, dimension, fp16, load_keys, fallback_dimension)
         rows = layout.rows if size is None else size
+        if rows < layout.rows:
+            logger.warning("%s: the first %d of its %d entries, as --dstore-size says", prefix, rows, layout.rows)
         files = {"values": values_path(prefix)}
         if load_keys and layout.key_dtype is not None:
             files["keys"] = keys_path(prefix)

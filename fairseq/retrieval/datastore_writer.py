@@ -4,6 +4,7 @@ second run of the same command goes on from there. The files get their names whe
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from typing import Any
@@ -25,6 +26,8 @@ from fairseq.retrieval.content import describe_content
 from fairseq.retrieval.datastore import KEY_DTYPES, KIND, VALUE_DTYPES, keys_path, values_path
 from fairseq.retrieval.sidecar import remove_sidecar, write_sidecar
 
+logger = logging.getLogger(__name__)
+
 SAFE_POINT_SECONDS = 30.0
 
 
@@ -45,6 +48,8 @@ class DatastoreWriter:
         self._row_bytes = (dimension * self.key_dtype.itemsize, self.value_dtype.itemsize)
         make_parent(prefix)
         self._resume()
+        if os.path.exists(values_path(prefix)):
+            logger.warning("%s: the datastore that is there will be replaced when this one is complete", prefix)
         try:
             require_free_space(prefix, (rows - self.written) * sum(self._row_bytes), "the datastore")
         except UserError:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fairseq.retrieval import exact_kernels, exact_whole, kernels, whole_kernels
 from fairseq.retrieval.automaton import starts_of
-from fairseq.retrieval.index import RECONSTRUCT_CHUNK, key_distances, pairwise
+from fairseq.retrieval.index import RECONSTRUCT_CHUNK, key_distances, pairwise, require_width
 from fairseq.retrieval.instructions import TILE_COLUMNS
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ class ExactIndex:
         compiled: bool | None = None,
         whole: bool | None = None,
     ) -> None:
+        if not (keys.flags.c_contiguous and keys.dtype.isnative):  # compiled loops read the memory itself
+            keys = np.ascontiguousarray(keys, keys.dtype.newbyteorder("="))
         self.keys, self.device = keys, torch.device(device)
         self.size, self.dimension = keys.shape
         self.count = self.size
@@ -85,6 +87,7 @@ class ExactIndex:
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """See `Index.search`."""
+        require_width(queries, self.dimension)
         parts = [self._search_some(some.to(self.device, torch.float32), k) for some in queries.split(BATCH)]
         return torch.cat([distances for distances, _ in parts]), torch.cat([ids for _, ids in parts])
 

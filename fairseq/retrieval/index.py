@@ -80,7 +80,7 @@ class FaissIndex:
             raise BadFile(path, "an index without entries", f"one of the datastore's {size}", remedy)
         if self.count > size:
             expected = f"at most the datastore's {size}"
-            raise BadFile(path, f"{self.count} entries", expected, "check which index belongs to it")
+            raise BadFile(path, f"{self.count} entries", expected, "check --dstore-size, or which index belongs to it")
         if self.count < size:
             logger.warning("%s holds %d of the datastore's %d entries", path, self.count, size)
 
@@ -98,6 +98,7 @@ class FaissIndex:
 
     def distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         """See `Index.distances`. An entry that the index does not hold is farther than any that it holds."""
+        require_width(queries, self.dimension)
         if self._transforms:
             queries = self._transformed(queries)
         absent = None
@@ -212,6 +213,7 @@ def key_distances(keys: np.ndarray, queries: Tensor, rows: Tensor, ids: Tensor, 
     """Exact distances from the stored keys (N, D): what `--knn-sim-func` unset (L2) or `dot` asks for.
 
     rows must be ascending. An id of -1 reads the last key, as in the original."""
+    require_width(queries, keys.shape[1])
     result = queries.new_empty(len(ids))
     half = keys.itemsize == 2
     compiled = instructions.READS_HALVES if half else kernels.AVAILABLE
@@ -227,6 +229,12 @@ def key_distances(keys: np.ndarray, queries: Tensor, rows: Tensor, ids: Tensor, 
         vectors = torch.from_numpy(keys[host_ids[start : start + step]]).to(queries)
         result[start : start + step] = pairwise(queries, rows[start : start + step], vectors, inner_product)
     return result
+
+
+def require_width(queries: Tensor, width: int) -> None:
+    """ValueError unless queries are (B, width)."""
+    if queries.ndim != 2 or queries.shape[1] != width:
+        raise ValueError(f"found queries of shape {tuple(queries.shape)}, expected (B, {width}) as the keys have")
 
 
 def check_dimension(index_dimension: int, query_dimension: int, path: str) -> None:

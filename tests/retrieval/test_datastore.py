@@ -65,9 +65,12 @@ def test_dimension_follows_from_length(tmp_path: Path) -> None:
     assert store.dimension == DIMENSION
 
 
-def test_first_rows_only(tmp_path: Path) -> None:
+def test_first_rows_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for prefix in (downloaded(tmp_path), saved(tmp_path)):
-        store = Datastore.open(prefix, 30, DIMENSION)
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            store = Datastore.open(prefix, 30, DIMENSION)
+        assert f"store: the first 30 of its {ROWS} entries" in caplog.text
         assert store.size == 30
         assert store.keys is not None
         np.testing.assert_array_equal(store.values, arrays()[1][:30])

@@ -59,6 +59,18 @@ def test_single_precision(tmp_path: Path) -> None:
     assert (tmp_path / "store_keys.npy").read_bytes() == KEYS.astype("<f4").tobytes()
 
 
+def test_a_datastore_is_replaced_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        first = start(tmp_path)
+        write(first)
+        first.finish({})
+        assert not caplog.text
+        second = start(tmp_path, split="another")
+    assert "store: the datastore that is there will be replaced" in caplog.text
+    second.close()
+    assert (tmp_path / "store_keys.npy").read_bytes() == KEYS.astype("<f2").tobytes()
+
+
 @pytest.mark.parametrize("end", [0, 1, 50, 99, 100])
 def test_killed_with_warning(tmp_path: Path, end: int, uninterrupted: dict[str, bytes]) -> None:
     """An exception closes the writer; everything appended so far is kept."""

@@ -107,6 +107,23 @@ def test_keys_that_are_not_finite_are_never_found(make: Callable[..., ExactIndex
     assert ids.cpu().tolist() == [[0, 1, 2, 3, 5, 6, 8, 9, -1, -1]]
 
 
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f2", ">f4"])
+def test_keys_may_lie_in_memory_in_any_order(make: Callable[..., ExactIndex], dtype: str) -> None:
+    keys = np.random.default_rng(2).standard_normal((400, 64)).astype(dtype)
+    queries = torch.from_numpy(keys[::40].astype(np.float32))
+    for lying in (np.asfortranarray(keys), np.repeat(keys, 2, axis=1)[:, ::2], np.repeat(keys, 2, axis=0)[::2]):
+        check(make(lying), keys, queries, 5)
+
+
+@pytest.mark.parametrize("width", [60, 128])
+def test_queries_of_another_width_are_refused(make: Callable[..., ExactIndex], width: int) -> None:
+    index = make(np.zeros((10, 64), np.float16))
+    with pytest.raises(ValueError, match=rf"found queries of shape \(3, {width}\), expected \(B, 64\)"):
+        index.search(torch.zeros(3, width), 2)
+    with pytest.raises(ValueError, match="expected"):
+        index.distances(torch.zeros(1, width), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_share_the_work(make: Callable[..., ExactIndex], threads: int) -> None:
     keys = np.random.default_rng(0).integers(0, 3, (2000, 6)).astype(np.float16)  # with ties
