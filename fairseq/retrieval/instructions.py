@@ -181,31 +181,23 @@ if numba is not None:
             asked, known, groups, products = arguments
             kind = ir.FunctionType(_SIXTEEN, [_SIXTEEN] * 3)
             add_products = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512")
-            before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-            builder.branch(loop)
-            builder.position_at_end(loop)  # sums are phis, which stay in registers
-            group = builder.phi(_LONG)
-            sums = [builder.phi(_SIXTEEN) for _ in range(TILE_ROWS * TILE_COLUMNS // 16)]
-            left = builder.add(asked, builder.mul(group, _LONG(4 * TILE_ROWS)))
-            rights = [builder.mul(builder.add(builder.mul(groups, _LONG(n)), group), _LONG(64)) for n in range(3)]
-            columns = [builder.load(_place(builder, _SIXTEEN, known, right), align=1) for right in rights]
-            for right in rights:
-                _fetch(builder, builder.add(known, builder.add(right, _LONG(512))))
-            added: list[Any] = []
-            for row in range(TILE_ROWS):
-                four = builder.load(_place(builder, _INT, left, _LONG(4 * row)), align=1)
-                same = _spread(builder, _SIXTEEN, four)
-                for column in columns:
-                    added.append(builder.call(add_products, [sums[len(added)], column, same]))
-            following = builder.add(group, _LONG(1))
-            for phi, first, last in zip(
-                [group, *sums], [_LONG(0), *[_vector(_SIXTEEN, 0)] * len(sums)], [following, *added], strict=True
-            ):
-                phi.add_incoming(first, before)
-                phi.add_incoming(last, loop)
-            builder.cbranch(builder.icmp_unsigned("<", following, groups), loop, after)
-            builder.position_at_end(after)
-            for number, total in enumerate(added):
+
+            def add_group(group: Any, sums: list[Any]) -> list[Any]:
+                left = builder.add(asked, builder.mul(group, _LONG(4 * TILE_ROWS)))
+                rights = [builder.mul(builder.add(builder.mul(groups, _LONG(n)), group), _LONG(64)) for n in range(3)]
+                columns = [builder.load(_place(builder, _SIXTEEN, known, right), align=1) for right in rights]
+                for right in rights:
+                    _fetch(builder, builder.add(known, builder.add(right, _LONG(512))))
+                added: list[Any] = []
+                for row in range(TILE_ROWS):
+                    four = builder.load(_place(builder, _INT, left, _LONG(4 * row)), align=1)
+                    same = _spread(builder, _SIXTEEN, four)
+                    for column in columns:
+                        added.append(builder.call(add_products, [sums[len(added)], column, same]))
+                return added
+
+            sums = _loop(builder, groups, [_vector(_SIXTEEN, 0)] * (TILE_ROWS * TILE_COLUMNS // VECTOR), add_group)
+            for number, total in enumerate(sums):
                 builder.store(total, _place(builder, _SIXTEEN, products, _LONG(64 * number)), align=1)
             return context.get_dummy_value()
 
