@@ -208,7 +208,7 @@ def test_parts_cost_about_the_same(lengths: list[int], most: int) -> None:
     assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
     shortest, longest = ([choose(lengths[i] for i in part) for part in parts] for choose in (min, max))
     assert all(before >= after for before, after in zip(shortest, longest[1:], strict=False))
-    costs = [sum(lengths[i] for i in part) + STEP_COST * most for part, most in zip(parts, longest, strict=True)]
+    costs = [sum(lengths[i] for i in part) + STEP_COST * steps for part, steps in zip(parts, longest, strict=True)]
     one = (STEP_COST + 1) * max(lengths, default=0)  # the cost of the longest sequence alone
     assert max(costs, default=0) <= (sum(lengths) + STEP_COST * sum(longest)) / most + one
 

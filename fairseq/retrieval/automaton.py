@@ -38,7 +38,7 @@ class Entries:
     def within(self, sequences: int) -> Tensor:
         """(sequences + 1,) int64: between which positions each sequence has its entries."""
         if self.bounds is None or self.bounds.shape[0] <= sequences:
-            self.bounds = torch.searchsorted(self.rows, torch.arange(sequences + 1, device=self.rows.device))
+            self.bounds = bounds_of_rows(self.rows, sequences)
         return self.bounds[: sequences + 1]
 
     def counts(self, sequences: int) -> Tensor:
@@ -78,6 +78,11 @@ def bounds_of(counts: Tensor) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
+def bounds_of_rows(rows: Tensor, count: int) -> Tensor:
+    """(count + 1,): between which positions of `rows` (n,), ascending, each of the numbers below `count` stands."""
+    return torch.searchsorted(rows, torch.arange(count + 1, device=rows.device))
+
+
 def best_first(values: Tensor, rows: Tensor) -> Tensor:
     """(n,) positions in ascending order of `rows` (n,) and, within a row, descending order of `values` (n,)."""
     by_value = torch.argsort(values, descending=True, stable=True)
@@ -105,8 +110,6 @@ class Automaton:
             self.indptr = as_tensor(clusters.indptr).to(device)
             self.members = as_tensor(clusters.members).to(device)
             self.cluster_of = as_tensor(clusters.cluster_of).to(device)
-            if self.device.type == "cpu":  # for the compiled loops
-                self._arrays = self.indptr.numpy(), self.members.numpy(), self.cluster_of.numpy()
         self.kept = no_entries(device)
 
     def reset(self) -> None:
@@ -171,7 +174,7 @@ class Automaton:
         """The same by compiled loops."""
         assert self.clusters is not None
         starts, named = pointers.within(sequences).numpy(), pointers.ids.numpy()
-        indptr, members, cluster_of = self._arrays
+        indptr, members, cluster_of = self.indptr.numpy(), self.members.numpy(), self.cluster_of.numpy()
         clusters, votes = np.empty((2, len(named)), np.int64)
         widths, available = np.empty((2, sequences), np.int64)
         found = (clusters, votes, widths, available)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fairseq.errors import BadFile, BadFlag
 from fairseq.retrieval import exact_kernels, instructions, kernels
-from fairseq.retrieval.automaton import bounds_of
+from fairseq.retrieval.automaton import bounds_of_rows
 from fairseq.retrieval.content import check_opened
 from fairseq.retrieval.faiss_import import require_faiss
 from fairseq.retrieval.index_file import faiss_errors, read_faiss_index
@@ -218,7 +218,7 @@ def key_distances(keys: np.ndarray, queries: Tensor, rows: Tensor, ids: Tensor, 
     half = keys.itemsize == 2
     compiled = instructions.READS_HALVES if half else kernels.AVAILABLE
     if compiled and queries.device.type == "cpu" and not inner_product:
-        bounds = bounds_of(torch.bincount(rows, minlength=len(queries))).numpy()
+        bounds = bounds_of_rows(rows, len(queries)).numpy()
         read = np.asarray(keys.view(np.uint16) if half else keys)
         arrays = (queries.contiguous().numpy(), ids.numpy(), read, result.numpy())
         kernels.run_by_rows(exact_kernels.key_distances, bounds, *arrays)

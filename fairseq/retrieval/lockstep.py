@@ -63,19 +63,19 @@ class Lockstep:
         count = int(self.lengths.sum())
         starts = np.cumsum(self.lengths) - self.lengths
         positions = np.arange(count) - np.repeat(starts, self.lengths)
-        numbers = np.repeat(np.arange(len(sequences)), self.lengths)
         if chunk is None:
             rank = np.argsort(np.argsort(-self.lengths, kind="stable"))  # the longest is the first
             bounds = np.concatenate([[0], np.bincount(positions).cumsum()])
-            place = bounds[positions] + rank[numbers]
+            place = bounds[positions] + np.repeat(rank, self.lengths)
         else:
             bounds, place = np.array([*range(0, count, chunk), count]), np.arange(count)
         self.steps = [slice(first, last) for first, last in itertools.pairwise(bounds.tolist())]
         self._place = torch.from_numpy(place)  # (N,) of the tokens of one sequence after the other
+        places_of = self._of_each(self._place)
 
         def of_all(parts: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
             joined = torch.empty(count, *parts[0].shape[1:], dtype=dtype or parts[0].dtype)
-            for part, places in zip(parts, self._place.split(self.lengths.tolist()), strict=True):
+            for part, places in zip(parts, places_of, strict=True):
                 joined[places] = part.to(joined)
             return joined.to(device)
 
@@ -84,7 +84,7 @@ class Lockstep:
         self.lm_log_probs = of_all([sequence.lm_log_probs for sequence in sequences], torch.float32)
         self.features = {name: of_all(_feature(sequences, name)) for name in sorted(needs)}
         self.sample_ids = of_all([torch.full((len(sequence),), sequence.sample_id) for sequence in sequences])
-        self.positions = of_all([torch.arange(len(sequence)) for sequence in sequences])
+        self.positions = of_all(self._of_each(torch.from_numpy(positions)))
         self.knn_log_probs = torch.zeros(count, temperatures, device=device)
         self.lmbda = torch.full((count,), lmbda, dtype=torch.float32, device=device)
         self.searched = torch.zeros(count, dtype=torch.bool, device=device)
@@ -110,7 +110,7 @@ class Lockstep:
         if torch.isnan(log_probs).any():
             raise UserError("the retrieval produced a value that is not a number; check the datastore and index with k")
         of_step_order = log_probs, self.searched, self.candidates, self.matched, self.lmbda, self.knn_log_probs
-        by_sequence = (self._in_sequences(values) for values in of_step_order)
+        by_sequence = (self._of_each(values.cpu()[self._place]) for values in of_step_order)
         return [
             RetrievalResult(
                 sequence.sample_id, mixed, searched.numpy(), candidates.numpy(), matched.numpy(), lmbda, by_temperature
@@ -120,9 +120,9 @@ class Lockstep:
             )
         ]
 
-    def _in_sequences(self, values: Tensor) -> tuple[Tensor, ...]:
-        """What is in the order of the steps, for each sequence in its own."""
-        return values.cpu()[self._place].split(self.lengths.tolist())
+    def _of_each(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Each sequence's part of what is there for one sequence after the other."""
+        return values.split(self.lengths.tolist())
 
 
 def _feature(sequences: list[ScoredSequence], name: str) -> list[Tensor]:

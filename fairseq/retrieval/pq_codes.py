@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fairseq.retrieval import kernels, pq_kernels
+from fairseq.retrieval.automaton import bounds_of_rows
 from fairseq.retrieval.faiss_import import require_faiss
 
 HEADER_BYTES = 8  # list number and constant term, before the code
@@ -108,7 +109,7 @@ class PQCodes:
             records = self.records.numpy().view(np.uint32)
             words = (0,) * (records.shape[1] - pq_kernels.CODE_WORDS)
             self._compiled = (records, self.coarse.float().numpy(), self.lines, words)
-        bounds = torch.searchsorted(rows, torch.arange(len(queries) + 1))
+        bounds = bounds_of_rows(rows, len(queries))
         result = queries.new_empty(len(ids))
         arrays = (queries.contiguous().numpy(), ids.numpy(), *self._compiled, result.numpy())
         kernels.run_by_rows(pq_kernels.residual_l2_distances, bounds.numpy(), *arrays)
