@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 import time
 from typing import Any
 
@@ -203,12 +204,10 @@ def _keep(folder: str, pattern: str, number: int, largest: bool = True) -> None:
 
 def verify_checkpoint_directory(save_dir: str) -> None:
     """Creates the folder if need be, and makes sure before any work is done that files can be written there."""
-    probe = os.path.join(save_dir, "dummy")
     try:
         make_folder(save_dir)
-        with open(probe, "w"):
+        with tempfile.TemporaryFile(dir=save_dir):  # under a name that nothing else has
             pass
-        os.remove(probe)
     except (OSError, UserError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(

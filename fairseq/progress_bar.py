@@ -97,7 +97,7 @@ class BaseProgressBar:
         """Shows the `stats` of a finished loop under the logger `tag`."""
 
     def _on_interval(self) -> bool:
-        return self.i > 0 and self.log_interval > 0 and self.i % self.log_interval == 0
+        return self.i > 0 and self.log_interval > 0 and (self.i + 1) % self.log_interval == 0
 
     def _print_line(self, stats: Mapping[str, Any], tag: str | None) -> None:
         line = " | ".join([self.prefix, *(f"{key} {format_stat(value)}" for key, value in stats.items())])
@@ -131,7 +131,7 @@ class JsonProgressBar(BaseProgressBar):
 
     def log(self, stats: Mapping[str, Any], tag: str | None = None, step: int | None = None) -> None:
         if self.due():
-            update = None if self.epoch is None else round(self.epoch - 1 + (self.i + 1) / self.size, 3)
+            update = None if self.epoch is None else round(self.epoch - 1 + self.i / self.size, 3)
             self._write(stats, tag, update)
 
     def print(self, stats: Mapping[str, Any], tag: str | None = None, step: int | None = None) -> None:

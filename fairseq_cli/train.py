@@ -132,12 +132,12 @@ def train(args: argparse.Namespace, trainer: Trainer, task: Any, epoch_itr: Any,
             if output is None:
                 continue
             progress.tokens = progress.tokens + output.get("ntokens", 0)
-            if bar.due():
+            done = trainer.get_num_updates() >= (args.max_update or math.inf)
+            if bar.due() and not done:
                 stats = training_stats(trainer, metrics.get_smoothed_values("train"))
                 stop_if_diverged(stats, trainer)
                 stats["eta"] = time_left(args, trainer, len(bar), progress)
                 bar.log(stats, tag="train", step=trainer.get_num_updates())
-            done = trainer.get_num_updates() >= (args.max_update or math.inf)
             if done or epoch_itr.end_of_epoch():
                 break
             if validate_and_save(args, trainer, task, epoch_itr, progress, end=False):
@@ -171,7 +171,7 @@ def validate_and_save(
     if check and not args.disable_validation:
         valid_losses = [*validate(args, trainer, task, epoch_itr, args.valid_subset.split(","), progress)]
         note_patience(args, trainer, valid_losses[0])
-    if end and not stopped:
+    if end:  # also where --max-update stops in mid-epoch: a restart sets per-epoch rates by complete epochs again
         trainer.lr_step(epoch, valid_losses[0])
     if save:
         checkpoint_saving.save_checkpoint(args, trainer, epoch_itr, valid_losses[0])

@@ -46,7 +46,7 @@ def finished(done):
 def test_it_learns_and_reports(train, tmp_path) -> None:
     flags = ("--max-update", 60, "--save-interval-updates", 30, "--results-json", tmp_path / "out.json")
     out = finished(train(*flags))
-    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| INFO \| train \| epoch 001:     10 / 34 loss=\d", out)
+    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| INFO \| train \| epoch 001:      9 / 34 loss=\d", out)
     keys = shlex.split("loss ppl wps ups wpb bsz num_updates lr gnorm clip oom train_wall wall")
     line = next(text for text in out.splitlines() if "| train | epoch 001 |" in text)
     assert [part.split()[0] for part in line.split(" | ")[4:]] == keys
@@ -139,7 +139,7 @@ def test_json_lines(train) -> None:
     out = finished(train("--log-format", "json", "--max-epoch", 1, "--no-save"))
     found = [json.loads(text) for text in re.findall(r"\| (?:train|valid) \| (\{.*\})", out)]
     inside, end, valid = found[0], found[-2], found[-1]
-    assert inside["epoch"] == 1 and inside["update"] == round(11 / 34, 3) and "loss" in inside and "eta" in inside
+    assert inside["epoch"] == 1 and inside["update"] == round(9 / 34, 3) and "loss" in inside and "eta" in inside
     assert "train_loss" in end and "train_wall" in end and "update" not in end
     assert {"epoch", "valid_loss", "valid_ppl", "valid_num_updates"} <= set(valid)
 
@@ -228,3 +228,18 @@ def test_a_split_without_text(run_cli, golden, tmp_path) -> None:
     error = run_cli("train", [tmp_path / "bin", *TINY, *SGD, "--save-dir", tmp_path / "c", "--max-update", 1]).error
     assert "bin/valid: found a split without any text, expected at least one token" in error
     assert not (tmp_path / "c").exists()
+
+
+def test_a_stop_in_mid_epoch_is_noted_by_the_schedule_as_in_the_original(train, tmp_path) -> None:
+    flags = ("--max-update", 8, "--no-epoch-checkpoints")
+    finished(train(*flags, recipe=[*SGD, "--lr", "0.5,0.25"]))
+    state = load_checkpoint_to_cpu(tmp_path / "ckpt" / "checkpoint_last.pt")
+    assert state["optimizer_history"][-1]["lr_scheduler_state"] == {"best": state["extra_state"]["val_loss"]}
+    assert state["last_optimizer_state"]["param_groups"][0]["lr"] == 0.25  # the next epoch's, until a restart
+
+
+def test_nothing_in_the_folder_is_taken_away(train, tmp_path) -> None:
+    (tmp_path / "ckpt").mkdir()
+    (tmp_path / "ckpt" / "dummy").write_text("mine")
+    finished(train("--max-update", 1, "--disable-validation"))
+    assert (tmp_path / "ckpt" / "dummy").read_text() == "mine"

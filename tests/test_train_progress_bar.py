@@ -26,8 +26,8 @@ def test_simple(caplog) -> None:
         bar.log({"loss": 1.23456789, "lr": 1e-07}, tag="train")
     bar.print({"loss": 1.5, "num_updates": 5}, tag="train")
     assert lines(caplog) == [
-        ("train", "epoch 003:      2 / 5 loss=1.23457, lr=1e-07"),
-        ("train", "epoch 003:      4 / 5 loss=1.23457, lr=1e-07"),
+        ("train", "epoch 003:      1 / 5 loss=1.23457, lr=1e-07"),
+        ("train", "epoch 003:      3 / 5 loss=1.23457, lr=1e-07"),
         ("train", "epoch 003 | loss 1.5 | num_updates 5"),
     ]
 
@@ -41,17 +41,17 @@ def test_simple_counts_on_from_the_offset_of_a_restart(caplog) -> None:
     shown = []
     for _ in bar:
         shown.append((bar.i, bar.due()))
-    assert shown == [(3, False), (4, True)]
+    assert shown == [(3, True), (4, False)]
 
 
 def test_json(caplog) -> None:
     caplog.set_level(logging.INFO)
-    bar = bar_over(list(range(4)), "json")
+    bar = bar_over(list(range(3)), "json")
     for _ in bar:
         bar.log({"loss": 2.0}, tag="train")
     bar.print({"loss": 2.0}, tag="valid")
     (name, inside), (valid, end) = lines(caplog)
-    assert name == "train" and json.loads(inside) == {"epoch": 3, "update": 2.75, "loss": "2"}
+    assert name == "train" and json.loads(inside) == {"epoch": 3, "update": 2.333, "loss": "2"}
     assert valid == "valid" and json.loads(end) == {"epoch": 3, "valid_loss": "2"}
 
 

@@ -45,13 +45,14 @@ class AdaptiveInput(nn.Module):
         for band, (low, high) in enumerate(pairwise([0, *self.cutoff])):
             dim = int(initial_dim // factor**band)
             table = nn.Embedding(high - low, dim, padding_idx if band == 0 else None)
-            projection = nn.Linear(dim, output_dim, bias=False)
-            nn.init.normal_(table.weight, mean=0, std=dim**-0.5)
+            self.embeddings.append(nn.Sequential(table, nn.Linear(dim, output_dim, bias=False)))
+        for band in range(len(self.cutoff)):  # after all are made: layers draw random numbers when they are made, too
+            table_weight, projection_weight = self.weights_for_band(band)
+            nn.init.normal_(table_weight, mean=0, std=table_weight.size(1) ** -0.5)
             # Row `padding_idx` starts at zero in every band, although only band 0 holds the pad token.
-            if padding_idx < high - low:
-                nn.init.zeros_(table.weight[padding_idx])
-            nn.init.xavier_uniform_(projection.weight)
-            self.embeddings.append(nn.Sequential(table, projection))
+            if padding_idx < table_weight.size(0):
+                nn.init.zeros_(table_weight[padding_idx])
+            nn.init.xavier_uniform_(projection_weight)
         self.register_buffer("_float_tensor", torch.zeros(1))
 
     def weights_for_band(self, band: int) -> tuple[nn.Parameter, nn.Parameter]:

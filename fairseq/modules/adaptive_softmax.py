@@ -53,8 +53,8 @@ class TiedHeadModule(nn.Module):
         self.out_dim = self.num_words + num_classes
         self.word_proj: nn.Module = TiedLinear(words)
         if dim != input_dim:
-            self.word_proj = nn.Sequential(_linear(input_dim, dim), self.word_proj)
-        self.class_proj = _linear(input_dim, num_classes)
+            self.word_proj = nn.Sequential(nn.Linear(input_dim, dim, bias=False), self.word_proj)
+        self.class_proj = nn.Linear(input_dim, num_classes, bias=False)
         self.register_buffer("_float_tensor", torch.zeros(1))
 
     def forward(self, input: Tensor) -> Tensor:
@@ -88,10 +88,13 @@ class AdaptiveSoftmax(nn.Module):
         self.factor = factor
         clusters = len(self.cutoff) - 1
         if adaptive_inputs is None:
-            self.head: nn.Module = _linear(input_dim, self.cutoff[0] + clusters)
+            self.head: nn.Module = nn.Linear(input_dim, self.cutoff[0] + clusters, bias=False)
         else:
             self.head = TiedHeadModule(adaptive_inputs.weights_for_band(0)[0], input_dim, clusters)
         self.tail = nn.ModuleList(self._make_tail(i, adaptive_inputs, tie_proj) for i in range(clusters))
+        for layer in self.modules():  # after all are made: layers draw random numbers when they are made, too
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
         self.register_buffer("version", torch.tensor([1]))
 
     def _make_tail(self, cluster: int, adaptive_inputs: AdaptiveInput | None, tie_proj: bool) -> nn.Sequential:
@@ -99,15 +102,15 @@ class AdaptiveSoftmax(nn.Module):
         projection: nn.Module
         if adaptive_inputs is None:
             dim = int(self.input_dim // self.factor ** (cluster + 1))
-            projection = _linear(self.input_dim, dim)
-            output = _linear(dim, self.cutoff[cluster + 1] - self.cutoff[cluster])
+            projection = nn.Linear(self.input_dim, dim, bias=False)
+            output = nn.Linear(dim, self.cutoff[cluster + 1] - self.cutoff[cluster], bias=False)
         else:
             table, input_projection = adaptive_inputs.weights_for_band(cluster + 1)
             output = TiedLinear(table)
             # The tied projection keeps the input side's orientation (model width x band width) in files.
-            projection = (
-                TiedLinear(input_projection, transpose=True) if tie_proj else _linear(self.input_dim, table.size(1))
-            )
+            projection = TiedLinear(input_projection, transpose=True)
+            if not tie_proj:
+                projection = nn.Linear(self.input_dim, table.size(1), bias=False)
         return nn.Sequential(projection, nn.Dropout(self.dropout), output)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
@@ -185,9 +188,3 @@ class AdaptiveSoftmax(nn.Module):
     def _cluster_log_prob(cluster: nn.Module, features: Tensor, target: Tensor, width: int) -> Tensor:
         parts = [target_log_softmax(cluster(features[s]), target[s]) for s in row_chunks(len(target), width)]
         return torch.cat(parts) if parts else features.new_zeros(0, dtype=torch.float32)
-
-
-def _linear(input_dim: int, output_dim: int) -> nn.Linear:
-    layer = nn.Linear(input_dim, output_dim, bias=False)
-    nn.init.xavier_uniform_(layer.weight)
-    return layer

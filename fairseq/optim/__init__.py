@@ -9,7 +9,7 @@ build_optimizer, register_optimizer, OPTIMIZER_REGISTRY = setup_registry(
     "--optimizer", base_class=FairseqOptimizer, default="nag"
 )
 
-from fairseq.optim import adam, nag, torch_optimizers  # noqa: E402, F401  (importing registers them)
+from fairseq.optim import adam, adamax, nag, torch_optimizers  # noqa: E402, F401  (importing registers them)
 from fairseq.optim.fp16_optimizer import FP16Optimizer, MemoryEfficientFP16Optimizer  # noqa: E402
 
 __all__ = [

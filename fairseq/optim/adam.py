@@ -74,16 +74,8 @@ class Adam(Float32Math):
     def update(
         self, group: dict[str, Any], params: list[Tensor], masters: list[Tensor], gradients: list[Tensor]
     ) -> None:
-        by_step: dict[int, list[int]] = {}
-        for i, p in enumerate(params):
-            state = self.state[p]
-            if not state:
-                state["step"] = 0
-                for key in ("exp_avg", "exp_avg_sq") + (("max_exp_avg_sq",) if group["amsgrad"] else ()):
-                    state[key] = torch.zeros_like(p, dtype=torch.float32)
-            state["step"] = int(state["step"]) + 1
-            by_step.setdefault(state["step"], []).append(i)
-        for step, indices in by_step.items():
+        moments = ("exp_avg", "exp_avg_sq") + (("max_exp_avg_sq",) if group["amsgrad"] else ())
+        for step, indices in by_step(self.state, params, moments).items():
             states = [self.state[params[i]] for i in indices]
             self._update(group, step, states, [masters[i] for i in indices], [gradients[i] for i in indices])
 
@@ -107,3 +99,18 @@ class Adam(Float32Math):
             torch._foreach_mul_(masters, 1 - group["weight_decay"] * lr)
         size = lr * math.sqrt(1 - beta2**step) / (1 - beta1**step)
         torch._foreach_addcdiv_(masters, mean, denominator, value=-size)
+
+
+def by_step(states: Any, params: list[Tensor], moments: tuple[str, ...]) -> dict[int, list[int]]:
+    """Counts one more step of each parameter, whose `moments` (float32) begin at zero. Returns, by number of steps, the
+    positions of the parameters that have had so many: those met for the first time later lag behind."""
+    groups: dict[int, list[int]] = {}
+    for i, p in enumerate(params):
+        state = states[p]
+        if not state:
+            state["step"] = 0
+            for key in moments:
+                state[key] = torch.zeros_like(p, dtype=torch.float32)
+        state["step"] = int(state["step"]) + 1
+        groups.setdefault(state["step"], []).append(i)
+    return groups

@@ -219,7 +219,7 @@ class MemoryEfficientFP16Optimizer(HalfPrecisionOptimizer):
     def __init__(self, args: argparse.Namespace, params: Sequence[Tensor]) -> None:
         wrapped = optim.build_optimizer(args, params)
         if not wrapped.supports_memory_efficient_fp16:
-            raise BadFlag("--memory-efficient-fp16", f"--optimizer {args.optimizer}", "nag or adam", "use --fp16")
+            raise BadFlag("--memory-efficient-fp16", f"--optimizer {args.optimizer}", "nag, adam, adamax", "use --fp16")
         super().__init__(args, params, wrapped)
         self._multiplier: Any = 1.0
 

@@ -1,4 +1,4 @@
-"""Optimisers that are torch's own under fairseq's names and flags: sgd, adagrad, adadelta, adamax."""
+"""Optimisers that are torch's own under fairseq's names and flags: sgd, adagrad, adadelta."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fairseq.flag_types import natural_float, unit_float
 from fairseq.optim import FairseqOptimizer, register_optimizer
-from fairseq.optim.adam import parse_betas
 
 
 def _weight_decay(parser: Any) -> None:
@@ -75,29 +74,5 @@ class Adadelta(FairseqOptimizer):
             "lr": self.args.lr[0],
             "rho": self.args.adadelta_rho,
             "eps": self.args.adadelta_eps,
-            "weight_decay": self.args.weight_decay,
-        }
-
-
-@register_optimizer("adamax")
-class FairseqAdamax(FairseqOptimizer):
-    """`--optimizer adamax`."""
-
-    def __init__(self, args: argparse.Namespace, params: Iterable[Tensor]) -> None:
-        super().__init__(args)
-        self._optimizer = torch.optim.Adamax(params, **self.optimizer_config)
-
-    @staticmethod
-    def add_args(parser: Any) -> None:
-        parser.add_argument("--adamax-betas", default="(0.9, 0.999)", metavar="B", help="betas of Adamax")
-        parser.add_argument("--adamax-eps", type=natural_float, default=1e-8, metavar="D", help="epsilon of Adamax")
-        _weight_decay(parser)
-
-    @property
-    def optimizer_config(self) -> dict[str, Any]:
-        return {
-            "lr": self.args.lr[0],
-            "betas": parse_betas(self.args.adamax_betas, "--adamax-betas"),
-            "eps": self.args.adamax_eps,
             "weight_decay": self.args.weight_decay,
         }

@@ -43,6 +43,27 @@ def test_bands_have_their_own_widths_and_projections():
     assert all(band[0].weight[PAD].abs().max() == 0 for band in layer.embeddings)
 
 
+def test_initial_weights_are_drawn_when_all_layers_are_made():
+    layer = make_input(vocab=30, width=16, cutoff=(10, 20), factor=2)
+    torch.manual_seed(3)
+    made = [(torch.nn.Embedding(10, dim), torch.nn.Linear(dim, 16, bias=False)) for dim in (16, 8, 4)]
+    for band, (table, projection) in enumerate(made):
+        torch.nn.init.normal_(table.weight, std=table.weight.size(1) ** -0.5)
+        torch.nn.init.zeros_(table.weight[PAD])
+        torch.nn.init.xavier_uniform_(projection.weight)
+        assert torch.equal(layer.weights_for_band(band)[0], table.weight)
+        assert torch.equal(layer.weights_for_band(band)[1], projection.weight)
+
+
+def test_initial_weights_of_an_untied_softmax_too():
+    layer = make_softmax("untied")
+    torch.manual_seed(3)
+    made = [torch.nn.Linear(a, b, bias=False) for a, b in ((8, 4), (8, 4), (4, 2), (8, 2), (2, 3))]
+    found = [m for m in layer.modules() if isinstance(m, torch.nn.Linear)]
+    for expected, linear in zip(made, found, strict=True):
+        assert torch.equal(torch.nn.init.xavier_uniform_(expected.weight), linear.weight)
+
+
 def test_input_vectors_are_projected_band_embeddings():
     layer = make_input()
     tokens = torch.tensor([[0, 1, 2], [3, 4, 6]])

@@ -19,6 +19,8 @@ def args_for(optimizer: str, **changes) -> argparse.Namespace:
         "weight_decay": 0.0,
         "adam_betas": "(0.9, 0.999)",
         "adam_eps": 1e-8,
+        "adamax_betas": "(0.9, 0.999)",
+        "adamax_eps": 1e-8,
         "fp16": False,
         "bf16": False,
         "fp16_scale_window": None,
@@ -96,6 +98,38 @@ def test_adam_follows_the_formula_over_steps_with_different_counts() -> None:
         torch.testing.assert_close(p.double(), expected[id(p)], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("corrected", [True, False])
+def test_adamax_follows_the_original_formula_and_keeps_its_settings(corrected: bool) -> None:
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(3, 4))
+    flags = {"adamax_betas": "(0.8, 0.95)", "adamax_eps": 1e-3, "weight_decay": 0.1}
+    adamax = optim.build_optimizer(args_for("adamax", no_bias_correction=not corrected, **flags), [p])
+    expected = p.detach().double().clone()
+    mean = largest = torch.zeros_like(expected)
+    for step in range(1, 5):
+        p.grad = torch.randn_like(p) * (step != 3)  # a gradient of zero: the norm decays, epsilon is not in it
+        mean, largest = 0.8 * mean + 0.2 * p.grad, torch.maximum(0.95 * largest, p.grad.double().abs())
+        size = 0.1 / (1 - 0.8**step) if corrected else 0.1
+        expected = expected * (1 - 0.1 * 0.1) - size * mean / (largest + 1e-3)
+        adamax.step()
+    torch.testing.assert_close(p.double(), expected, rtol=1e-5, atol=1e-6)
+    state = adamax.state_dict()
+    assert set(state["param_groups"][0]) == {"lr", "betas", "eps", "weight_decay", "bias_correction", "params"}
+    assert set(state["state"][0]) == {"step", "exp_avg", "exp_inf"} and state["state"][0]["step"] == 4
+
+
+def test_a_state_of_torchs_adamax_is_gone_on_with() -> None:
+    p, q = parameter(1.0), parameter(1.0)
+    theirs = torch.optim.Adamax([p], lr=0.1)
+    p.grad = torch.tensor([0.5])
+    theirs.step()
+    ours = optim.build_optimizer(args_for("adamax", adamax_betas="(0.9, 0.999)", adamax_eps=1e-8), [q])
+    ours.load_state_dict(theirs.state_dict())
+    q.grad = torch.tensor([0.5])
+    ours.step()
+    assert ours.optimizer.state[q]["step"] == 2 and torch.isfinite(q)
+
+
 @pytest.mark.parametrize("text", ["(0.9,)", "0.9", "(0.9, 1.5)", "__import__('os')"])
 def test_wrong_betas_are_told_in_a_sentence(text: str) -> None:
     with pytest.raises(UserError):
@@ -117,7 +151,7 @@ def test_a_missing_gradient_counts_as_zero_once_there_was_one() -> None:
     assert never.item() == 1.0 and never.grad is None
 
 
-@pytest.mark.parametrize("name", ["nag", "adam", "sgd"])
+@pytest.mark.parametrize("name", ["nag", "adam", "adamax", "sgd"])
 def test_a_restored_optimiser_continues_bit_for_bit(name: str) -> None:
     torch.manual_seed(1)
     gradients = torch.randn(6, 7)
