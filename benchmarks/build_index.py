@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from timing import conditions, run, side_by_side, table
 
-from fairseq.retrieval.build_index import TRAINING_SAMPLE, IndexBuilder, IndexRecipe
 from fairseq.retrieval.datastore import Datastore
+from fairseq.retrieval.index.build_index import TRAINING_SAMPLE, IndexBuilder, IndexRecipe
 
 
 def main() -> None:

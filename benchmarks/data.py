@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairseq.retrieval.datastore import Datastore
-from fairseq.retrieval.recall import noisy_keys
+from fairseq.retrieval.index.recall import noisy_keys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,9 +19,9 @@ import torch
 from timing import clock, conditions, run, table
 
 from fairseq import options
-from fairseq.lm_scoring import LMScoring
-from fairseq.retrieval.index_file import faiss_errors
-from fairseq.retrieval.stores import require_stores
+from fairseq.evaluation.lm_scoring import LMScoring
+from fairseq.retrieval.index.faiss_files import faiss_errors
+from fairseq.retrieval.open_stores import require_stores
 from fairseq_cli import eval_lm
 
 SETTINGS = {

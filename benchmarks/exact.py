@@ -10,7 +10,7 @@ import numpy as np
 import timing
 import torch
 
-from fairseq.retrieval.exact import ExactIndex
+from fairseq.retrieval.index.exact_index import ExactIndex
 
 
 def main() -> None:

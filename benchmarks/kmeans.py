@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from timing import conditions, run, side_by_side, table
 
+from fairseq.retrieval.clusters.kmeans import KMeansRecipe, cluster_keys
 from fairseq.retrieval.datastore import Datastore
-from fairseq.retrieval.kmeans import KMeansRecipe, cluster_keys
 
 
 def main() -> None:

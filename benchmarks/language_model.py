@@ -21,8 +21,8 @@ import torch
 from timing import conditions, run, side_by_side, table
 
 from fairseq import options
-from fairseq.datastore_pass import save_datastore
-from fairseq.lm_scoring import LMScoring
+from fairseq.evaluation.datastore_pass import save_datastore
+from fairseq.evaluation.lm_scoring import LMScoring
 
 
 def main() -> None:

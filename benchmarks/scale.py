@@ -23,12 +23,12 @@ import torch
 from timing import conditions, run, table
 
 from fairseq import options
-from fairseq.atomic_io import read_json, write_json
+from fairseq.files.atomic_io import read_json, write_json
 from fairseq.knnlm import Stores, build_knnlm, open_stores
-from fairseq.retrieval.build_index import IndexBuilder, IndexRecipe
 from fairseq.retrieval.clusters import Clusters, load_clusters, save_clusters
 from fairseq.retrieval.datastore import Datastore, keys_path
-from fairseq.retrieval.datastore_writer import DatastoreWriter
+from fairseq.retrieval.datastore.writer import DatastoreWriter
+from fairseq.retrieval.index.build_index import IndexBuilder, IndexRecipe
 from fairseq.scored_sequences import ScoredSequence
 
 CHUNK_NUMBERS = 1 << 24  # coordinates of keys that are made at a time

@@ -13,10 +13,10 @@ import timing
 import torch
 
 from fairseq.retrieval.datastore import Datastore
-from fairseq.retrieval.exact import ExactIndex
-from fairseq.retrieval.open_index import open_index
-from fairseq.retrieval.recall import recall_of
-from fairseq.retrieval.refined import RefinedIndex
+from fairseq.retrieval.index.exact_index import ExactIndex
+from fairseq.retrieval.index.open_index import open_index
+from fairseq.retrieval.index.recall import recall_of
+from fairseq.retrieval.index.refined import RefinedIndex
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from fairseq import distributed_utils
-from fairseq.atomic_io import atomic_write, make_folder, publish, temporary_path, torch_writing
 from fairseq.errors import UserError
+from fairseq.files.atomic_io import atomic_write, make_folder, publish, temporary_path, torch_writing
 from fairseq.flag_types import literal_dict
 
 logger = logging.getLogger(__name__)

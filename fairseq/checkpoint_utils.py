@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from fairseq import safe_pickle
 from fairseq.errors import BadFile, MissingFile, UserError
+from fairseq.files import safe_pickle
 from fairseq.models import ARCH_MODEL_REGISTRY, ArchitectureMismatch
 from fairseq.registry import REGISTRIES, set_defaults
 
@@ -52,7 +52,7 @@ def load_checkpoint_to_cpu(
 
 
 def read_torch_file(path: str | os.PathLike[str], mmap: bool = False) -> Any:
-    """What `torch.save` wrote to `path`, through the allow-list of `fairseq.safe_pickle`.
+    """What `torch.save` wrote to `path`, through the allow-list of `fairseq.files.safe_pickle`.
 
     With `mmap` the tensors of a zip container are pages of the file instead of memory: cheap for a caller that needs
     only some of them, fatal for one that keeps them while somebody overwrites the file."""

@@ -27,14 +27,14 @@ from torch import Tensor
 
 from fairseq.errors import BadFlag
 from fairseq.retrieval import kernels
-from fairseq.retrieval.automaton import Entries, as_tensor, no_entries
 from fairseq.retrieval.datastore import Datastore
+from fairseq.retrieval.entries import Entries, as_tensor, no_entries
 from fairseq.retrieval.index import Index
 from fairseq.retrieval.lockstep import Lockstep, RetrievalResult
+from fairseq.retrieval.open_stores import Stores, open_stores, require_stores
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY, Resources, Retriever, Step
-from fairseq.retrieval.search_cache import SearchCache
+from fairseq.retrieval.saved.searches import SearchCache
 from fairseq.retrieval.similarity import Similarity
-from fairseq.retrieval.stores import Stores, open_stores, require_stores
 from fairseq.retrieval.voting import Searched, count_votes
 from fairseq.scored_sequences import ScoredSequence
 

@@ -29,7 +29,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.optim import lr_scheduler  # noqa: F401
 from fairseq.refusals import add_force
 from fairseq.registry import REGISTRIES
-from fairseq.retrieval.open_index import EXACT
+from fairseq.retrieval.index.open_index import EXACT
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 

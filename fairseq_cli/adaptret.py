@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 from fairseq import options
 from fairseq.data import Dictionary, data_utils
 from fairseq.errors import BadFile, BadFlag
-from fairseq.fingerprint import split_fingerprints
+from fairseq.files.fingerprint import split_fingerprints
+from fairseq.files.provenance import write_results
 from fairseq.flag_types import Parser, finite_float, output_file, positive_float, positive_int, seed_int, unit_float
 from fairseq.knnlm import build_knnlm, open_stores
-from fairseq.provenance import write_results
 from fairseq.refusals import add_force
-from fairseq.retrieval.adaptret import FEATURES, AdaptRetRecipe, TrainingData, train
-from fairseq.retrieval.belonging import check_asked_by
-from fairseq.retrieval.ngrams import NgramTable, count_ngrams
-from fairseq.retrieval.open_index import EXACT
-from fairseq.retrieval.score_cache import ScoreCache
-from fairseq.retrieval.search_cache import saved_searches, search_identity
+from fairseq.retrieval.datastore.provenance import check_asked_by
+from fairseq.retrieval.index.open_index import EXACT
+from fairseq.retrieval.retrievers.adaptret_network import FEATURES, AdaptRetRecipe, TrainingData, train
+from fairseq.retrieval.retrievers.ngrams import NgramTable, count_ngrams
+from fairseq.retrieval.saved.scores import ScoreCache
+from fairseq.retrieval.saved.searches import saved_searches, search_identity
 from fairseq.scored_sequences import lockstep_groups
 from fairseq_cli.entry import cli_entry
 

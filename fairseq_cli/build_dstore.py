@@ -9,15 +9,15 @@ import sys
 import time
 from typing import Any
 
-from fairseq.atomic_io import make_parent
 from fairseq.errors import BadFlag
+from fairseq.files.atomic_io import make_parent
+from fairseq.files.provenance import write_results
 from fairseq.flag_types import Parser, natural_int, output_file, positive_int, seed_int
-from fairseq.provenance import write_results
 from fairseq.refusals import add_force
-from fairseq.retrieval.build_index import CODE_SIZE, IndexBuilder, IndexRecipe
 from fairseq.retrieval.datastore import Datastore, count_filled_rows
-from fairseq.retrieval.open_index import open_index
-from fairseq.retrieval.recall import exact_neighbours, noisy_keys, recall_of
+from fairseq.retrieval.index.build_index import CODE_SIZE, IndexBuilder, IndexRecipe
+from fairseq.retrieval.index.open_index import open_index
+from fairseq.retrieval.index.recall import exact_neighbours, noisy_keys, recall_of
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("fairseq_cli.build_dstore")

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterable
 
 from fairseq import options
-from fairseq.doctor import examine
+from fairseq.evaluation.datastore_checks import OK, WRONG, Finding, verify_artefact
+from fairseq.evaluation.doctor import examine
+from fairseq.files.provenance import write_results
 from fairseq.flag_types import Parser, output_file
-from fairseq.provenance import write_results
-from fairseq.retrieval.inspection import OK, WRONG, Finding, verify_artefact
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("fairseq_cli.doctor")

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from fairseq import refusals
-from fairseq.atomic_io import forget_folders, is_full, remove_empty_folders
 from fairseq.errors import BadFlag, UserError
+from fairseq.files.atomic_io import forget_folders, is_full, remove_empty_folders
 
 LOG_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
 DATE_FORMAT = "%Y-%m-%d %H:%M:%S"

@@ -15,21 +15,21 @@ import numpy as np
 from tqdm import tqdm
 
 from fairseq import options
-from fairseq.atomic_io import make_folder
-from fairseq.datastore_pass import check_source, save_datastore, scoring_identity
 from fairseq.errors import BadFlag, UserError
+from fairseq.evaluation.datastore_pass import check_source, save_datastore, scoring_identity
+from fairseq.evaluation.lm_scoring import LMScoring
+from fairseq.evaluation.saved_searches import SavedSearches
+from fairseq.evaluation.target_foss import Choice, choose_min_knns, first_tokens, needs_choice
+from fairseq.evaluation.word_accounting import WordAccounting
+from fairseq.files.atomic_io import make_folder
+from fairseq.files.provenance import write_results
 from fairseq.knnlm import KNNLM, RetrievalResult, build_knnlm, strategy_name
-from fairseq.lm_scoring import LMScoring
-from fairseq.provenance import write_results
 from fairseq.refusals import refuse
-from fairseq.retrieval.recall import QuerySample, measure_recall
+from fairseq.retrieval.index.recall import QuerySample, measure_recall
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
-from fairseq.retrieval.savings import SavedSearches
-from fairseq.retrieval.score_cache import ScoreCache, ScoreWriter
-from fairseq.retrieval.search_cache import saved_searches, search_identity
+from fairseq.retrieval.saved.scores import ScoreCache, ScoreWriter
+from fairseq.retrieval.saved.searches import saved_searches, search_identity
 from fairseq.scored_sequences import FEATURES, ScoredSequence, lockstep_groups
-from fairseq.target_foss import Choice, choose_min_knns, first_tokens, needs_choice
-from fairseq.word_accounting import WordAccounting
 from fairseq_cli.entry import DATE_FORMAT, LOG_FORMAT, cli_entry
 
 logger = logging.getLogger("fairseq_cli.eval_lm")

@@ -14,14 +14,14 @@ import time
 import numpy as np
 
 from fairseq.errors import BadFlag
-from fairseq.fingerprint import quick_fingerprint
+from fairseq.files.fingerprint import quick_fingerprint
+from fairseq.files.provenance import write_results
 from fairseq.flag_types import Parser, output_file, positive_int, seed_int
-from fairseq.provenance import write_results
 from fairseq.refusals import add_force
-from fairseq.retrieval.belonging import check_belongs, datastore_files
 from fairseq.retrieval.clusters import Clusters, save_clusters, save_members_pickle
+from fairseq.retrieval.clusters.greedy_merge import dump_neighbours, merge, write_merged
 from fairseq.retrieval.datastore import Datastore
-from fairseq.retrieval.greedy_merge import dump_neighbours, merge, write_merged
+from fairseq.retrieval.datastore.provenance import check_belongs, datastore_files
 from fairseq.retrieval.index import FaissIndex
 from fairseq_cli.entry import cli_entry
 

@@ -8,15 +8,15 @@ import os
 import sys
 import time
 
-from fairseq.atomic_io import make_parent
 from fairseq.errors import BadFlag
+from fairseq.files.atomic_io import make_parent
+from fairseq.files.provenance import write_results
 from fairseq.flag_types import Parser, output_file, positive_float, positive_int, small_seed_int
-from fairseq.provenance import write_results
 from fairseq.refusals import add_force
-from fairseq.retrieval.belonging import datastore_files
 from fairseq.retrieval.clusters import Clusters, save_clusters, save_members_pickle
+from fairseq.retrieval.clusters.kmeans import ALGORITHMS, KMeansRecipe, cluster_keys
 from fairseq.retrieval.datastore import Datastore
-from fairseq.retrieval.kmeans import ALGORITHMS, KMeansRecipe, cluster_keys
+from fairseq.retrieval.datastore.provenance import datastore_files
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("fairseq_cli.kmeans")

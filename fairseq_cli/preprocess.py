@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from fairseq import options, tasks
-from fairseq.atomic_io import make_parent, publish, temporary_path
 from fairseq.binarizer import (
     Binarizer,
     NumberedText,
@@ -28,6 +27,7 @@ from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import make_builder
 from fairseq.data.vocabulary import Progress, build_dictionary
 from fairseq.errors import BadFlag, MissingFile, UserError
+from fairseq.files.atomic_io import make_parent, publish, temporary_path
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("fairseq_cli.preprocess")

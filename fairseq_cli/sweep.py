@@ -21,21 +21,21 @@ from typing import Any
 import torch
 
 from fairseq import options, utils
-from fairseq.atomic_io import atomic_write, read_json
 from fairseq.errors import BadFile, BadFlag
-from fairseq.fingerprint import quick_fingerprint
+from fairseq.evaluation.sweep import Sweep, Walk
+from fairseq.evaluation.sweep_figures import FIGURES, PAPER, draw_figures
+from fairseq.files.atomic_io import atomic_write, read_json
+from fairseq.files.fingerprint import quick_fingerprint
+from fairseq.files.provenance import write_results
 from fairseq.flag_types import Parser, natural_int, output_prefix, positive_float, positive_int, seed_int, unit_float
 from fairseq.knnlm import open_stores
-from fairseq.provenance import write_results
 from fairseq.refusals import add_force
-from fairseq.retrieval.belonging import check_asked_by
 from fairseq.retrieval.datastore import values_path
-from fairseq.retrieval.open_index import EXACT
+from fairseq.retrieval.datastore.provenance import check_asked_by
+from fairseq.retrieval.index.open_index import EXACT
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
-from fairseq.retrieval.score_cache import ScoreCache
-from fairseq.retrieval.search_cache import saved_searches, search_identity
-from fairseq.sweep import Sweep, Walk
-from fairseq.sweep_figures import FIGURES, PAPER, draw_figures
+from fairseq.retrieval.saved.scores import ScoreCache
+from fairseq.retrieval.saved.searches import saved_searches, search_identity
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("fairseq_cli.sweep")

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairseq import checkpoint_saving, distributed_utils, metrics, options, progress_bar, provenance, tasks, utils
+from fairseq import checkpoint_saving, distributed_utils, metrics, options, progress_bar, tasks, utils
 from fairseq.data import iterators
 from fairseq.errors import BadFlag, UserError
+from fairseq.files import provenance
 from fairseq.meters import TimeMeter
 from fairseq.sizes import size_text
 from fairseq.trainer import Trainer, training_device

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from fairseq import options
+from fairseq.evaluation.lm_scoring import LMScoring, contexts
 from fairseq.knnlm import build_knnlm
-from fairseq.lm_scoring import LMScoring, contexts
-from fairseq.retrieval.adaptret import AdaptRet
-from fairseq.retrieval.ngrams import NgramTable
-from fairseq.retrieval.score_cache import ScoreCache
+from fairseq.retrieval.retrievers.adaptret_network import AdaptRet
+from fairseq.retrieval.retrievers.ngrams import NgramTable
+from fairseq.retrieval.saved.scores import ScoreCache
 from fairseq.scored_sequences import FEATURES
 
 LM = (

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
+from fairseq.evaluation.lm_scoring import LMScoring
 from fairseq.knnlm import KNNLM, RetrievalResult
-from fairseq.lm_scoring import LMScoring
 from fairseq.retrieval import kernels
 from fairseq.retrieval.index import FaissIndex
 from fairseq.retrieval.retrievers.retomaton import RetomatonRetriever

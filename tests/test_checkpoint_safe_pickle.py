@@ -14,9 +14,10 @@ import pytest
 import scipy.sparse
 import torch
 
-from fairseq import checkpoint_utils, safe_pickle
+from fairseq import checkpoint_utils
 from fairseq.errors import BadFile, MissingFile
-from fairseq.safe_pickle import RefusedGlobal
+from fairseq.files import safe_pickle
+from fairseq.files.safe_pickle import RefusedGlobal
 
 
 class Runs:

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from fairseq import refusals
-from fairseq.atomic_io import write_json
 from fairseq.errors import UserError
+from fairseq.files.atomic_io import write_json
 from tests.kill.stages import GOLDEN, STAGES, load_command, run_command
 
 FAILING = ["preprocess", "train", "save datastore", "build index", "k-means", "two-level k-means", "greedy merging"]

@@ -18,9 +18,9 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
-from fairseq.atomic_io import atomic_write
 from fairseq.data.encoders import build_bpe, build_tokenizer
 from fairseq.errors import BadFile, BadFlag, MissingFile
+from fairseq.files.atomic_io import atomic_write
 from fairseq.flag_types import positive_int
 from fairseq_cli.entry import cli_entry
 

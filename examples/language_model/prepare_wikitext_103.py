@@ -26,8 +26,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fairseq.atomic_io import atomic_write, require_free_space
 from fairseq.errors import BadFile, BadFlag, MissingDependency, MissingFile, UserError
+from fairseq.files.atomic_io import atomic_write, require_free_space
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("prepare_wikitext_103")

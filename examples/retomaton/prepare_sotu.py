@@ -17,8 +17,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-from fairseq.atomic_io import atomic_write
 from fairseq.errors import BadFile, BadFlag, UserError
+from fairseq.files.atomic_io import atomic_write
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("prepare_sotu")

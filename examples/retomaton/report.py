@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq.atomic_io import atomic_write, read_json, write_json
 from fairseq.errors import MissingDependency, MissingFile
+from fairseq.files.atomic_io import atomic_write, read_json, write_json
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("report")

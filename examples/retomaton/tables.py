@@ -10,9 +10,9 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from fairseq.atomic_io import atomic_write, read_json
 from fairseq.errors import BadFlag
-from fairseq.sweep_figures import NAMES, PAPER, PAPER_FILE, Curve, clustering_label, curves_of, method_label
+from fairseq.evaluation.sweep_figures import NAMES, PAPER, PAPER_FILE, Curve, clustering_label, curves_of, method_label
+from fairseq.files.atomic_io import atomic_write, read_json
 from fairseq_cli.entry import cli_entry
 
 SHARES = (0, 10, 30, 50, 60, 70, 80, 90)

@@ -13,9 +13,9 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from fairseq.atomic_io import atomic_write
 from fairseq.data import data_utils
 from fairseq.errors import BadFile, MissingFile, UserError
+from fairseq.files.atomic_io import atomic_write
 from fairseq.tokenizer import tokenize_line
 
 LONGEST_LINE = 1 << 20  # characters; whatever has longer ones is no dictionary

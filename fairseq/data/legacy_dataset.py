@@ -17,10 +17,10 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from fairseq.atomic_io import publish, staged, temporary_path
 from fairseq.data.fairseq_dataset import SizedDataset
 from fairseq.data.mmap_dataset import code, data_file_path, dtypes, index_file_path
 from fairseq.errors import BadFile, MissingFile, UserError
+from fairseq.files.atomic_io import publish, staged, temporary_path
 
 MAGIC = b"TNTIDX\x00\x00"
 HEADER = struct.Struct("<8sQQQQQ")

@@ -17,9 +17,9 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from fairseq.atomic_io import publish, staged, temporary_path
 from fairseq.data.fairseq_dataset import SizedDataset
 from fairseq.errors import BadFile, MissingFile, UserError
+from fairseq.files.atomic_io import publish, staged, temporary_path
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1

@@ -1,2 +1,2 @@
-"""The retrieval wing: datastore, index, clusters, automaton and retrieval strategies. It imports nothing of the
-language model's side; what it knows of language models is `fairseq.scored_sequences`."""
+"""Retrieval: datastore, index, clusters, automaton and strategies. It imports nothing of the language model's side;
+what it knows of language models is `fairseq.scored_sequences`."""

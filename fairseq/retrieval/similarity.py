@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fairseq.errors import BadFlag
 from fairseq.retrieval.datastore import Datastore
-from fairseq.retrieval.index import Index, key_distances
+from fairseq.retrieval.index import Index
+from fairseq.retrieval.index.faiss_index import key_distances
 
 CHOICES = "do_not_recomp_l2, dot, or leave the flag out for exact L2 distances"
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairseq.retrieval import kernels, vote_kernels
-from fairseq.retrieval.automaton import Entries
+from fairseq.retrieval import kernels
+from fairseq.retrieval.entries import Entries
+from fairseq.retrieval.kernels import vote_kernels
 
 NO_WEIGHTS = np.empty(0, np.float32)  # each candidate votes once
 NO_MATCH = -10000.0  # log p_kNN of a target that no candidate has as its value, as in the original

@@ -19,9 +19,10 @@ from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import IndexedDataset, MMapIndexedDataset, make_builder
 from fairseq.flag_types import literal_dict
 from fairseq.retrieval import kernels
-from fairseq.retrieval.automaton import Automaton, Entries
+from fairseq.retrieval.automaton import Automaton
 from fairseq.retrieval.clusters import Clusters, load_clusters, save_clusters
 from fairseq.retrieval.datastore import Datastore
+from fairseq.retrieval.entries import Entries
 from fairseq.retrieval.index import FaissIndex
 from tests.attacks.bounded import bounded, sentence
 
@@ -239,7 +240,7 @@ def test_large_members_are_checked_where_they_are_used(
     case: str, compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Arrays that are too large to be read on opening, with digests that fit: nothing outside is ever read."""
-    monkeypatch.setattr("fairseq.retrieval.clusters.CHECKED_ENTRIES", 0)
+    monkeypatch.setattr("fairseq.retrieval.clusters.members.CHECKED_ENTRIES", 0)
     monkeypatch.setattr("fairseq.retrieval.kernels.AVAILABLE", compiled and kernels.AVAILABLE)
     clusters = Clusters.from_assignment(np.arange(10) % 2)
     name, array = ARRAYS[case]

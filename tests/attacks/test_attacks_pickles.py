@@ -19,7 +19,8 @@ import pytest
 import scipy.sparse
 import torch
 
-from fairseq import checkpoint_utils, safe_pickle
+from fairseq import checkpoint_utils
+from fairseq.files import safe_pickle
 from fairseq.retrieval.clusters import load_clusters
 from tests.attacks.bounded import sentence
 

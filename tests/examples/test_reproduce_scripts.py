@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from fairseq.sweep_figures import PAPER, PAPER_FILE, Curve, spread
+from fairseq.evaluation.sweep_figures import PAPER, PAPER_FILE, Curve, spread
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "retomaton"
 SCRIPTS = ("reproduce_wikitext103.sh", "reproduce_law.sh")

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from fairseq.retrieval.index import FAR, FaissIndex
+from fairseq.retrieval.index import FaissIndex
+from fairseq.retrieval.index.faiss_index import FAR
 
 WIDTH = 16
 

@@ -20,16 +20,17 @@ import scipy.sparse
 import torch
 
 from fairseq import checkpoint_utils, options, tasks
-from fairseq.atomic_io import read_json, write_json
 from fairseq.data import Dictionary, TokenBlockDataset, data_utils
 from fairseq.data.indexed_dataset import make_builder
-from fairseq.retrieval.automaton import Automaton, Entries
-from fairseq.retrieval.belonging import check_belongs, datastore_files
+from fairseq.evaluation.datastore_checks import verify_artefact
+from fairseq.files.atomic_io import read_json, write_json
+from fairseq.retrieval.automaton import Automaton
 from fairseq.retrieval.clusters import Clusters, load_clusters, save_clusters, save_members_pickle
+from fairseq.retrieval.clusters.kmeans import KMeansRecipe, cluster_keys
 from fairseq.retrieval.datastore import Datastore, count_filled_rows
-from fairseq.retrieval.datastore_writer import DatastoreWriter
-from fairseq.retrieval.inspection import verify_artefact
-from fairseq.retrieval.kmeans import KMeansRecipe, cluster_keys
+from fairseq.retrieval.datastore.provenance import check_belongs, datastore_files
+from fairseq.retrieval.datastore.writer import DatastoreWriter
+from fairseq.retrieval.entries import Entries
 
 GOLDEN = Path(__file__).resolve().parent.parent / "fixtures" / "golden"
 ENTRIES, WIDTH = 60, 4
@@ -137,7 +138,7 @@ def _clusters(folder: Path) -> list[Path]:
 
 def _read_large_clusters(folder: Path) -> object:
     """Arrays that are too large to be looked at on opening."""
-    with mock.patch("fairseq.retrieval.clusters.CHECKED_ENTRIES", 0):
+    with mock.patch("fairseq.retrieval.clusters.members.CHECKED_ENTRIES", 0):
         _expand(load_clusters(str(folder / "c"), ENTRIES))
     return None
 

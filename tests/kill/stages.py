@@ -19,8 +19,8 @@ import torch
 
 GOLDEN = Path(__file__).resolve().parent.parent / "fixtures" / "golden"
 SAFE_POINT_SECONDS = 0.1
-OFTEN = ("checkpoint_saving", "retrieval.datastore_writer", "retrieval.build_index", "retrieval.search_cache")
-OFTEN += ("retrieval.kmeans_state", "retrieval.greedy_merge")
+OFTEN = ("checkpoint_saving", "retrieval.datastore.writer", "retrieval.index.build_index", "retrieval.saved.searches")
+OFTEN += ("retrieval.clusters.kmeans_state", "retrieval.clusters.greedy_merge")
 
 Digest = Callable[[Path], dict[str, Any]]
 

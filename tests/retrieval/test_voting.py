@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fairseq.retrieval import kernels
-from fairseq.retrieval.automaton import Entries
-from fairseq.retrieval.vote_kernels import exp_of_negative
+from fairseq.retrieval.entries import Entries
+from fairseq.retrieval.kernels.vote_kernels import exp_of_negative
 from fairseq.retrieval.voting import NO_MATCH, Searched, count_votes
 
 TEMPERATURES = (1.0, 7.5)

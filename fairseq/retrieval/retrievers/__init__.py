@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fairseq.registry import class_registrar
-from fairseq.retrieval.automaton import Entries
 from fairseq.retrieval.clusters import Clusters
+from fairseq.retrieval.entries import Entries
 
 RETRIEVER_REGISTRY: dict[str, type[Retriever]] = {}
 

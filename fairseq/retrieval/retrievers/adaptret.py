@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fairseq.errors import BadFlag
 from fairseq.flag_types import unit_float
-from fairseq.retrieval.adaptret import SMALLEST_WEIGHT, AdaptRet
-from fairseq.retrieval.ngrams import NgramTable
 from fairseq.retrieval.retrievers import Proposal, Resources, Retriever, Step, register_retriever
+from fairseq.retrieval.retrievers.adaptret_network import SMALLEST_WEIGHT, AdaptRet
+from fairseq.retrieval.retrievers.ngrams import NgramTable
 from fairseq.retrieval.retrievers.retomaton import RetomatonRetriever
 
 

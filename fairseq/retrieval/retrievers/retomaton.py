@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import argparse
 
-from fairseq.retrieval.automaton import Automaton, Entries
+from fairseq.retrieval.automaton import Automaton
+from fairseq.retrieval.entries import Entries
 from fairseq.retrieval.retrievers import Proposal, Resources, Retriever, Step, register_retriever
 
 

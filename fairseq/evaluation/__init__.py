@@ -1,0 +1,1 @@
+"""Scoring a text with a model, saving a datastore, sweeps of settings, the doctor, and the accounting around them."""

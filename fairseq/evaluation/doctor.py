@@ -1,0 +1,270 @@
+"""The doctor: looks at checkpoint, dictionary, text, datastore, index and clusters together, as `eval_lm.py` would use
+them, and says in plain sentences what is wrong or suspicious. A wrong flag or a foreign file otherwise shows as a
+perplexity that is plausible and wrong. Reads a sample, so it takes minutes where an evaluation takes an hour."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fairseq import refusals
+from fairseq.errors import UserError
+from fairseq.evaluation import datastore_checks
+from fairseq.evaluation.datastore_checks import OK, SUSPICIOUS, WRONG, Finding
+from fairseq.evaluation.datastore_pass import check_source, stored_rows
+from fairseq.evaluation.lm_scoring import LMScoring
+from fairseq.knnlm import Stores, build_knnlm, open_stores
+from fairseq.retrieval.datastore import Datastore, keys_path
+from fairseq.retrieval.index.open_index import open_index
+from fairseq.scored_sequences import ScoredSequence
+
+logger = logging.getLogger(__name__)
+
+SAMPLED_TOKENS = 4096
+LOOK_AHEAD = 200  # batches of the stored text among which the sampled ones are chosen
+KEY_TOLERANCE = 2e-2  # relative; float16 rounds to 1e-3, other batch shapes and devices add to it
+ALIGNMENT = 64
+LAMBDAS = np.linspace(0, 0.9, 19)
+WORTH_SAYING = 0.05  # bits per token: 3.5% of the perplexity
+
+
+def examine(args: argparse.Namespace) -> Iterator[Finding]:
+    """Everything that can be said about what `args` (eval_lm's) name. Mistakes of the user end as findings too."""
+    try:
+        scoring = LMScoring(args)
+    except UserError as error:
+        yield Finding(WRONG, str(error))
+        return
+    vocabulary = len(scoring.task.source_dictionary)
+    yield Finding(OK, f"the model fits the dictionary of {vocabulary} words; {len(scoring.dataset)} samples to score")
+    skipped = len(scoring.skipped)
+    if skipped:
+        yield Finding(SUSPICIOUS, f"{skipped} samples of {args.gen_subset} are too long and would be left out")
+    if args.dstore_filename is None:
+        yield Finding(OK, "no datastore is named (--dstore-filename), so only the model was looked at")
+        return
+    yield from _attempt(lambda: check_source(scoring, args), "the datastore was saved with this model and dictionary")
+    try:
+        stores = open_stores(args, scoring.key_dimension)
+        stores.datastore = _with_keys(args, scoring.key_dimension, stores.datastore)
+    except UserError as error:
+        yield Finding(WRONG, str(error))
+        return
+    yield from _of_stores(args, stores, vocabulary)
+    if args.members is not None:
+        yield from _of_clusters(args, stores)
+    yield from _of_text(args, scoring, stores)
+    yield from _of_keys(args, stores, scoring)
+    try:
+        yield from _of_lambda(args, scoring, stores)
+    except UserError as error:
+        yield Finding(WRONG, str(error))
+
+
+def _with_keys(args: argparse.Namespace, dimension: int, opened: Datastore) -> Datastore:
+    """The datastore with its keys, if they are there, whatever the flags say about opening them."""
+    if opened.keys is not None or not os.path.exists(keys_path(args.dstore_filename)):
+        return opened
+    return Datastore.open(args.dstore_filename, args.dstore_size, dimension, args.dstore_fp16 or None)
+
+
+def _attempt(check: Any, fine: str) -> Iterator[Finding]:
+    before = len(refusals.forced())
+    try:
+        check()
+    except UserError as error:
+        yield Finding(WRONG, str(error))
+        return
+    if len(refusals.forced()) == before:
+        yield Finding(OK, fine)
+
+
+def _of_stores(args: argparse.Namespace, stores: Stores, vocabulary: int) -> Iterator[Finding]:
+    datastore, index = stores.datastore, stores.index
+    if not datastore.info:
+        yield Finding(SUSPICIOUS, f"{args.dstore_filename} has no sidecar: what it was saved from is not known")
+    yield from datastore_checks.check_values(datastore, vocabulary)
+    yield from datastore_checks.check_keys(datastore)
+    yield from datastore_checks.check_index(index, datastore)
+    if torch.cuda.is_available():
+        device = open_index(args.indexfile, datastore, args.probe, torch.device("cuda"))
+        yield from datastore_checks.check_devices(index, device, datastore)
+    else:
+        yield Finding(OK, "no GPU is here, so a search on it is not compared with one on the CPU")
+
+
+def _of_clusters(args: argparse.Namespace, stores: Stores) -> Iterator[Finding]:
+    try:
+        yield from datastore_checks.check_clusters(stores.clusters(args.members), stores.datastore.size)
+    except UserError as error:
+        yield Finding(WRONG, str(error))
+
+
+def _tokens(scoring: LMScoring, count: int) -> NDArray[np.int64]:
+    """The first `count` targets of a split, in the order of its text."""
+    parts, total = [], 0
+    for number in range(len(scoring.dataset)):
+        sample = scoring.task.dataset(scoring.args.gen_subset)[number]["target"]
+        parts.append(sample.numpy())
+        total += len(parts[-1])
+        if total >= count:
+            break
+    return np.concatenate([*parts, np.zeros(0, np.int64)])[:count].astype(np.int64)
+
+
+def _of_text(args: argparse.Namespace, scoring: LMScoring, stores: Stores) -> Iterator[Finding]:
+    if args.gen_subset == stores.datastore.info.get("split"):
+        yield Finding(SUSPICIOUS, f"{args.gen_subset} is evaluated, and is what the datastore was saved from")
+        return
+    text = _tokens(scoring, 1 << 20)
+    yield from datastore_checks.check_overlap(stores.datastore.values, text, f"the text of {args.gen_subset}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Keys
+
+
+def _of_keys(args: argparse.Namespace, stores: Stores, scoring: LMScoring) -> Iterator[Finding]:
+    """Whether the model gives the stored keys again, at sampled places of the text that they came from."""
+    info = stores.datastore.info
+    split = info.get("split") or "train"
+    try:
+        window = info.get("context_window")
+        if window is None:
+            window = _left_out(args, split, stores.datastore.values)
+        if window is None:
+            text = f"the stored values are not the beginning of {split}, so the keys were not made again"
+            yield Finding(SUSPICIOUS, text)
+            return
+        saved = _saving(args, info, split, int(window), scoring)
+        yield from _compare(saved, stores, args.gen_subset)
+    except UserError as error:
+        yield Finding(SUSPICIOUS, f"the keys could not be made again: {error}")
+
+
+def _left_out(args: argparse.Namespace, split: str, values: NDArray[Any]) -> int | None:
+    """How many tokens at the start of the text have no entry, which is the context window of a datastore that nothing
+    describes; None when its values are not this text."""
+    plain = argparse.Namespace(**{**vars(args), "gen_subset": split, "context_window": 0})
+    tokens = _tokens(LMScoring(plain), 1 << 14)
+    wanted = np.asarray(values[:ALIGNMENT], np.int64)
+    if len(tokens) < len(wanted):
+        return None
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, len(wanted))
+    hits = np.flatnonzero((windows == wanted).all(1))
+    return int(hits[0]) if len(hits) else None
+
+
+def _saving(
+    args: argparse.Namespace, info: dict[str, Any], split: str, window: int, scoring: LMScoring
+) -> LMScoring:
+    """The pass that saved the datastore, as far as its sidecar says how that was."""
+    block = info.get("tokens_per_sample")
+    overrides = f"{{'tokens_per_sample': {int(block) + window}}}" if isinstance(block, int) else args.model_overrides
+    changes = {
+        "gen_subset": split,
+        "context_window": window,
+        "sample_break_mode": info.get("sample_break_mode") or args.sample_break_mode,
+        "model_overrides": overrides,
+        "max_tokens": info.get("max_tokens") or args.max_tokens,
+        "max_sentences": info.get("max_sentences"),
+        "knn_keytype": info.get("key_type") or args.knn_keytype,
+    }
+    return LMScoring(argparse.Namespace(**{**vars(args), **changes}))
+
+
+def _compare(saved: LMScoring, stores: Stores, subset: str) -> Iterator[Finding]:
+    samples, tokens = saved.samples, saved.effective_args.tokens_per_sample
+    lengths = np.asarray(saved.dataset.sizes, np.int64)[samples]
+    entries = dict(zip(samples.tolist(), stored_rows(lengths, saved.args.context_window, tokens).tolist()))
+    keys, values = stores.datastore.require_keys("looking at them"), stores.datastore.values
+    chosen = set(datastore_checks.sampled_rows(min(len(saved), LOOK_AHEAD), 16).tolist())
+    position, compared, apart, others = 0, 0, [], 0
+    for number, batch in enumerate(saved.batches()):
+        if number >= LOOK_AHEAD or position >= len(values):
+            break
+        if number not in chosen:
+            position += sum(entries[sample] for sample in batch["id"].tolist())
+            continue
+        for sequence in saved.score(batch):
+            count = min(entries[sequence.sample_id], len(values) - position)
+            rows = slice(position, position + count)
+            position += count
+            if not count:
+                continue
+            stored = torch.from_numpy(np.asarray(keys[rows], np.float32))
+            mine = sequence.queries[:count].float()
+            apart.append(((mine - stored).norm(dim=1) / mine.norm(dim=1).clamp(min=1e-6)).numpy())
+            others += int((sequence.targets[:count].numpy() != values[rows]).sum())
+            compared += count
+    yield from _judged(compared, others, np.concatenate([*apart, np.zeros(0, np.float32)]))
+
+
+def _judged(compared: int, others: int, apart: NDArray[np.float32]) -> Iterator[Finding]:
+    if not compared:
+        yield Finding(SUSPICIOUS, "no stored key was made again, as no sampled batch has entries")
+        return
+    far = float((apart > KEY_TOLERANCE).mean())
+    typical = float(np.median(apart))
+    if others:
+        text = f"{others} of {compared} stored values are not the tokens of the text that they should come from"
+        yield Finding(WRONG, text + ": other data, order or size of samples")
+    if far > 0.01:
+        share = f"{100 * far:.0f}% of {compared} stored keys"
+        text = f"the model does not reproduce {share} (typically {100 * typical:.1f}% off)"
+        yield Finding(WRONG, text + ": another checkpoint, key type or context")
+    elif not others:
+        yield Finding(OK, f"the model reproduces {compared} stored keys (typically {100 * typical:.2f}% off)")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Lambda
+
+
+def _of_lambda(args: argparse.Namespace, scoring: LMScoring, stores: Stores) -> Iterator[Finding]:
+    """Whether the weight of retrieval suits the text, on its first tokens; every weight follows from one search."""
+    knnlm = build_knnlm(args, scoring.key_dimension, "cpu", stores)
+    lm, knn = [], []
+    for sequence in _first(scoring):
+        lm.append(sequence.lm_log_probs.double().numpy())
+        (result,) = knnlm.score([sequence])
+        knn.append(result.knn_log_probs.double().numpy())
+    lm_log_probs, knn_log_probs = np.concatenate(lm), np.concatenate(knn)
+    losses = np.array([_loss(lm_log_probs, knn_log_probs, weight) for weight in LAMBDAS])
+    given, best = _loss(lm_log_probs, knn_log_probs, args.lmbda), int(losses.argmin())
+    sample = f"on the first {len(lm_log_probs)} tokens of {args.gen_subset}"
+    if given > losses[0] + WORTH_SAYING / 5:
+        text = f"--lmbda {args.lmbda:g} makes it worse than the model alone {sample}"
+        yield Finding(WRONG, f"{text}: {2**given:.2f} against {2 ** losses[0]:.2f}")
+    elif given > losses[best] + WORTH_SAYING:
+        text = f"--lmbda {args.lmbda:g} gives perplexity {2**given:.2f} {sample}, {LAMBDAS[best]:.2f} would give"
+        yield Finding(SUSPICIOUS, f"{text} {2 ** losses[best]:.2f}")
+    else:
+        text = f"--lmbda {args.lmbda:g} suits: perplexity {2**given:.2f} {sample}"
+        yield Finding(OK, f"{text}, {2 ** losses[0]:.2f} without retrieval")
+
+
+def _first(scoring: LMScoring) -> Iterator[ScoredSequence]:
+    total = 0
+    for batch in scoring.batches():
+        for sequence in scoring.score(batch):
+            if len(sequence):
+                yield sequence
+                total += len(sequence)
+        if total >= SAMPLED_TOKENS:
+            return
+
+
+def _loss(lm: NDArray[np.float64], knn: NDArray[np.float64], weight: float) -> float:
+    """Bits per token of the mixture."""
+    if weight == 0:
+        return float(-lm.mean() / np.log(2))
+    mixed = np.logaddexp(np.log1p(-weight) + lm, np.log(weight) + knn) if weight < 1 else knn
+    return float(-mixed.mean() / np.log(2))

@@ -1,0 +1,210 @@
+"""Greedy merging (He et al., 2021, algorithm 1): an entry absorbs those of its nearest neighbours that have its value.
+
+What remains can replace the datastore, with a weight an entry (how many it stands for), or serve RetoMaton as clusters:
+small ones, all of whose members have the same value. In random order, an entry that has not been absorbed looks at its
+K nearest neighbours and takes every one that has its value and has neither been absorbed nor absorbed others itself.
+
+That is a loop in which each turn depends on earlier ones. A compiled loop runs it as it stands. Without a compiler,
+entries are taken in rounds: all those at once that no earlier one of the order can still interfere with, which gives
+the same result, because an entry's turn depends on nothing but the weights of itself and its candidates."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fairseq.errors import BadFile
+from fairseq.files.array_stream import ArrayStream, open_array, rows_done
+from fairseq.files.atomic_io import require_free_space, staged, temporary_path, write_json
+from fairseq.files.sidecar import read_sidecar, write_sidecar
+from fairseq.retrieval import kernels
+from fairseq.retrieval.datastore import Datastore, weights_path
+from fairseq.retrieval.datastore.writer import DatastoreWriter
+from fairseq.retrieval.index import Index
+
+logger = logging.getLogger(__name__)
+
+KIND = "neighbours"
+SEARCH_BATCH = 3072
+SAFE_POINT_SECONDS = 30.0
+ROUND_ROWS = 1 << 20  # entries whose neighbours are looked at together
+SAME_FOR_MERGED = ("weights", "vocabulary", "key_type", "data")  # what a merged datastore takes over
+COPY_ROWS = 1 << 16
+
+
+@dataclass
+class Merge:
+    """weights (N,) int64: how many entries each one stands for, 0 for absorbed ones; absorber (N,) int64: the entry
+    that each one went into, itself for those that remain."""
+
+    weights: NDArray[np.int64]
+    absorber: NDArray[np.int64]
+
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """Ids of the remaining entries, ascending."""
+        return np.flatnonzero(self.weights)
+
+    def assignment(self) -> NDArray[np.int64]:
+        """(N,): the cluster of each entry; clusters are numbered by their remaining entry, in ascending order."""
+        return (np.cumsum(self.weights > 0) - 1)[self.absorber]
+
+
+def merge(neighbours: NDArray[Any], values: NDArray[Any], count: int, seed: int = 22) -> Merge:
+    """Merges entries by their first `count` + 1 listed neighbours (N, k), each usually among its own; values (N,)."""
+    size = len(values)
+    order = np.random.default_rng(seed).permutation(size)
+    weights, absorber = np.ones(size, np.int64), np.arange(size)
+    if kernels.AVAILABLE:
+        _merge_in_order(order, np.asarray(neighbours), np.asarray(values), count + 1, weights, absorber)
+    else:
+        _merge_in_rounds(order, neighbours, np.asarray(values), count + 1, weights, absorber)
+    return Merge(weights, absorber)
+
+
+@kernels.compiled
+def _merge_in_order(
+    order: np.ndarray,
+    neighbours: np.ndarray,
+    values: np.ndarray,
+    width: int,
+    weights: np.ndarray,
+    absorber: np.ndarray,
+) -> None:
+    """Entries absorb, in the given order, those of their first `width` neighbours (N, k) that have their value and
+    weight 1; weights (N,) and absorber (N,) are changed in place."""
+    for entry in order:
+        if weights[entry] == 0:
+            continue
+        for column in range(width):
+            other = neighbours[entry, column]
+            if other >= 0 and other != entry and weights[other] == 1 and values[other] == values[entry]:
+                weights[other] = 0
+                absorber[other] = entry
+                weights[entry] += 1
+
+
+def _merge_in_rounds(
+    order: NDArray[np.int64],
+    neighbours: NDArray[Any],
+    values: NDArray[Any],
+    width: int,
+    weights: NDArray[np.int64],
+    absorber: NDArray[np.int64],
+) -> None:
+    """As the loop, in place. `first` says for every entry who, of those still waiting, will touch it first: an entry
+    whose turn may come is the first at itself and at all its candidates."""
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    waiting = order
+    while len(waiting):
+        first = torch.full((len(order),), len(order), dtype=torch.int64)
+        first[torch.from_numpy(waiting)] = torch.from_numpy(rank[waiting])
+        parts = [waiting[start : start + ROUND_ROWS] for start in range(0, len(waiting), ROUND_ROWS)]
+        for entries in parts:
+            row, other = _candidates(entries, neighbours, values, width, weights)
+            first.scatter_reduce_(0, torch.from_numpy(other), torch.from_numpy(rank[entries[row]]), "amin")
+        leader = first.numpy()
+        left = []
+        for entries in parts:
+            row, other = _candidates(entries, neighbours, values, width, weights)
+            ready = leader[entries] == rank[entries]
+            blocked = row[leader[other] != rank[entries[row]]]
+            ready[blocked] = False
+            taken = ready[row]
+            into, what = entries[row[taken]], other[taken]
+            weights[what], absorber[what] = 0, into
+            np.add.at(weights, into, 1)
+            left.append(entries[~ready & (weights[entries] > 0)])
+        waiting = np.concatenate(left)
+
+
+def _candidates(
+    entries: NDArray[np.int64], neighbours: NDArray[Any], values: NDArray[Any], width: int, weights: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(row, other): for entries[row], each different entry that it may absorb as the weights now are."""
+    near = np.array(neighbours[entries, :width], np.int64)
+    near.sort(axis=1)
+    fits = (near >= 0) & (near != entries[:, None]) & (values[near] == values[entries][:, None]) & (weights[near] == 1)
+    fits[:, 1:] &= near[:, 1:] != near[:, :-1]
+    row, column = np.nonzero(fits)
+    return row, near[row, column]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Neighbours of every entry
+
+
+def dump_neighbours(
+    datastore: Datastore, index: Index, k: int, path: str, identity: dict[str, Any], show_progress: bool = True
+) -> NDArray[np.int32]:
+    """The `k` nearest entries of every key, (N, k) int32, mapped from the `.npy` file `path`; made there, resumably,
+    when it is not whole or of something else than `identity` (plain values) says."""
+    info = {"k": k, "entries": datastore.size, "identity": identity}
+    known = read_sidecar(path, KIND, {"k": int})
+    if known is None or {**known, **info} != known:
+        if known is not None:
+            os.unlink(path + ".json")
+        _search_all(datastore, index, k, path, info, show_progress)
+        write_sidecar(path, KIND, info)
+    return open_array(path, ("<i4",), (datastore.size, k))
+
+
+def _search_all(
+    datastore: Datastore, index: Index, k: int, path: str, info: dict[str, Any], show_progress: bool
+) -> None:
+    keys = datastore.require_keys("searching for every key")
+    progress_path = path + ".progress.json"
+    done = rows_done(progress_path, info)
+    require_free_space(path, (datastore.size - done) * k * 4, "the list of neighbours")
+    try:
+        stream = ArrayStream(path, "<i4", (k,), done)
+    except BadFile:  # the file of the earlier run is gone
+        done, stream = 0, ArrayStream(path, "<i4", (k,))
+    safe = time.monotonic()
+    with tqdm(
+        total=datastore.size, initial=done, unit="keys", unit_scale=True, disable=None if show_progress else True
+    ) as bar:
+        for start in range(done, datastore.size, SEARCH_BATCH):
+            queries = torch.from_numpy(np.asarray(keys[start : start + SEARCH_BATCH], np.float32))
+            stream.append(index.search(queries, k)[1].cpu().numpy())
+            bar.update(len(queries))
+            if time.monotonic() - safe > SAFE_POINT_SECONDS:
+                stream.flush()
+                write_json(progress_path, {**info, "rows": stream.rows})
+                safe = time.monotonic()
+    stream.finish()
+    if os.path.exists(progress_path):
+        os.unlink(progress_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A smaller datastore
+
+
+def write_merged(datastore: Datastore, result: Merge, prefix: str, info: dict[str, Any]) -> None:
+    """Writes the remaining entries' keys, values and weights (raw int64 (n, 1)) as a datastore `prefix`."""
+    keys, kept = datastore.require_keys("copying them"), result.kept
+    with staged(weights_path(prefix)) as stream:
+        stream.write(result.weights[kept].astype("<i8").tobytes())
+    inherited = {name: datastore.info[name] for name in SAME_FOR_MERGED if name in datastore.info}
+    identity = {**inherited, **info, "of": datastore.info or {"rows": datastore.size}}
+    try:
+        writer = DatastoreWriter(prefix, len(kept), keys.shape[1], keys.dtype == np.float16, identity)
+        try:
+            for start in range(writer.written, len(kept), COPY_ROWS):
+                rows = kept[start : start + COPY_ROWS]
+                writer.append(np.asarray(keys[rows]), np.asarray(datastore.values[rows]))
+            writer.finish({**identity, "vote_weights": True}, {"weights": weights_path(prefix)})
+        finally:
+            writer.close()
+    finally:
+        temporary_path(weights_path(prefix)).unlink(missing_ok=True)

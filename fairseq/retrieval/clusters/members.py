@@ -1,0 +1,203 @@
+"""Clusters of similar keys, the states of the automaton: entry -> cluster -> members, as flat arrays.
+
+Two forms on disk: the pickled SciPy CSR matrix that the original's `--members` takes (rows are clusters, columns are
+entries), read without executing anything, and a folder of plain `.npy` arrays that is opened by memory map at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import tokenize
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+
+from fairseq.errors import BadFile, MissingFile
+from fairseq.files import safe_pickle
+from fairseq.files.atomic_io import publish, staged, temporary_path
+from fairseq.files.checksums import check_opened, describe_content
+from fairseq.files.sidecar import read_sidecar, remove_sidecar, write_sidecar
+
+KIND = "clusters"
+MEMBERS_KIND = "members"
+ARRAYS = ("indptr", "members", "cluster_of")
+TYPES = ("<i4", "<i8")
+CHECKED_ENTRIES = 1 << 22  # arrays of a larger, described folder are not read on opening; what is used is checked
+
+
+@dataclass
+class Clusters:
+    """Cluster c has the entries members[indptr[c]:indptr[c + 1]], ascending; entry i is in cluster_of[i].
+
+    indptr: (C + 1,) int64; members: (N,) int32 or int64; cluster_of: (N,) int32. An entry that no cluster lists counts
+    as in cluster 0, a quirk of the original that changes numbers and is therefore kept.
+
+    source: the file that they come from. Of a large folder's arrays only the lengths are known to be right: whoever
+    uses them as indices looks at what was taken out (`require`), or at all of it (`check`)."""
+
+    indptr: NDArray[Any]
+    members: NDArray[Any]
+    cluster_of: NDArray[Any]
+    source: str = "--members"
+
+    @property
+    def count(self) -> int:
+        """Number of clusters."""
+        return len(self.indptr) - 1
+
+    def check(self) -> None:
+        """BadFile unless every number is in its range; reads everything."""
+        _check_arrays(self.source, self.indptr, self.members, len(self.cluster_of))
+        own = self.cluster_of
+        self.require(not len(own) or (int(own.min()) >= 0 and int(own.max()) < self.count))
+
+    def require(self, fine: bool) -> None:
+        """BadFile unless what was taken out of the arrays is `fine`."""
+        if not fine:
+            expected = f"{self.count} clusters of the entries 0 to {len(self.cluster_of) - 1}"
+            raise BadFile(self.source, "clusters or entries out of range", expected, "cluster again with kmeans.py")
+
+    @classmethod
+    def from_assignment(cls, assignment: NDArray[Any], count: int | None = None) -> Clusters:
+        """Clusters from the cluster number of each entry, (N,) integers; one sort, no loop."""
+        assignment = np.asarray(assignment)
+        if len(assignment) and assignment.min() < 0:
+            raise ValueError("cluster numbers must not be negative")
+        count = (int(assignment.max(initial=-1)) + 1) if count is None else count
+        indptr = np.zeros(count + 1, np.int64)
+        np.cumsum(np.bincount(assignment, minlength=count), out=indptr[1:])
+        members: NDArray[Any] = np.argsort(assignment, kind="stable").astype(index_dtype(len(assignment)))
+        return cls(indptr, members, assignment.astype(np.int32))
+
+    @classmethod
+    def from_csr(cls, matrix: Any, size: int, path: str) -> Clusters:
+        """Clusters from a CSR matrix whose rows are clusters and whose columns are entries of a datastore of `size`.
+
+        Members keep the order in which each row stores them. What a file holds is checked before it is used."""
+        members: NDArray[Any]
+        try:
+            indptr, members, data = (np.asarray(getattr(matrix, name)) for name in ("indptr", "indices", "data"))
+            rows, columns = matrix.shape
+        except (AttributeError, TypeError, ValueError) as error:
+            found = f"a matrix without its parts ({str(error).splitlines()[0]})"
+            raise BadFile(path, found, "a CSR layout", "cluster again with kmeans.py") from None
+        if not all(isinstance(number, int) for number in (rows, columns)):
+            found = f"a matrix of shape {(rows, columns)!r:.80}"
+            raise BadFile(path, found, "a CSR layout", "cluster again with kmeans.py")
+        _check_arrays(path, indptr, members, size)
+        if data.shape != members.shape or len(indptr) != rows + 1:
+            found = f"{len(data)} values and {len(indptr)} row bounds"
+            raise BadFile(path, found, f"{len(members)} and {rows + 1}", "cluster again with kmeans.py")
+        if columns > size:
+            raise BadFile(path, f"members up to entry {columns - 1}", f"entries below {size}", "check --dstore-size")
+        indptr, members = indptr.astype(np.int64), members.astype(index_dtype(size), copy=False)
+        if not data.all():  # stored zeros are no members
+            kept = data != 0
+            indptr = np.concatenate([[0], np.cumsum(kept)])[indptr]
+            members = members[kept]
+        cluster_of = np.zeros(size, np.int32)
+        cluster_of[members] = np.repeat(np.arange(len(indptr) - 1, dtype=np.int32), np.diff(indptr))
+        return cls(indptr, members, cluster_of, path)
+
+    def to_csr(self) -> scipy.sparse.csr_matrix:
+        """The matrix that the original pickles: int64 ones, int32 indices, members ascending in each row."""
+        data = np.ones(len(self.members), np.int64)
+        entries = int(self.members.max(initial=-1)) + 1
+        return scipy.sparse.csr_matrix((data, self.members, self.indptr), shape=(self.count, entries))
+
+
+def index_dtype(size: int) -> type:
+    """int32 while entry ids fit, else int64."""
+    return np.int32 if size <= np.iinfo(np.int32).max else np.int64
+
+
+def _check_arrays(path: str, indptr: NDArray[Any], members: NDArray[Any], size: int) -> None:
+    plain = all(array.ndim == 1 and array.dtype.kind in "iu" for array in (indptr, members))
+    if not plain or not (
+        len(indptr) and indptr[0] == 0 and indptr[-1] == len(members) and bool((indptr[1:] >= indptr[:-1]).all())
+    ):
+        raise BadFile(path, "row bounds that do not fit the members", "a CSR layout", "cluster again with kmeans.py")
+    if len(members) and (members.min() < 0 or members.max() >= size):
+        raise BadFile(
+            path,
+            f"member ids from {members.min()} to {members.max()}",
+            f"ids from 0 to {size - 1}",
+            "check --dstore-size",
+        )
+
+
+def load_clusters(path: str, size: int) -> Clusters:
+    """Reads `--members` for a datastore of `size`: a CSR pickle, or the folder of arrays that `save_clusters` wrote."""
+    if os.path.isdir(path):
+        return _load_arrays(path, size)
+    if not os.path.exists(path):
+        raise MissingFile(path, "check --members, or make it with kmeans.py")
+    check_opened(path, {"members": path})
+    expected = "a pickled SciPy CSR matrix, clusters x entries"
+    try:
+        matrix = safe_pickle.load(path)
+    except safe_pickle.RefusedGlobal as error:
+        if error.name.startswith("scipy.sparse"):
+            raise BadFile(path, f"a pickled {error.name}", expected, "convert it with .tocsr()") from error
+        raise
+    if not scipy.sparse.issparse(matrix):
+        raise BadFile(path, f"a pickled {type(matrix).__name__}", expected)
+    return Clusters.from_csr(matrix, size, path)
+
+
+def _load_arrays(folder: str, size: int) -> Clusters:
+    info = read_sidecar(os.path.join(folder, KIND), KIND, {"entries": int, "clusters": int})
+    if info is None:
+        raise BadFile(folder, "no clusters.json", "a folder that kmeans.py wrote", "cluster again")
+    check_opened(os.path.join(folder, KIND), {name: os.path.join(folder, name + ".npy") for name in ARRAYS})
+    arrays = {}
+    for name in ARRAYS:
+        path = os.path.join(folder, name + ".npy")
+        try:
+            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError, MemoryError, OverflowError) as error:
+            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            raise BadFile(path, f"a file that cannot be opened ({reason})", "a numpy array", "cluster again") from error
+    lengths = tuple(arrays[name].shape for name in ARRAYS)
+    listed = (int(arrays["indptr"][-1]),) if lengths[0] == (info["clusters"] + 1,) else None
+    if listed != lengths[1] or lengths[2] != (size,):
+        raise BadFile(
+            folder, f"arrays of lengths {lengths}", f"clusters of a datastore of {size} entries", "check --members"
+        )
+    types = [arrays[name].dtype.str for name in ARRAYS]
+    if not set(types) <= set(TYPES):
+        raise BadFile(folder, f"arrays of types {', '.join(types)}", " or ".join(TYPES), "cluster again")
+    clusters = Clusters(**arrays, source=folder)
+    if size <= CHECKED_ENTRIES or "content" not in info:
+        clusters.check()
+    return clusters
+
+
+def save_clusters(folder: str, clusters: Clusters, info: dict[str, Any]) -> None:
+    """Writes the arrays as `.npy` files into `folder`. They get their names when all are whole, the description comes
+    last; what was there before is untouched until then."""
+    paths = {name: os.path.join(folder, name + ".npy") for name in ARRAYS}
+    with contextlib.ExitStack() as stack:
+        for name, path in paths.items():
+            np.save(stack.enter_context(staged(path)), getattr(clusters, name), allow_pickle=False)
+    counts = {"entries": len(clusters.cluster_of), "clusters": clusters.count}
+    content = {name: describe_content(temporary_path(path)) for name, path in paths.items()}
+    remove_sidecar(os.path.join(folder, KIND))
+    for path in paths.values():
+        publish(temporary_path(path), path)
+    write_sidecar(os.path.join(folder, KIND), KIND, {**info, **counts, "content": content})
+
+
+def save_members_pickle(path: str, clusters: Clusters, info: dict[str, Any] | None = None) -> None:
+    """Writes the pickled CSR matrix that the original RetoMaton's `--members` reads, and what `info` says of it."""
+    with staged(path) as stream:
+        pickle.dump(clusters.to_csr(), stream, protocol=4)
+    content = {"members": describe_content(temporary_path(path))}
+    remove_sidecar(path)
+    publish(temporary_path(path), path)
+    if info is not None:
+        write_sidecar(path, MEMBERS_KIND, {**info, "content": content})

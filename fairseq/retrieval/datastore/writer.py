@@ -1,0 +1,171 @@
+"""Writing a datastore row by row, resumably: rows go to temporary files, a progress file says how many are safe, and a
+second run of the same command goes on from there. The files get their names when whole, the sidecar comes last."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairseq.errors import BadFile, UserError
+from fairseq.files.atomic_io import (
+    make_parent,
+    publish,
+    read_json,
+    require_free_space,
+    temporary_path,
+    write_json,
+    writing,
+)
+from fairseq.files.checksums import describe_content
+from fairseq.files.sidecar import remove_sidecar, write_sidecar
+from fairseq.retrieval.datastore.reader import KEY_DTYPES, KIND, VALUE_DTYPES, keys_path, values_path
+
+logger = logging.getLogger(__name__)
+
+SAFE_POINT_SECONDS = 30.0
+
+
+class DatastoreWriter:
+    """Appends rows until `rows` are there; `identity` (model, data, flags) decides whether an unfinished run goes on.
+
+    Use as: writer = DatastoreWriter(...); skip the first `writer.written` rows; `append`; `finish`."""
+
+    def __init__(self, prefix: str, rows: int, dimension: int, fp16: bool, identity: dict[str, Any]) -> None:
+        self.prefix, self.rows, self.dimension = prefix, rows, dimension
+        self.key_dtype = np.dtype(KEY_DTYPES[2 if fp16 else 4])
+        self.value_dtype = np.dtype(VALUE_DTYPES[8])
+        self.identity = {**identity, "rows": rows, "dimension": dimension, "key_dtype": self.key_dtype.str}
+        self.written = 0
+        self._last_safe_point = time.monotonic()
+        self._progress = prefix + ".progress.json"
+        self._paths = (temporary_path(keys_path(prefix)), temporary_path(values_path(prefix)))
+        self._row_bytes = (dimension * self.key_dtype.itemsize, self.value_dtype.itemsize)
+        make_parent(prefix)
+        self._resume()
+        if os.path.exists(values_path(prefix)):
+            logger.warning("%s: the datastore that is there will be replaced when this one is complete", prefix)
+        try:
+            require_free_space(prefix, (rows - self.written) * sum(self._row_bytes), "the datastore")
+        except UserError:
+            self._remove_if_empty()
+            raise
+        self._files = [open(path, "r+b") for path in self._paths]  # noqa: SIM115  (closed in finish and close)
+        for stream, row_bytes in zip(self._files, self._row_bytes, strict=True):
+            stream.truncate(self.written * row_bytes)
+            stream.seek(0, os.SEEK_END)
+
+    def _resume(self) -> None:
+        """Takes over the safe rows of an unfinished run with the same identity, else starts afresh."""
+        if os.path.exists(self._progress):
+            try:
+                progress = read_json(self._progress)
+            except BadFile:
+                progress = {}
+            safe = progress.get("written", 0) if isinstance(progress, dict) else 0
+            known = isinstance(progress, dict) and progress.get("identity") == self.identity
+            if known and isinstance(safe, int) and safe >= 0:
+                if progress.get("finishing"):
+                    self._take_back()
+                have = [os.path.getsize(path) if path.exists() else 0 for path in self._paths]
+                if all(size >= safe * row for size, row in zip(have, self._row_bytes, strict=True)):
+                    self.written = min(safe, self.rows)
+                    return
+            os.unlink(self._progress)  # or its run, started again, would take this one's rows for its own
+        for path in self._paths:
+            path.write_bytes(b"")
+
+    def _take_back(self) -> None:
+        """Undoes the renaming of an earlier run that was killed between the first file and the second."""
+        names = (keys_path(self.prefix), values_path(self.prefix))
+        for temporary, path, row_bytes in zip(self._paths, names, self._row_bytes, strict=True):
+            if not temporary.exists() and os.path.exists(path) and os.path.getsize(path) == self.rows * row_bytes:
+                os.replace(path, temporary)
+
+    def _remove_if_empty(self) -> None:
+        if not self.written:
+            for path in self._paths:
+                path.unlink()
+
+    @property
+    def room(self) -> int:
+        """Rows still to come."""
+        return self.rows - self.written
+
+    def append(self, keys: NDArray[Any], values: NDArray[Any]) -> None:
+        """Adds keys (n, D) and values (n,), cut to the room that is left; UserError when keys are not finite."""
+        keys, values = keys[: self.room], values[: self.room]
+        converted = keys.astype(self.key_dtype)
+        if not np.isfinite(converted).all():
+            raise UserError(
+                f"{keys_path(self.prefix)}: a key near row {self.written} is infinite or not a number in "
+                f"{self.key_dtype.name}; save without --dstore-fp16 or check the model"
+            )
+        with writing(keys_path(self.prefix)):
+            self._files[0].write(np.ascontiguousarray(converted).data)
+            self._files[1].write(np.ascontiguousarray(values, self.value_dtype).data)
+        self.written += len(values)
+        if time.monotonic() - self._last_safe_point > SAFE_POINT_SECONDS:
+            self.safe_point()
+
+    def safe_point(self) -> None:
+        """Makes all rows so far survive a kill."""
+        with writing(keys_path(self.prefix)):
+            for stream in self._files:
+                stream.flush()
+                os.fsync(stream.fileno())
+        self._note_progress()
+        self._last_safe_point = time.monotonic()
+
+    def _note_progress(self, **more: bool) -> None:
+        write_json(self._progress, {"identity": self.identity, "written": self.written, **more})
+
+    def close(self) -> None:
+        """Leaves an unfinished datastore in a state from which the same command goes on; nothing if it is empty."""
+        if self._files[0].closed:
+            return
+        if not self.written:
+            for stream in self._files:
+                with contextlib.suppress(OSError):
+                    stream.close()
+            self._remove_if_empty()
+            return
+        try:
+            self.safe_point()
+        finally:
+            for stream in self._files:
+                with contextlib.suppress(OSError):  # a full disk, which is what stopped the run
+                    stream.close()
+
+    def finish(self, info: dict[str, Any], staged: dict[str, str] | None = None) -> None:
+        """Pads with zero rows to the requested size (as the original leaves them), names the files, writes the
+        sidecar. staged: further files of the datastore, by name, that wait under their temporary names."""
+        filled = self.written
+        with writing(keys_path(self.prefix)):
+            for stream, row_bytes in zip(self._files, self._row_bytes, strict=True):
+                stream.flush()
+                stream.truncate(self.rows * row_bytes)
+                os.fsync(stream.fileno())
+                stream.close()
+        files = {"keys": keys_path(self.prefix), "values": values_path(self.prefix), **(staged or {})}
+        content = {name: describe_content(temporary_path(path)) for name, path in files.items()}
+        self._note_progress(finishing=True)
+        remove_sidecar(self.prefix)
+        for path in files.values():
+            publish(temporary_path(path), path)
+        description = {
+            "rows": self.rows,
+            "filled_rows": filled,
+            "dimension": self.dimension,
+            "key_dtype": self.key_dtype.str,
+            "value_dtype": self.value_dtype.str,
+            "content": content,
+        }
+        write_sidecar(self.prefix, KIND, {**info, **description})
+        if os.path.exists(self._progress):
+            os.unlink(self._progress)

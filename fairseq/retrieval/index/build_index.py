@@ -1,0 +1,344 @@
+"""Building an IVFPQ index of a datastore's keys, resumably.
+
+After training, keys are turned into codes chunk by chunk and the codes appended to a file, which is all that a later
+run needs to go on; the inverted lists are filled from it at the end. So a build writes the codes once and the index
+once, never the whole index a hundred times, and holds one chunk of keys and the index in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fairseq.errors import BadFile, BadFlag, UserError
+from fairseq.files.atomic_io import (
+    make_parent,
+    publish,
+    read_json,
+    require_free_space,
+    sync,
+    temporary_path,
+    write_json,
+    writing,
+)
+from fairseq.files.checksums import describe_content
+from fairseq.files.sidecar import read_sidecar, remove_sidecar, sidecar_path, write_sidecar
+from fairseq.refusals import refuse, require_memory
+from fairseq.retrieval.datastore import Datastore, keys_path, values_path
+from fairseq.retrieval.datastore.provenance import datastore_files
+from fairseq.retrieval.faiss_import import require_faiss
+from fairseq.retrieval.index.faiss_files import looks_like_an_index, read_faiss_index, reason
+from fairseq.sizes import size_text
+
+logger = logging.getLogger(__name__)
+
+KIND = "index"
+CODE_SIZE = 64  # unless --code_size says another
+LEAST_A_LIST = 39  # training vectors for each list, below which FAISS's k-means warns
+TRAINING_SAMPLE = 1_000_000
+SAFE_POINT_SECONDS = 30.0
+REFINE = 1.3
+ROTATION_ITERATIONS = 15
+
+
+@dataclass(frozen=True)
+class IndexRecipe:
+    """What decides an index's bytes. ncentroids: inverted lists; code_size: bytes a vector (8-bit sub-quantisers);
+    pca: dimensions kept by a rotated PCA in front, 0 for none; probe: stored nprobe; seed: of the training sample.
+
+    fast: the same bytes as twice as many 4-bit sub-quantisers of the keys themselves, rotated to suit them (OPQ, unless
+    there is a PCA); FAISS scans them in registers. They find less by themselves, so the keys choose from `REFINE` times
+    as many entries (`refined`)."""
+
+    ncentroids: int
+    code_size: int
+    probe: int
+    seed: int
+    pca: int = 0
+    fast: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """What an index's sidecar keeps of it."""
+        fields = asdict(self)
+        return fields | {"refine": REFINE} if fields.pop("fast") else fields
+
+
+class IndexBuilder:
+    """Builds `path` from the first `size` keys of `datastore`; `chunk` keys are added at a time."""
+
+    def __init__(self, datastore: Datastore, path: str, recipe: IndexRecipe, size: int, chunk: int) -> None:
+        self.datastore, self.path, self.recipe, self.size, self.chunk = datastore, path, recipe, size, chunk
+        self.keys = datastore.require_keys("building an index")[:size]
+        self.dimension = self.keys.shape[1]
+        self.trained_path = path + ".trained"
+        self.codes_path = path + ".codes.tmp"
+        self.progress_path = path + ".progress.json"
+        self.identity = {**recipe.identity(), "size": size, "dimension": self.dimension}
+        self.identity["datastore"] = self._datastore_identity()
+        self._refuse_to_replace_others()
+        if recipe.pca > self.dimension:
+            raise BadFlag("--pca", recipe.pca, f"at most the keys' dimension {self.dimension}")
+        self._check_code_size(recipe.pca or self.dimension)
+        if size < recipe.ncentroids:
+            raise BadFlag("--ncentroids", recipe.ncentroids, f"at most the datastore's {size} entries")
+
+    def _check_code_size(self, width: int) -> None:
+        size, parts = self.recipe.code_size, 2 if self.recipe.fast else 1  # sub-quantisers a byte
+        if width % (size * parts):
+            found = f"{size} (the default)" if size == CODE_SIZE else size
+            fitting = [smaller for smaller in range(1, size) if width % (smaller * parts) == 0]
+            remedy = f"give --code_size {fitting[-1]}" if fitting else "leave out --preset fast"
+            raise BadFlag("--code_size", found, f"a divisor of {'half ' * (parts == 2)}the dimension {width}", remedy)
+
+    def _refuse_to_replace_others(self) -> None:
+        """BadFlag when the index would replace a file that is no index: never the datastore's, others with --force."""
+        prefix = self.datastore.prefix
+        own = {os.path.realpath(path) for path in (keys_path(prefix), values_path(prefix), sidecar_path(prefix))}
+        if os.path.realpath(self.path) in own:
+            raise BadFlag("--faiss_index", f"{self.path}, which the datastore consists of", "another file")
+        if os.path.isfile(self.path) and not looks_like_an_index(self.path):
+            found, expected = f"{self.path}, which is no index", "a new file, or an index to replace"
+            refuse(BadFlag("--faiss_index", found, expected, "choose another name, or go on with --force"))
+
+    def _datastore_identity(self) -> dict[str, Any]:
+        """What the index remembers of its datastore: the sidecar's fields, or the sizes when there is none."""
+        return self.datastore.info or {"rows": self.datastore.size, "dimension": self.dimension}
+
+    def build(self, show_progress: bool = True) -> Any:
+        """Trains (or reads the trained index of an earlier run), adds everything, writes the index and its sidecar."""
+        started = time.perf_counter()
+        make_parent(self.path)
+        self._log_plan()
+        index = self._trained_index()
+        trained = time.perf_counter()
+        self._encode(index, show_progress)
+        self._fill(index)
+        index = self._finished(index)
+        self._publish(index)
+        logger.info(
+            "wrote %s: %d entries, %.1f MB; training %.1f s, adding %.1f s",
+            self.path,
+            index.ntotal,
+            os.path.getsize(self.path) / 1e6,
+            trained - started,
+            time.perf_counter() - trained,
+        )
+        return index
+
+    def _log_plan(self) -> None:
+        recipe, sample = self.recipe, min(self.size, TRAINING_SAMPLE)
+        index_bytes = self.size * (recipe.code_size + 8)
+        memory = index_bytes + max(sample, min(self.chunk, self.size)) * self.dimension * 4
+        logger.info(
+            "index of %d keys x %d: %d lists, %d bytes a code%s; %s on disk, about %s of memory",
+            self.size,
+            self.dimension,
+            recipe.ncentroids,
+            recipe.code_size,
+            f", PCA to {recipe.pca}" if recipe.pca else "",
+            size_text(index_bytes),
+            size_text(memory),
+        )
+        require_free_space(self.path, 2 * index_bytes, "the index")
+        require_memory(memory, "building the index", "lower --num_keys_to_add_at_a_time or --code_size")
+
+    # Training
+
+    def _trained_index(self) -> Any:
+        if os.path.exists(self.trained_path) and self._trained_for_this():
+            try:
+                index = read_faiss_index(self.trained_path)
+            except BadFile as error:
+                raise BadFile(error.file, error.found, error.expected, "delete this file to train again") from error
+            self._check_trained(index)
+            ivf = require_faiss().extract_index_ivf(index)
+            ivf.nprobe = self.recipe.probe
+            logger.info("using the trained index %s", self.trained_path)
+            return index
+        for stale in (self.codes_path, self.progress_path, self.trained_path):
+            if os.path.exists(stale):
+                os.unlink(stale)
+        index = self._new_index()
+        sample = self._training_sample()
+        logger.info("training on %d keys", len(sample))
+        lists = self.recipe.ncentroids
+        if len(sample) < LEAST_A_LIST * lists:
+            logger.warning(
+                "--ncentroids %d: %.1f training keys a list, fewer than FAISS asks for (%d); %d lists would have them",
+                lists,
+                len(sample) / lists,
+                LEAST_A_LIST,
+                max(1, len(sample) // LEAST_A_LIST),
+            )
+        try:
+            index.train(sample)
+        except RuntimeError as error:
+            if not np.isfinite(sample).all():
+                found = "a sampled key that is not finite"
+                raise BadFile(keys_path(self.datastore.prefix), found, "numbers", "save the datastore again") from error
+            raise UserError(f"{self.path}: FAISS could not train the index ({reason(error)})") from error
+        write_sidecar(self.trained_path, KIND, self.identity)  # first, so that the file never stands without it
+        publish(self._write(index, self.trained_path), self.trained_path)
+        return index
+
+    def _trained_for_this(self) -> bool:
+        """Whether an earlier run trained for the same datastore and recipe, but for the probe, which has no part in it.
+        A trained index that nothing describes is used, as in the original."""
+        described = read_sidecar(self.trained_path, KIND, {})
+        if described is None:
+            return True
+        known, wanted = (
+            {name: value for name, value in fields.items() if name not in ("kind", "format_version", "probe")}
+            for fields in (described, self.identity)
+        )
+        if known == wanted:
+            return True
+        logger.warning("%s was trained for another datastore or recipe; training again", self.trained_path)
+        return False
+
+    def _new_index(self) -> Any:
+        faiss = require_faiss()
+        recipe = self.recipe
+        width = recipe.pca or self.dimension
+        parts, bits = (2 * recipe.code_size, 4) if recipe.fast else (recipe.code_size, 8)
+        ivfpq = faiss.IndexIVFPQ(faiss.IndexFlatL2(width), width, recipe.ncentroids, parts, bits)
+        ivfpq.by_residual = not recipe.fast  # without residuals one table serves all lists of a query
+        ivfpq.nprobe = recipe.probe
+        if recipe.pca:
+            return faiss.IndexPreTransform(faiss.PCAMatrix(self.dimension, recipe.pca, 0, True), ivfpq)
+        if not recipe.fast:
+            return ivfpq
+        rotation = faiss.OPQMatrix(width, parts)
+        rotation.niter = ROTATION_ITERATIONS
+        coder = faiss.ProductQuantizer(width, parts, bits)
+        rotation.pq = coder  # on which it is trained; FAISS does not keep it alive
+        index = faiss.IndexPreTransform(rotation, ivfpq)
+        index.referenced_objects = [*getattr(index, "referenced_objects", []), coder]
+        return index
+
+    def _training_sample(self) -> NDArray[np.float32]:
+        """At most a million distinct keys, read in ascending order so that the disk is read sequentially."""
+        if self.size <= TRAINING_SAMPLE:
+            return np.asarray(self.keys, np.float32)
+        generator = np.random.default_rng(self.recipe.seed)
+        chosen = np.sort(generator.choice(self.size, TRAINING_SAMPLE, replace=False, shuffle=False))
+        sample = np.empty((TRAINING_SAMPLE, self.dimension), np.float32)
+        for start in range(0, TRAINING_SAMPLE, self.chunk):
+            sample[start : start + self.chunk] = self.keys[chosen[start : start + self.chunk]]
+        return sample
+
+    def _check_trained(self, index: Any) -> None:
+        faiss = require_faiss()
+        ivf = faiss.try_extract_index_ivf(index)
+        found = (index.d, getattr(ivf, "nlist", None), getattr(ivf, "code_size", None))
+        expected = (self.dimension, self.recipe.ncentroids, self.recipe.code_size)
+        if found != expected or (index.ntotal != 0):
+            raise BadFile(
+                self.trained_path,
+                f"dimension, lists and code size {found} with {index.ntotal} entries",
+                f"{expected} and no entries",
+                "delete this file to train again",
+            )
+
+    # Adding
+
+    def _encode(self, index: Any, show_progress: bool) -> None:
+        """Appends list number and code of every key to the codes file, from where an earlier run stopped."""
+        width = index.sa_code_size()
+        done = self._resume_point(width)
+        if not done and os.path.exists(self.progress_path):
+            os.unlink(self.progress_path)  # of another build, which must not take this one's codes for its own
+        hidden = None if show_progress else True
+        with (
+            writing(self.codes_path),
+            open(self.codes_path, "r+b" if done else "wb") as stream,
+            tqdm(total=self.size, initial=done, unit="keys", unit_scale=True, disable=hidden) as bar,
+        ):
+            stream.truncate(done * width)
+            stream.seek(0, os.SEEK_END)
+            safe = time.monotonic()
+            for start in range(done, self.size, self.chunk):
+                keys = np.asarray(self.keys[start : start + self.chunk], np.float32)
+                if not np.isfinite(keys).all():
+                    rows = f"rows {start} to {start + len(keys)}"
+                    raise UserError(f"{self.datastore.prefix}_keys.npy: a key in {rows} is not finite; save it again")
+                stream.write(index.sa_encode(keys))
+                bar.update(len(keys))
+                if time.monotonic() - safe > SAFE_POINT_SECONDS:
+                    self._safe_point(stream, start + len(keys))
+                    safe = time.monotonic()
+            self._safe_point(stream, self.size)
+
+    def _safe_point(self, stream: Any, done: int) -> None:
+        stream.flush()
+        os.fsync(stream.fileno())
+        write_json(self.progress_path, {"identity": self.identity, "encoded": done})
+
+    def _resume_point(self, width: int) -> int:
+        """Keys whose codes an unfinished run with the same identity has left."""
+        if not (os.path.exists(self.progress_path) and os.path.exists(self.codes_path)):
+            return 0
+        try:
+            progress = read_json(self.progress_path)
+        except BadFile:
+            return 0
+        if not isinstance(progress, dict) or progress.get("identity") != self.identity:
+            return 0
+        done = progress.get("encoded", 0)
+        whole = isinstance(done, int) and 0 <= done <= self.size and os.path.getsize(self.codes_path) >= done * width
+        if whole and done:
+            logger.info("going on after %d of %d keys", done, self.size)
+        return done if whole else 0
+
+    def _fill(self, index: Any) -> None:
+        """Fills the inverted lists from the codes file; ids are row numbers."""
+        faiss = require_faiss()
+        width = index.sa_code_size()
+        ivf = faiss.extract_index_ivf(index)
+        codes = np.memmap(self.codes_path, np.uint8, "r", shape=(self.size, width))
+        for start in range(0, self.size, self.chunk):
+            part = np.ascontiguousarray(codes[start : start + self.chunk])
+            ivf.add_sa_codes(part, np.arange(start, start + len(part), dtype=np.int64))
+        index.ntotal = ivf.ntotal
+
+    def _finished(self, index: Any) -> Any:
+        """The index to write: the fast one has its codes in another order."""
+        if not self.recipe.fast:
+            return index
+        faiss = require_faiss()
+        codes = faiss.IndexIVFPQFastScan(faiss.downcast_index(index.index))
+        finished = faiss.IndexPreTransform(index.chain.at(0), codes)
+        kept = [*getattr(finished, "referenced_objects", []), codes, index]  # it owns the centroids and the transform
+        finished.referenced_objects = kept
+        return finished
+
+    def _write(self, index: Any, path: str) -> str:
+        """Writes the index under the temporary name of `path`, which it returns."""
+        faiss = require_faiss()
+        temporary = str(temporary_path(path))
+        try:
+            faiss.write_index(index, temporary)
+        except RuntimeError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            said = f"FAISS could not write it ({reason(error)})"
+            raise UserError(f"{path}: {said}; free some space, then run again") from error
+        return temporary
+
+    def _publish(self, index: Any) -> None:
+        temporary = self._write(index, self.path)
+        content = {"index": describe_content(temporary)}
+        origin = {"datastore_files": datastore_files(self.datastore), "content": content}
+        sync(temporary)  # now, since it takes time: between here and the new sidecar there is none
+        remove_sidecar(self.path)
+        publish(temporary, self.path)
+        write_sidecar(self.path, KIND, {**self.identity, **origin, "entries": int(index.ntotal)})
+        for leftover in (self.codes_path, self.progress_path):
+            os.unlink(leftover)

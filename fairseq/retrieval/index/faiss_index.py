@@ -1,0 +1,247 @@
+"""Indexes: whatever answers `search` (the nearest entries of a query) and `distances` (from a query to given entries).
+
+`FaissIndex` wraps any FAISS file; pointer distances come from IVFPQ codes where the index has them (`pq_codes`), from
+FAISS's batched reconstruction elsewhere."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fairseq.errors import BadFile, BadFlag
+from fairseq.files.checksums import check_opened
+from fairseq.retrieval import kernels
+from fairseq.retrieval.entries import bounds_of_rows
+from fairseq.retrieval.faiss_import import require_faiss
+from fairseq.retrieval.index.faiss_files import faiss_errors, read_faiss_index
+from fairseq.retrieval.index.pq_codes import PQCodes
+from fairseq.retrieval.kernels import exact_kernels, intrinsics
+
+logger = logging.getLogger(__name__)
+
+RECONSTRUCT_CHUNK = 1 << 24  # floats rebuilt at a time: 64 MB
+FAR = 1e30  # squared distance of an entry that the index lacks: no weight, and still a number
+
+
+class Index(Protocol):
+    """What retrieval needs of an index. Distances are squared L2 (smaller is nearer) or inner products (larger is);
+    `exact` says that they are those of the keys themselves, whichever entries are found. `size` is the datastore's
+    number of entries, `count` the index's."""
+
+    size: int
+    count: int
+    device: torch.device
+    dimension: int
+    inner_product: bool
+    exact: bool
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """(distances (B, k) float32, ids (B, k) int64), nearest first; an id of -1 fills up when fewer were found."""
+
+    def distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """(n,) float32: the distance of `queries[rows[i]]` to entry `ids[i]`. queries (B, D), rows and ids (n,)."""
+
+    def describe(self) -> str:
+        """One line for the log: what is searched, and how."""
+
+
+class FaissIndex:
+    """An index file that FAISS wrote. `size` is the number of the datastore's entries, which bounds the ids.
+
+    `core` is the index proper, inside whatever transforms and id maps are wrapped around it."""
+
+    exact = False
+
+    def __init__(self, path: str, size: int, probe: int | None = None, device: torch.device | str = "cpu") -> None:
+        faiss = require_faiss()
+        self.path, self.size, self.device = path, size, torch.device(device)
+        self.faiss_index = read_faiss_index(path)
+        check_opened(path, {"index": path})
+        self.dimension = int(self.faiss_index.d)
+        self.inner_product = self.faiss_index.metric_type == faiss.METRIC_INNER_PRODUCT
+        ivf = faiss.try_extract_index_ivf(self.faiss_index)  # of the base type, which hides that it is an IVFPQ
+        self.ivf = None if ivf is None else faiss.downcast_index(ivf)
+        self.count = int(self.faiss_index.ntotal)
+        self.core, self._transforms, self._id_map = _unwrapped(self.faiss_index, path)
+        self._codes: PQCodes | None = None
+        if probe is not None and self.ivf is not None:
+            if probe > self.ivf.nlist:
+                logger.warning("--probe %d: %s has %d lists, and all of them are searched", probe, path, self.ivf.nlist)
+            self.ivf.nprobe = min(probe, self.ivf.nlist)
+        if self.count == 0 and size:
+            trained = path.endswith(".trained")
+            remedy = "give the file that build_dstore.py wrote in the end" if trained else "build it again"
+            raise BadFile(path, "an index without entries", f"one of the datastore's {size}", remedy)
+        if self.count > size:
+            expected = f"at most the datastore's {size}"
+            raise BadFile(path, f"{self.count} entries", expected, "check --dstore-size, or which index belongs to it")
+        if self.count < size:
+            logger.warning("%s holds %d of the datastore's %d entries", path, self.count, size)
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """See `Index.search`; runs on the CPU, in as many threads as FAISS is given."""
+        with faiss_errors(self.path, "search"):
+            distances, ids = self.faiss_index.search(queries.cpu().numpy(), k)
+        self._check_found(ids)
+        return torch.from_numpy(distances).to(self.device), torch.from_numpy(ids).to(self.device)
+
+    def _check_found(self, ids: NDArray[np.int64]) -> None:
+        if ids.size and not (ids.min() >= -1 and ids.max() < self.size):
+            found, expected = f"entries {ids.min()} to {ids.max()}", f"ids below the datastore's {self.size}"
+            raise BadFile(self.path, found, expected, "check which index belongs to it")
+
+    def distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """See `Index.distances`. An entry that the index does not hold is farther than any that it holds."""
+        require_width(queries, self.dimension)
+        if self._transforms:
+            queries = self._transformed(queries)
+        absent = None
+        if self.places is not None:
+            ids = self.places[ids].long()
+            absent = ids < 0
+            ids = ids.clamp(min=0)
+        codes = self.code_table()
+        if codes is not None:
+            result = codes.distances(queries, rows, ids)
+        else:
+            result = self._reconstructed_distances(queries, rows, ids, absent)
+        if absent is not None:
+            result[absent] = -FAR if self.inner_product else FAR
+        return result
+
+    @functools.cached_property
+    def places(self) -> Tensor | None:
+        """(size,): where `core` keeps each entry, -1 for one that it lacks; None when that is simply the entry's id."""
+        if self._id_map is None and self.count == self.size:
+            return None
+        places = np.full(self.size, -1, np.int32 if self.size <= np.iinfo(np.int32).max else np.int64)
+        if self._id_map is not None:
+            inside = np.flatnonzero((self._id_map >= 0) & (self._id_map < self.size))
+            places[self._id_map[inside]] = inside
+        elif isinstance(self.core, require_faiss().IndexIVF):
+            for ids in _ids_in_lists(self.core):
+                held = ids[(ids >= 0) & (ids < self.size)]
+                places[held] = held
+        else:
+            places[: self.count] = np.arange(self.count)
+        return torch.from_numpy(places).to(self.device)
+
+    def code_table(self) -> PQCodes | None:
+        """The IVFPQ codes by place, read from the index at first use; None when the index has no such codes."""
+        if self._codes is None and self._has_pq_codes():
+            self._codes = PQCodes(self.core, self.size if self._id_map is None else self.count, self.device)
+        return self._codes
+
+    def _has_pq_codes(self) -> bool:
+        faiss = require_faiss()
+        return isinstance(self.core, faiss.IndexIVFPQ) and self.core.pq.nbits == 8
+
+    def _transformed(self, queries: Tensor) -> Tensor:
+        """Queries after the linear transforms (PCA, OPQ) in front of `core`, where distances are measured."""
+        vectors = queries.cpu().numpy()
+        for transform in self._transforms:
+            vectors = transform.apply(vectors)
+        return torch.from_numpy(vectors).to(self.device)
+
+    def _reconstructed_distances(self, queries: Tensor, rows: Tensor, ids: Tensor, absent: Tensor | None) -> Tensor:
+        faiss = require_faiss()
+        if isinstance(self.core, faiss.IndexIVFFastScan):  # it would end the process
+            found = "an index for fast scanning, whose entries FAISS cannot rebuild"
+            raise BadFile(self.path, found, "one whose entries have distances", "use one that build_dstore.py made")
+        if isinstance(self.core, faiss.IndexIVF) and self.core.direct_map.no():
+            gaps = self._id_map is None and self.count < self.size  # an array needs ids without gaps
+            with faiss_errors(self.path, "follow"):
+                self.core.set_direct_map_type(faiss.DirectMap.Hashtable if gaps else faiss.DirectMap.Array)
+        result = queries.new_empty(len(ids))
+        wanted = torch.arange(len(ids), device=ids.device) if absent is None else (~absent).nonzero().squeeze(1)
+        for some in wanted.split(max(1, RECONSTRUCT_CHUNK // queries.shape[1])):
+            with faiss_errors(self.path, "follow"):
+                vectors = self.core.reconstruct_batch(ids[some].cpu().numpy())
+            entries = torch.from_numpy(vectors).to(self.device)
+            result[some] = pairwise(queries, rows[some], entries, self.inner_product)
+        return result
+
+    def describe(self) -> str:
+        """One line for the log: type, entries, lists and probe."""
+        lists = f", {self.ivf.nlist} lists, probe {self.ivf.nprobe}" if self.ivf is not None else ""
+        return f"{type(self.faiss_index).__name__} of {self.count} x {self.dimension}{lists}"
+
+
+def _unwrapped(index: Any, path: str) -> tuple[Any, list[Any], NDArray[np.int64] | None]:
+    """(the index proper, the transforms of queries in front of it, the entry ids of its vectors if mapped)."""
+    faiss = require_faiss()
+    transforms: list[Any] = []
+    id_map = None
+    while True:
+        if isinstance(index, faiss.IndexPreTransform):
+            transforms += [index.chain.at(number) for number in range(index.chain.size())]
+        elif isinstance(index, faiss.IndexIDMap):
+            if id_map is not None:
+                raise BadFile(path, "an id map inside another", "at most one", "build the index again")
+            id_map = faiss.vector_to_array(index.id_map)
+        else:
+            return index, transforms, id_map
+        index = faiss.downcast_index(index.index)
+
+
+def _ids_in_lists(ivf: Any) -> Iterator[NDArray[np.int64]]:
+    """The entry ids of each inverted list that has any, in memory or on disk."""
+    faiss = require_faiss()
+    for number in range(ivf.nlist):
+        count = ivf.invlists.list_size(number)
+        if count:
+            pointer = ivf.invlists.get_ids(number)
+            yield faiss.rev_swig_ptr(pointer, count)
+            ivf.invlists.release_ids(number, pointer)
+
+
+def pairwise(queries: Tensor, rows: Tensor, vectors: Tensor, inner_product: bool) -> Tensor:
+    """(n,) float32: squared L2 distance, or inner product, of `queries[rows[i]]` and `vectors[i]`."""
+    asked = queries[rows]
+    if inner_product:
+        return (asked * vectors).sum(1)
+    return (asked - vectors).square_().sum(1)
+
+
+def key_distances(keys: np.ndarray, queries: Tensor, rows: Tensor, ids: Tensor, inner_product: bool) -> Tensor:
+    """Exact distances from the stored keys (N, D): what `--knn-sim-func` unset (L2) or `dot` asks for.
+
+    rows must be ascending. An id of -1 reads the last key, as in the original."""
+    require_width(queries, keys.shape[1])
+    result = queries.new_empty(len(ids))
+    half = keys.itemsize == 2
+    compiled = intrinsics.READS_HALVES if half else kernels.AVAILABLE
+    if compiled and queries.device.type == "cpu" and not inner_product:
+        bounds = bounds_of_rows(rows, len(queries)).numpy()
+        read = np.asarray(keys.view(np.uint16) if half else keys)
+        arrays = (queries.contiguous().numpy(), ids.numpy(), read, result.numpy())
+        kernels.run_by_rows(exact_kernels.key_distances, bounds, *arrays)
+        return result
+    step = max(1, RECONSTRUCT_CHUNK // keys.shape[1])
+    host_ids = ids.cpu().numpy()
+    for start in range(0, len(ids), step):
+        vectors = torch.from_numpy(keys[host_ids[start : start + step]]).to(queries)
+        result[start : start + step] = pairwise(queries, rows[start : start + step], vectors, inner_product)
+    return result
+
+
+def require_width(queries: Tensor, width: int) -> None:
+    """ValueError unless queries are (B, width)."""
+    if queries.ndim != 2 or queries.shape[1] != width:
+        raise ValueError(f"found queries of shape {tuple(queries.shape)}, expected (B, {width}) as the keys have")
+
+
+def check_dimension(index_dimension: int, query_dimension: int, path: str) -> None:
+    """BadFlag when the index was built from keys of another width than the model's."""
+    if index_dimension != query_dimension:
+        raise BadFlag(
+            "--indexfile", f"an index of dimension {index_dimension} in {path}", f"the model's {query_dimension}",
+            "use the index that was built from this model's datastore",
+        )

@@ -1,0 +1,78 @@
+"""An index whose search returns more entries than asked for, of which the stored keys choose: what
+`build_dstore.py --preset fast` makes. Short codes that are quick to scan lose little of the true neighbours if a few
+more come back; their distances are then those of the keys."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fairseq.retrieval import kernels
+from fairseq.retrieval.faiss_import import require_faiss
+from fairseq.retrieval.index.exact_index import UNFOUND, nearest_items, packed_items
+from fairseq.retrieval.index.faiss_index import FaissIndex, key_distances
+from fairseq.retrieval.index.fast_scan import FastScan
+
+TOGETHER = 256  # queries, which bounds the memory for their candidates
+QUERY_BY_QUERY = 11  # FAISS's number of the scan that suits one thread with many neighbours
+
+
+class RefinedIndex(FaissIndex):
+    """A FaissIndex refined by `keys` (N, D): a search asks it for `factor` times k entries. Runs on the CPU; results
+    are on `device`."""
+
+    exact = True
+
+    def __init__(
+        self,
+        path: str,
+        size: int,
+        probe: int | None,
+        device: torch.device | str,
+        keys: NDArray[np.floating],
+        factor: float,
+    ) -> None:
+        super().__init__(path, size, probe, "cpu")
+        if isinstance(self.core, require_faiss().IndexIVFFastScan):
+            self.core.implem = QUERY_BY_QUERY
+        scanned = self._id_map is None and FastScan.can(self.core)
+        self.scan = FastScan(self.core) if scanned else None
+        self.keys, self.factor, self.results = keys, factor, torch.device(device)
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """See `Index.search`; of entries equally far, the first in the datastore are nearer."""
+        queries = queries.cpu()
+
+        def answer(first: int, last: int) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+            return [self._search_some(some, k) for some in queries[first:last].split(TOGETHER)]
+
+        found = [part for parts in kernels.in_threads(answer, len(queries)) for part in parts]
+        distances, ids = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return torch.from_numpy(distances).to(self.results), torch.from_numpy(ids).to(self.results)
+
+    def _search_some(self, queries: Tensor, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        ids = self._candidates(queries, max(k, min(math.ceil(self.factor * k), self.count)))
+        rows = torch.arange(len(ids)).repeat_interleave(ids.shape[1])
+        distances = key_distances(self.keys, queries, rows, ids.clamp(min=0).flatten(), inner_product=False)
+        distances = distances.view(ids.shape).masked_fill_(ids < 0, UNFOUND)
+        return nearest_items(packed_items(distances.numpy(), ids.numpy()), k)
+
+    def _candidates(self, queries: Tensor, count: int) -> Tensor:
+        """(B, count) ids of entries near to queries (B, D), in any order; -1 fills up."""
+        if self.scan is None:
+            return super().search(queries, count)[1]
+        ids = self.scan.search(self._transformed(queries).numpy(), count)
+        self._check_found(ids)
+        return torch.from_numpy(ids)
+
+    def distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """See `Index.distances`: from the keys."""
+        return key_distances(self.keys, queries, rows, ids, inner_product=False)
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"{super().describe()}, the best {self.factor:g} k of which the keys choose from"

@@ -1,0 +1,110 @@
+"""What an evaluation opens once for any number of settings: datastore, index, distances and clusters, as eval_lm's
+flags name them, each checked to belong to the others."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from dataclasses import dataclass, field
+
+import torch
+
+from fairseq.errors import BadFlag, MissingFile
+from fairseq.retrieval.clusters import KIND as CLUSTERS_KIND
+from fairseq.retrieval.clusters import Clusters, load_clusters
+from fairseq.retrieval.datastore import Datastore, keys_path, read_weights
+from fairseq.retrieval.datastore.provenance import check_belongs
+from fairseq.retrieval.index import Index
+from fairseq.retrieval.index.faiss_index import check_dimension
+from fairseq.retrieval.index.open_index import EXACT, open_index, refinement
+from fairseq.retrieval.similarity import Similarity, WeightedSimilarity, build_similarity, needs_keys
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Stores:
+    """What is opened once for any number of KNNLMs: datastore, index, distances, and clusters by path."""
+
+    datastore: Datastore
+    index: Index
+    similarity: Similarity
+    device: torch.device | str = "cpu"
+    _clusters: dict[str, Clusters] = field(default_factory=dict)
+
+    def clusters(self, path: str) -> Clusters:
+        """The clusters of a members file, read at first use."""
+        if path not in self._clusters:
+            self._clusters[path] = load_clusters(path, self.datastore.size)
+            described = os.path.join(path, CLUSTERS_KIND) if os.path.isdir(path) else path
+            check_belongs("--members", described, self.datastore)
+            clusters = self._clusters[path]
+            logger.info("clusters %s: %d of %d entries", path, clusters.count, len(clusters.members))
+        return self._clusters[path]
+
+
+def open_stores(args: argparse.Namespace, dimension: int, device: torch.device | str = "cpu") -> Stores:
+    """Opens the datastore and index that eval_lm's flags name, for queries of width `dimension`."""
+    require_stores(args)
+    function = args.knn_sim_func
+    load_keys = not args.no_load_keys and (needs_keys(function, args.faiss_metric_type) or _index_needs_keys(args))
+    try:
+        datastore = Datastore.open(
+            args.dstore_filename,
+            args.dstore_size,
+            dimension,
+            args.dstore_fp16 or None,
+            load_keys=load_keys,
+            in_memory=args.move_dstore_to_mem,
+        )
+    except MissingFile as error:
+        if error.file != keys_path(args.dstore_filename):
+            raise
+        raise MissingFile(error.file, _without_keys(args)) from None
+    logger.info("datastore %s: %d entries of dimension %d", args.dstore_filename, datastore.size, dimension)
+    if args.knnlm_gpu and torch.device(device).type == "cpu":
+        logger.warning("--knnlm-gpu: no GPU is used in this run, so the index is searched on the CPU")
+    index = open_index(args.indexfile, datastore, args.probe, device)
+    if args.indexfile is not None:
+        check_dimension(index.dimension, dimension, args.indexfile)
+        check_belongs("--indexfile", args.indexfile, datastore)
+    logger.info("index %s: %s", args.indexfile or args.index, index.describe())
+    if getattr(args, "index_recall", None) is not None:
+        datastore.require_keys("--index-recall")
+        if index.inner_product:
+            raise BadFlag("--index-recall", "an inner-product index", "one of L2 distances", "drop the flag")
+    similarity = build_similarity(function, args.faiss_metric_type, datastore, index)
+    if getattr(args, "dstore_weights", False):
+        similarity = WeightedSimilarity(similarity, torch.from_numpy(read_weights(datastore)).to(device))
+    return Stores(datastore, index, similarity, device)
+
+
+def require_stores(args: argparse.Namespace) -> None:
+    if args.dstore_filename is None:
+        raise BadFlag("--dstore-filename", "nothing", "the prefix of the datastore to use with --knnlm")
+    if args.indexfile is None and args.index != EXACT:
+        expected = "the index of the datastore to use with --knnlm"
+        raise BadFlag("--indexfile", "nothing", expected, "give it, or --index exact")
+    if args.indexfile is not None and args.index == EXACT:
+        raise BadFlag("--index", "exact beside --indexfile", "one of them", "drop the other")
+    if args.probe < 1:
+        raise BadFlag("--probe", args.probe, "at least 1")
+
+
+def _index_needs_keys(args: argparse.Namespace) -> bool:
+    recall = getattr(args, "index_recall", None) is not None
+    return recall or args.index == EXACT or refinement(args.indexfile) is not None
+
+
+def _without_keys(args: argparse.Namespace) -> str:
+    """What to do when the keys are missing."""
+    if refinement(args.indexfile) is not None:
+        what = f"{args.indexfile} was built with --preset fast and needs them"
+        return f"{what}: copy them here, or use an index built without that flag"
+    if args.index == EXACT:
+        return "--index exact compares with them: copy them here"
+    copy = "check --dstore-filename"
+    if needs_keys(args.knn_sim_func, args.faiss_metric_type):
+        return f"{copy}, or do without the keys: --knn-sim-func do_not_recomp_l2"
+    return f"{copy}, or drop --index-recall, which needs the keys"

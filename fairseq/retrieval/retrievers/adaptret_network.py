@@ -1,0 +1,273 @@
+"""AdaptRet (He et al., 2021, section 3.2): a small network that says, before anything is searched, how much retrieval
+will be worth for a token. Tokens for which it is worth least are not searched at all.
+
+Features: the query itself (`ctxt`), the LM's largest probability and entropy (`lm_max`, `lm_ent`), and, for the last 1
+to 4 tokens, how often they were seen in training and by how many words followed (`freq`, `fert`). The released code
+uses order 1 only, and at evaluation reads `freq` and `fert` one token too early; here both are as the paper has them.
+
+Trained on held-out text to maximise the mixture's likelihood, with an L1 penalty on retrieval's weight. The checkpoint
+(a dictionary of tensors and plain values) has the weights, what they were trained on, and for each share of searches
+saved the log-weight of the LM from which on a token is not searched."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fairseq.errors import BadFile, MissingFile, UserError
+from fairseq.files import safe_pickle
+from fairseq.files.atomic_io import atomic_write, torch_writing
+
+logger = logging.getLogger(__name__)
+
+WIDTHS = {"ctxt": None, "lm_max": 1, "lm_ent": 1, "freq": 4, "fert": 4}  # None: the width of the queries
+FEATURES = tuple(WIDTHS)
+CUTOFFS = tuple(range(5, 100, 5))  # shares of searches saved, in percent, whose thresholds are kept
+SELECTED_AT = 50  # the cutoff by whose held-out perplexity the best epoch is chosen
+SMALLEST_WEIGHT = 1e-5
+
+
+@dataclass(frozen=True)
+class AdaptRetRecipe:
+    """What decides the network and its training; the defaults are the paper's."""
+
+    features: tuple[str, ...] = FEATURES
+    hidden: int = 128
+    layers: int = 5
+    dropout: float = 0.2
+    l1: float = 0.05
+    lr: float = 5e-4
+    batch: int = 64
+    epochs: int = 10
+    seed: int = 927
+    held_out: float = 0.1
+
+
+@dataclass
+class TrainingData:
+    """Tokens of held-out text. features: name -> (N, width) float32; lm and knn: (N,) float32, log-probability of the
+    right token in nats by the LM and by retrieval; groups: (N,) int64, the article (or sentence) of each token."""
+
+    features: Mapping[str, NDArray[np.float32]]
+    lm: NDArray[np.float32]
+    knn: NDArray[np.float32]
+    groups: NDArray[np.int64]
+
+
+class AdaptRetNetwork(nn.Module):
+    """Features -> (N, 2) log-weights: column 0 of the LM, column 1 of retrieval.
+
+    Every feature but the query gets a small net of its own, so that a few numbers are not drowned by D others."""
+
+    def __init__(self, recipe: AdaptRetRecipe, dimension: int) -> None:
+        super().__init__()
+        self.small = tuple(name for name in recipe.features if name != "ctxt")
+        self.has_query = "ctxt" in recipe.features
+        width = dimension // max(1, len(self.small))
+        self.inputs = nn.ModuleDict(
+            {
+                name: nn.Sequential(nn.Linear(WIDTHS[name] or dimension, width), nn.ReLU(), nn.Linear(width, width))
+                for name in self.small
+            }
+        )
+        size = (dimension if self.has_query else 0) + width * len(self.small)
+        layers: list[nn.Module] = []
+        for _ in range(recipe.layers):
+            layers += [nn.Linear(size, recipe.hidden), nn.Dropout(recipe.dropout), nn.ReLU()]
+            size = recipe.hidden
+        self.body = nn.Sequential(*layers, nn.Linear(size, 2))
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """features: name -> (N, width) float32."""
+        parts = [features["ctxt"]] if self.has_query else []
+        parts += [self.inputs[name](features[name]) for name in self.small]
+        return F.log_softmax(self.body(torch.cat(parts, 1)), 1)
+
+
+@dataclass
+class AdaptRet:
+    """A trained network, its recipe, and log-weights of the LM per percentage of searches saved."""
+
+    network: AdaptRetNetwork
+    recipe: AdaptRetRecipe
+    dimension: int
+    thresholds: dict[int, float]
+    info: dict[str, Any]
+
+    @torch.no_grad()
+    def weights(self, features: Mapping[str, Tensor]) -> Tensor:
+        """(N, 2) log-weights of LM and retrieval."""
+        self.network.eval()
+        return self.network(features)
+
+    def threshold(self, share: float) -> float:
+        """The log-weight of the LM below which a token is searched so that a `share` of them (0 to 1) is not;
+        between the kept cutoffs it is interpolated."""
+        if share <= 0 or share >= 1:
+            return np.inf if share <= 0 else -np.inf
+        known = sorted(self.thresholds)
+        return float(np.interp(100 * share, [0, *known], [0, *(self.thresholds[cutoff] for cutoff in known)]))
+
+    def save(self, path: str) -> None:
+        """Writes the checkpoint, atomically."""
+        state = {name: tensor.cpu() for name, tensor in self.network.state_dict().items()}
+        content = {
+            "adaptret": 1,
+            "model": state,
+            "recipe": {**asdict(self.recipe), "features": list(self.recipe.features)},
+            "dimension": self.dimension,
+            "thresholds": self.thresholds,
+            "info": self.info,
+        }
+        with atomic_write(path) as stream, torch_writing():
+            torch.save(content, stream)
+
+    @classmethod
+    def load(cls, path: str) -> AdaptRet:
+        """Reads a checkpoint that `save` wrote, executing nothing; BadFile when it is something else."""
+        expected = "an AdaptRet checkpoint that fairseq-adaptret wrote"
+        if not os.path.exists(path):
+            raise MissingFile(path, "check --adaptret-checkpoint, or train one with fairseq-adaptret")
+        try:
+            with safe_pickle.pickle_errors(path, expected), open(path, "rb") as stream:
+                content = torch.load(stream, map_location="cpu", weights_only=True)
+        except BadFile as error:  # torch's own words advise to load it unsafely
+            raise BadFile(path, "another or a damaged file", expected, "train one with fairseq-adaptret") from error
+        if not isinstance(content, dict) or content.get("adaptret") != 1:
+            raise BadFile(path, "another kind of file", expected, "train one with fairseq-adaptret")
+        with safe_pickle.pickle_errors(path, expected):
+            recipe = AdaptRetRecipe(**{**content["recipe"], "features": tuple(content["recipe"]["features"])})
+            network = AdaptRetNetwork(recipe, content["dimension"])
+            network.load_state_dict(content["model"])
+        return cls(network, recipe, content["dimension"], dict(content["thresholds"]), content["info"])
+
+
+def loss_of(log_weights: Tensor, lm: Tensor, knn: Tensor, l1: float) -> Tensor:
+    """Minus the mean log-probability of the mixture, plus `l1` times the mean weight of retrieval."""
+    mixture = torch.logsumexp(log_weights + torch.stack([lm, knn], 1), 1)
+    return -mixture.mean() + l1 * log_weights[:, 1].exp().mean()
+
+
+def threshold_at(lm_log_weights: NDArray[np.float32], cutoff: int) -> float:
+    """The LM's log-weight from which on tokens are not searched, so that `cutoff` percent are not: the element at
+    int(N (1 - cutoff / 100)) of the ascending ones."""
+    ascending = np.sort(lm_log_weights)
+    return float(ascending[min(int(len(ascending) * (1 - cutoff / 100)), len(ascending) - 1)])
+
+
+def perplexity_at(log_weights: NDArray[np.float32], lm: NDArray[Any], knn: NDArray[Any], threshold: float) -> float:
+    """Perplexity when tokens whose LM log-weight is at least `threshold` use the LM alone."""
+    mixed = np.logaddexp(log_weights[:, 0] + lm, log_weights[:, 1] + knn)
+    return float(np.exp(-np.where(log_weights[:, 0] < threshold, mixed, lm).mean(dtype=np.float64)))
+
+
+def split_groups(groups: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions (training, held out): whole groups, shuffled, of which int(share) are held out, but at least one."""
+    names = np.random.default_rng(seed).permutation(np.unique(groups))
+    if len(names) < 2:
+        raise UserError(f"found {len(names)} group of tokens to train on, expected at least 2; use a longer split")
+    held_out = np.isin(groups, names[: max(1, int(len(names) * share))])
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def train(
+    data: TrainingData, recipe: AdaptRetRecipe, path: str, info: dict[str, Any], progress: bool = True
+) -> AdaptRet:
+    """Trains and writes the best epoch to `path`. After every epoch the state is kept in `PATH.last`, from which the
+    same command goes on; the result is the same as without an interruption."""
+    return _Training(data, recipe, path, info).run(progress)
+
+
+class _Training:
+    def __init__(self, data: TrainingData, recipe: AdaptRetRecipe, path: str, info: dict[str, Any]) -> None:
+        self.recipe, self.path, self.info, self.last = recipe, path, info, path + ".last"
+        self.dimension = data.features["ctxt"].shape[1]
+        rows, held_out = split_groups(data.groups, recipe.held_out, recipe.seed)
+        self.train_set, self.held_out = (_Tokens(data, chosen, recipe.features) for chosen in (rows, held_out))
+        torch.manual_seed(recipe.seed)
+        self.network = AdaptRetNetwork(recipe, self.dimension)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=recipe.lr)
+        self.epoch, self.best = 0, float("inf")
+
+    def run(self, progress: bool) -> AdaptRet:
+        self._resume()
+        rows = len(self.train_set.lm)
+        said = "AdaptRet: %d tokens to train on, %d held out; features %s"
+        logger.info(said, rows, len(self.held_out.lm), ", ".join(self.recipe.features))
+        while self.epoch < self.recipe.epochs:
+            self.epoch += 1
+            torch.manual_seed(self.recipe.seed + self.epoch)  # of dropout: an epoch is the same after a restart
+            order = torch.from_numpy(np.random.default_rng([self.recipe.seed, self.epoch]).permutation(rows))
+            self.network.train()
+            total = 0.0
+            batches = order.split(self.recipe.batch)
+            for batch in tqdm(batches, desc=f"epoch {self.epoch}", unit="batch", disable=None if progress else True):
+                features, lm, knn = self.train_set.at(batch)
+                loss = loss_of(self.network(features), lm, knn, self.recipe.l1)
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                total += loss.item() * len(batch)
+            self._validate(total / rows)
+        if os.path.exists(self.last):
+            os.unlink(self.last)
+        return AdaptRet.load(self.path)
+
+    def _validate(self, loss: float) -> None:
+        result = AdaptRet(self.network, self.recipe, self.dimension, {}, {})
+        log_weights = result.weights(self.held_out.features).numpy()
+        lm, knn = self.held_out.lm.numpy(), self.held_out.knn.numpy()
+        thresholds = {cutoff: threshold_at(log_weights[:, 0], cutoff) for cutoff in CUTOFFS}
+        curve = {cutoff: perplexity_at(log_weights, lm, knn, thresholds[cutoff]) for cutoff in CUTOFFS}
+        curve[0] = perplexity_at(log_weights, lm, knn, np.inf)
+        selected = curve[SELECTED_AT]
+        said = "epoch %d: loss %.4f; held out: perplexity %.3f with all searches, %.3f with %d %% of them saved"
+        logger.info(said, self.epoch, loss, curve[0], selected, SELECTED_AT)
+        if selected < self.best:
+            self.best = selected
+            figures = {"epoch": self.epoch, "held_out_perplexity": curve, "lm_perplexity": float(np.exp(-lm.mean()))}
+            replace(result, thresholds=thresholds, info={**self.info, **figures}).save(self.path)
+        with atomic_write(self.last) as stream, torch_writing():
+            state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+            torch.save({**state, "epoch": self.epoch, "best": self.best, "identity": self._identity()}, stream)
+
+    def _identity(self) -> dict[str, Any]:
+        tokens = [float(part.lm.sum()) + float(part.knn.sum()) for part in (self.train_set, self.held_out)]
+        recipe = {**asdict(self.recipe), "features": list(self.recipe.features)}
+        return {**recipe, "dimension": self.dimension, "tokens": tokens}
+
+    def _resume(self) -> None:
+        """Goes on after the last epoch of an unfinished run with the same data and recipe."""
+        if not (os.path.exists(self.last) and os.path.exists(self.path)):
+            return
+        try:
+            with safe_pickle.pickle_errors(self.last, "a state of training"), open(self.last, "rb") as stream:
+                state = torch.load(stream, map_location="cpu", weights_only=True)
+        except BadFile:
+            return
+        if state.get("identity") == self._identity():
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.epoch, self.best = state["epoch"], state["best"]
+            logger.info("going on after epoch %d", self.epoch)
+
+
+class _Tokens:
+    """Some rows of the training data as tensors."""
+
+    def __init__(self, data: TrainingData, rows: NDArray[np.int64], features: tuple[str, ...]) -> None:
+        self.features = {name: torch.from_numpy(np.asarray(data.features[name][rows], np.float32)) for name in features}
+        self.lm, self.knn = torch.from_numpy(data.lm[rows]), torch.from_numpy(data.knn[rows])
+
+    def at(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        return {name: values[rows] for name, values in self.features.items()}, self.lm[rows], self.knn[rows]

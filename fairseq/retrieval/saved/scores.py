@@ -1,0 +1,169 @@
+"""Scored sequences on disk: what an evaluation's pass of the language model found, so that any number of retrieval
+settings can be tried without the model (`eval_lm.py --save-scores`, then `fairseq-sweep`).
+
+A folder of plain `.npy` arrays, opened by memory map, with one row a token in the order of evaluation:
+`targets` (N,) int32, `lm_log_probs` (N,) float32 nats, `queries` (N, D) float32 (float16 when the model ran in half
+precision), `word_ends` (N,) bool, whether a counted word ends here (`--remove-bpe`); with `--save-features` also
+`lm_max` and `lm_entropy` (N,) float32 and `context` (N, 4) int32; and one row a sample: `lengths` and `sample_ids` (S,)
+int64. `scores.json` is written last and says which model and data they came from. Folders named
+`searches-*` hold what an index answered (see `search_cache`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fairseq.errors import BadFile, UserError
+from fairseq.files.array_stream import ArrayStream, open_array
+from fairseq.files.sidecar import read_sidecar, remove_sidecar, write_sidecar
+from fairseq.scored_sequences import ScoredSequence
+
+KIND = "scores"
+DTYPES = {"targets": ("<i4",), "lm_log_probs": ("<f4",), "queries": ("<f4", "<f2"), "word_ends": ("|b1",)}
+FEATURE_DTYPES = {"lm_max": ("<f4",), "lm_entropy": ("<f4",), "context": ("<i4",)}
+PER_SAMPLE = ("sample_ids", "lengths")
+
+
+class ScoreWriter:
+    """Writes a folder sequence by sequence. Nothing has its final name before `finish`; an earlier content of the
+    folder stops counting at once, because its description is removed first."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        if os.path.exists(folder) and not os.path.isdir(folder):
+            raise BadFile(folder, "a file", "a folder, or a name that is not taken", "choose another --save-scores")
+        self._streams: dict[str, ArrayStream] = {}
+
+    def _open(self, sequence: ScoredSequence) -> None:
+        remove_sidecar(os.path.join(self.folder, KIND))
+        half = sequence.queries.dtype in (torch.float16, torch.bfloat16)
+        dtypes = {name: kinds[0] for name, kinds in DTYPES.items()}
+        dtypes["queries"] = "<f2" if half else "<f4"
+        for name, dtype in dtypes.items():
+            shape = tuple(sequence.queries.shape[1:]) if name == "queries" else ()
+            self._streams[name] = ArrayStream(_path(self.folder, name), dtype, shape)
+        for name, feature in sequence.features.items():
+            shape = tuple(feature.shape[1:])
+            self._streams[name] = ArrayStream(_path(self.folder, name), FEATURE_DTYPES[name][0], shape)
+        for name in PER_SAMPLE:
+            self._streams[name] = ArrayStream(_path(self.folder, name), "<i8")
+
+    def add(self, sequence: ScoredSequence, word_ends: NDArray[np.bool_]) -> None:
+        """Appends a sequence; word_ends (T,): whether a counted word ends at each token."""
+        if not self._streams:
+            self._open(sequence)
+        arrays = {
+            "targets": sequence.targets.numpy(),
+            "lm_log_probs": sequence.lm_log_probs.numpy(),
+            "queries": sequence.queries.to(_storable(sequence.queries.dtype)).numpy(),
+            "word_ends": word_ends,
+            "sample_ids": np.array([sequence.sample_id]),
+            "lengths": np.array([len(sequence)]),
+            **{name: feature.numpy() for name, feature in sequence.features.items()},
+        }
+        for name, rows in arrays.items():
+            self._streams[name].append(rows)
+
+    def finish(self, info: dict[str, Any]) -> None:
+        """Names the files; the description, with the fields `info`, comes last. UserError when nothing was added."""
+        if not self._streams:
+            raise UserError(f"{self.folder}: found no sequences to save; check the split")
+        counts = {
+            "tokens": self._streams["targets"].rows,
+            "samples": self._streams["lengths"].rows,
+            "dimension": self._streams["queries"].row_shape[0],
+            "features": [name for name in FEATURE_DTYPES if name in self._streams],
+        }
+        for stream in self._streams.values():
+            stream.finish()
+        write_sidecar(os.path.join(self.folder, KIND), KIND, {**info, **counts})
+
+
+def _storable(dtype: torch.dtype) -> torch.dtype:
+    return torch.float16 if dtype == torch.float16 else torch.float32
+
+
+def _path(folder: str, name: str) -> str:
+    return os.path.join(folder, name + ".npy")
+
+
+@dataclass
+class ScoreCache:
+    """An open folder of scores; the arrays are read-only maps (see the module's text). `starts` (S,) is where each
+    sample begins, `info` the description's fields, `features` those of `scored_sequences.FEATURES` that were kept."""
+
+    folder: str
+    info: dict[str, Any]
+    targets: NDArray[np.int32]
+    lm_log_probs: NDArray[np.float32]
+    queries: NDArray[Any]
+    word_ends: NDArray[np.bool_]
+    sample_ids: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    features: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: str) -> ScoreCache:
+        """Maps a folder that `ScoreWriter` wrote; BadFile when it is unfinished or its parts do not fit together."""
+        info = read_sidecar(os.path.join(folder, KIND), KIND, {"tokens": int, "samples": int, "dimension": int})
+        if info is None:
+            raise BadFile(folder, "no scores.json", "a folder that eval_lm.py --save-scores wrote to its end")
+        tokens, samples = info["tokens"], info["samples"]
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(DTYPES, (tokens,)) | dict.fromkeys(PER_SAMPLE, (samples,))
+        shapes["queries"] = (tokens, info["dimension"])
+        dtypes = DTYPES | dict.fromkeys(PER_SAMPLE, ("<i8",))
+        arrays = {name: open_array(_path(folder, name), dtypes[name], shape) for name, shape in shapes.items()}
+        kept = [name for name in FEATURE_DTYPES if name in info.get("features", [])]
+        features = {
+            name: open_array(_path(folder, name), FEATURE_DTYPES[name], (tokens, 4) if name == "context" else (tokens,))
+            for name in kept
+        }
+        cache = cls(folder, info, **arrays, features=features)
+        if cache.lengths.min(initial=0) < 0 or int(cache.lengths.sum()) != tokens:
+            found = f"samples of {int(cache.lengths.sum())} tokens together"
+            raise BadFile(_path(folder, "lengths"), found, f"{tokens}", "save the scores again")
+        if samples and (cache.sample_ids.min() < 0 or len(np.unique(cache.sample_ids)) != samples):
+            raise BadFile(_path(folder, "sample_ids"), "a sample twice", "each once", "save the scores again")
+        return cache
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def dimension(self) -> int:
+        """Width D of the queries."""
+        return int(self.queries.shape[1])
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """(S,): row of each sample's first token."""
+        starts: NDArray[np.int64] = np.cumsum(self.lengths) - self.lengths
+        return starts
+
+    @property
+    def words(self) -> int:
+        """Number of counted words, over which perplexity is an average."""
+        return int(self.word_ends.sum())
+
+    def sequences(self) -> Iterator[ScoredSequence]:
+        """The scored sequences in order, read one by one."""
+        for sample_id, start, length in zip(self.sample_ids.tolist(), self.starts.tolist(), self.lengths.tolist()):
+            span = slice(start, start + length)
+            yield ScoredSequence(
+                sample_id,
+                torch.from_numpy(np.array(self.queries[span])),
+                torch.from_numpy(self.targets[span].astype(np.int64)),
+                torch.from_numpy(np.array(self.lm_log_probs[span])),
+                {name: torch.from_numpy(_widened(array[span])) for name, array in self.features.items()},
+            )
+
+
+def _widened(array: NDArray[Any]) -> NDArray[Any]:
+    """A copy in memory, token ids as int64."""
+    return array.astype(np.int64 if array.dtype.kind == "i" else array.dtype)

@@ -1,0 +1,182 @@
+"""What an index answered, token by token, kept so that it need not be asked again: with a token's `k` nearest entries
+at hand, any `--min-knns`, `--lmbda`, `--knn-temp`, `--members`, strategy or smaller `--k` can be replayed without a
+search. A smaller k is the beginning of a larger one (of entries equally far at the cut, others may be there).
+
+On disk, beside the scores: `searches-XXXXXXXX/ids.npy` (N, k) int32 or int64, `distances.npy` (N, k) float32 and, last,
+`searches.json`, whose `identity` says which index was asked and how; the X are a digest of it. Filled resumably."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from fairseq.errors import BadFile, BadFlag
+from fairseq.files.array_stream import ArrayStream, open_array, rows_done
+from fairseq.files.atomic_io import require_free_space, write_json
+from fairseq.files.fingerprint import quick_fingerprint
+from fairseq.files.sidecar import read_sidecar, remove_sidecar, write_sidecar
+from fairseq.retrieval.clusters.members import index_dtype
+from fairseq.retrieval.datastore import keys_path
+from fairseq.retrieval.index import Index
+from fairseq.retrieval.index.open_index import EXACT
+from fairseq.retrieval.saved.scores import ScoreCache
+from fairseq.scored_sequences import ScoredSequence
+from fairseq.sizes import size_text
+
+logger = logging.getLogger(__name__)
+
+KIND = "searches"
+CHUNK_NUMBERS = 1 << 22  # results of one search call: 4096 tokens at k = 1024
+SAFE_POINT_SECONDS = 30.0
+
+
+class SearchCache:
+    """Search results of the tokens of some samples. ids (N, k), distances (N, k) float32, nearest first; sample_ids and
+    lengths (S,), the samples whose tokens the rows are, one after the other."""
+
+    def __init__(
+        self,
+        ids: NDArray[Any],
+        distances: NDArray[np.float32],
+        sample_ids: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+    ) -> None:
+        self.ids, self.distances = ids, distances
+        self._first_row = np.full(int(sample_ids.max(initial=-1)) + 1, -1, np.int64)
+        self._first_row[sample_ids] = np.cumsum(lengths) - lengths
+
+    @property
+    def k(self) -> int:
+        """Neighbours known of each token."""
+        return int(self.ids.shape[1])
+
+    def look_up(self, sample_ids: Tensor, positions: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """As `Index.search`: distances and ids (B, k) of the tokens `positions` (B,) of samples `sample_ids`."""
+        if k > self.k:
+            raise BadFlag("--k", k, f"at most the {self.k} neighbours that were saved", "save the searches again")
+        first = self._first_row[sample_ids.cpu().numpy()]
+        assert first.min(initial=0) >= 0, "a sample whose searches are not here"
+        rows = first + positions.cpu().numpy()
+        device = positions.device
+        distances = torch.from_numpy(self.distances[rows, :k]).to(device)
+        return distances, torch.from_numpy(self.ids[rows, :k].astype(np.int64)).to(device)
+
+    @classmethod
+    def of(
+        cls, sequences: Sequence[ScoredSequence], index: Index, k: int, device: torch.device | str = "cpu"
+    ) -> SearchCache:
+        """Searches for every token of `sequences`, on the index's `device`; kept in memory."""
+        queries = torch.cat([sequence.queries for sequence in sequences]).to(device, torch.float32)
+        ids: NDArray[Any] = np.empty((len(queries), k), index_dtype(index.size))
+        distances = np.empty((len(queries), k), np.float32)
+        step = max(1, CHUNK_NUMBERS // k)
+        for start in range(0, len(queries), step):
+            found, nearest = index.search(queries[start : start + step], k)
+            distances[start : start + step], ids[start : start + step] = found.cpu().numpy(), nearest.cpu().numpy()
+        sample_ids = np.array([sequence.sample_id for sequence in sequences], np.int64)
+        return cls(ids, distances, sample_ids, np.array([len(sequence) for sequence in sequences], np.int64))
+
+
+def search_identity(args: argparse.Namespace, index: Index) -> dict[str, Any]:
+    """The `identity` of searches of the `index` that eval_lm's flags name: its file and how many lists are visited, or
+    the keys; and whether what was found was ranked anew by the keys."""
+    if args.index == EXACT:
+        return {"index": EXACT, "keys": quick_fingerprint(keys_path(args.dstore_filename)), "entries": index.size}
+    identity = {"index": quick_fingerprint(args.indexfile), "probe": args.probe, "entries": index.size}
+    return identity | ({"refined": True} if index.exact else {})
+
+
+def saved_searches(
+    scores: ScoreCache,
+    index: Index,
+    k: int,
+    identity: dict[str, Any],
+    device: torch.device | str = "cpu",
+    show_progress: bool = True,
+) -> SearchCache:
+    """The searches of all tokens of `scores` for at least `k` neighbours: opened where they are saved beside the
+    scores, made (resumably) where not. `identity`: plain values that say which index this is and how it is asked."""
+    digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=4).hexdigest()
+    folder = os.path.join(scores.folder, f"{KIND}-{digest}")
+    tokens = {"tokens": len(scores), "scores": scores.info}
+    info = read_sidecar(os.path.join(folder, KIND), KIND, {"k": int})
+    if info is None or info["k"] < k or info.get("of") != tokens:
+        _search_all(scores, index, k, folder, {"identity": identity, "of": tokens}, device, show_progress)
+        info = {"k": k}
+    shape = (len(scores), int(info["k"]))
+    ids = open_array(os.path.join(folder, "ids.npy"), ("<i4", "<i8"), shape)
+    distances = open_array(os.path.join(folder, "distances.npy"), ("<f4",), shape)
+    _check_ids(ids, index.size, folder)
+    logger.info("searches %s: %d nearest entries of %d tokens", folder, shape[1], shape[0])
+    return SearchCache(ids, distances, scores.sample_ids, scores.lengths)
+
+
+def _check_ids(ids: NDArray[Any], size: int, folder: str) -> None:
+    if ids.size and (int(ids.min()) < -1 or int(ids.max()) >= size):
+        found = f"ids from {ids.min()} to {ids.max()}"
+        raise BadFile(os.path.join(folder, "ids.npy"), found, f"ids from -1 to {size - 1}", "delete the folder")
+
+
+def _search_all(
+    scores: ScoreCache,
+    index: Index,
+    k: int,
+    folder: str,
+    identity: dict[str, Any],
+    device: torch.device | str,
+    show_progress: bool,
+) -> None:
+    """Asks the index about every token. A progress file says how many rows a later run may keep."""
+    dtype = np.dtype(index_dtype(index.size)).newbyteorder("<")
+    row_bytes = k * (dtype.itemsize + 4)
+    description = {**identity, "k": k}
+    progress_path = os.path.join(folder, "progress.json")
+    done = rows_done(progress_path, description)
+    remove_sidecar(os.path.join(folder, KIND))
+    require_free_space(os.path.join(folder, "ids.npy"), (len(scores) - done) * row_bytes, "the saved searches")
+    try:
+        streams = _streams(folder, dtype, k, done)
+    except BadFile:  # the files of an earlier run are gone
+        done, streams = 0, _streams(folder, dtype, k, 0)
+    logger.info("searching for %d tokens, k %d: %s in %s", len(scores), k, size_text(len(scores) * row_bytes), folder)
+    step = max(1, CHUNK_NUMBERS // k)
+    last_safe_point = time.monotonic()
+    bar = tqdm(total=len(scores), initial=done, unit="tokens", unit_scale=True, disable=None if show_progress else True)
+    with bar:
+        for start in range(done, len(scores), step):
+            queries = torch.from_numpy(np.array(scores.queries[start : start + step], np.float32)).to(device)
+            distances, ids = index.search(queries, k)
+            streams[0].append(ids.cpu().numpy())
+            streams[1].append(distances.cpu().numpy())
+            bar.update(len(queries))
+            if time.monotonic() - last_safe_point > SAFE_POINT_SECONDS:
+                for stream in streams:
+                    stream.flush()
+                write_json(progress_path, {**description, "rows": streams[0].rows})
+                last_safe_point = time.monotonic()
+    for stream in streams:
+        stream.finish()
+    write_sidecar(os.path.join(folder, KIND), KIND, description)
+    if os.path.exists(progress_path):
+        os.unlink(progress_path)
+
+
+def _streams(folder: str, dtype: Any, k: int, rows: int) -> list[ArrayStream]:
+    ids = ArrayStream(os.path.join(folder, "ids.npy"), dtype, (k,), rows)
+    try:
+        return [ids, ArrayStream(os.path.join(folder, "distances.npy"), "<f4", (k,), rows)]
+    except BadFile:
+        ids.close()
+        raise

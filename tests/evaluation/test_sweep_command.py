@@ -1,0 +1,235 @@
+"""A sweep's points are what eval_lm finds, and cost no second walk: against the golden bundle, whose settings eval_lm
+is checked with elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairseq.evaluation import sweep as sweep_module
+from fairseq.retrieval.index import FaissIndex
+
+GOLDEN = Path(__file__).resolve().parents[1] / "fixtures" / "golden"
+MEMBERS = "checkpoints/kmeans_s40000000_k400_members.pkl"
+LM = (
+    "data-bin --path checkpoints/checkpoint_best.pt --sample-break-mode complete --max-tokens 128 --batch-size 2 "
+    "--context-window 96 --gen-subset valid --no-progress-bar"
+).split()
+STORES = "--dstore-filename checkpoints/dstore16 --indexfile checkpoints/knn16.index --probe 8".split()
+FROM_CODES = "--knn-sim-func do_not_recomp_l2 --no-load-keys".split()
+# As a sweep's grid finds them, and what to give eval_lm for the same.
+SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"strategy": "knnlm", "lmbda": 0.25, "knn_temp": 1, "k": 256}, "--no-pointer"),
+    ({"strategy": "knnlm", "lmbda": 0.5, "knn_temp": 3, "k": 100}, "--no-pointer"),
+    ({"strategy": "random_skip", "skip_probability": 0.3, "lmbda": 0.5, "knn_temp": 3, "k": 256}, ""),
+    ({"strategy": "retomaton", "members": MEMBERS, "min_knns": 1, "lmbda": 0.5, "knn_temp": 1, "k": 256}, ""),
+    ({"strategy": "retomaton", "members": MEMBERS, "min_knns": 20, "lmbda": 0.25, "knn_temp": 3, "k": 256}, ""),
+    ({"strategy": "retomaton", "members": MEMBERS, "min_knns": 20, "lmbda": 0.5, "knn_temp": 3, "k": 100}, ""),
+    ({"strategy": "retomaton", "members": None, "min_knns": 20, "lmbda": 0.5, "knn_temp": 1, "k": 256}, ""),
+]
+
+
+@pytest.fixture(scope="module")
+def scores(run_cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scores and searches, saved by an evaluation."""
+    folder = tmp_path_factory.mktemp("scores") / "valid"
+    flags = [*LM, *STORES, *FROM_CODES, "--knnlm", "--k", "256", "--lmbda", "0.25", "--members", MEMBERS]
+    done = run_cli("eval_lm", [*flags, "--save-scores", folder, "--save-searches"], cwd=GOLDEN)
+    assert done.status == 0, done.stderr
+    assert len(list(folder.glob("searches-*/searches.json"))) == 1
+    return folder
+
+
+@pytest.fixture
+def sweep(run_cli: Any, scores: Path, tmp_path: Path) -> Any:
+    """sweep(flags): the results of a sweep with its output in tmp_path."""
+
+    def sweep(flags: str, status: int = 0, similarity: list[str] = FROM_CODES) -> Any:
+        words = ["--scores", scores, "--output", tmp_path / "out", *STORES, *similarity, *shlex.split(flags)]
+        done = run_cli("sweep", [*words, "--no-progress-bar"], cwd=GOLDEN)
+        assert done.status == status, done.stderr
+        return done if status else json.loads((tmp_path / "out.json").read_text())
+
+    return sweep
+
+
+def point(results: dict[str, Any], **wanted: Any) -> dict[str, Any]:
+    (found,) = (p for p in results["points"] if wanted.items() <= p.items())
+    return found
+
+
+def test_points_are_what_eval_lm_finds(
+    sweep: Any, run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(FaissIndex, "search", None)  # the searches are known
+        results = sweep(
+            f"--strategy knnlm 'random_skip --skip-probability 0.3 0.6' retomaton --members {MEMBERS} none "
+            "--min-knns 1 20 --k 256 100 --lmbda 0.25 0.5 --knn-temp 1 3"
+        )
+    assert len(results["points"]) == 4 * (2 + 4 + 8)
+    for settings, extra in SETTINGS:
+        found = point(results, **settings)
+        names = {"strategy": "--strategy", "skip_probability": "--skip-probability", "k": "--k", "lmbda": "--lmbda"}
+        names |= {"knn_temp": "--knn-temp", "min_knns": "--min-knns", "members": "--members"}
+        flags = [w for name, value in settings.items() if value is not None for w in (names[name], str(value))]
+        words = [*LM, *STORES, *FROM_CODES, "--knnlm", *flags, *extra.split(), "--results-json", tmp_path / "r.json"]
+        assert run_cli("eval_lm", words, cwd=GOLDEN).status == 0
+        expected = json.loads((tmp_path / "r.json").read_text())
+        for name in ("loss_base2", "searches_saved_percent", "lookups_saved_percent_printed", "count"):
+            assert found[name] == pytest.approx(expected[name], abs=1e-6), (settings, name)
+
+
+def test_recomputed_distances(sweep: Any) -> None:
+    """Of the golden settings l and n: exact L2, and inner products, from the keys."""
+    expected = json.loads((GOLDEN / "expected.json").read_text())
+    flags = f"--strategy retomaton --members {MEMBERS} --k 256 --lmbda 0.25"
+    (found,) = sweep(flags, similarity=[])["points"]
+    assert found["loss_base2"] == pytest.approx(expected["l_members_recompute_l2"]["loss_base2"], abs=5e-5)
+    done = sweep(flags, 2, ["--knn-sim-func", "dot"])
+    assert "choose another --output" in done.error
+
+
+def test_lm_alone_and_tables(sweep: Any, tmp_path: Path) -> None:
+    results = sweep("--strategy retomaton --k 256 --min-knns 5")
+    expected = json.loads((GOLDEN / "expected.json").read_text())["a_base"]
+    assert results["lm"]["loss_base2"] == pytest.approx(expected["loss_base2"], abs=5e-5)
+    assert results["lm"]["count"] == expected["count"]
+    (row,) = csv.DictReader((tmp_path / "out.csv").open())
+    assert float(row["perplexity"]) == results["points"][0]["perplexity"]
+    assert (row["strategy"], row["min_knns"], row["members"]) == ("retomaton", "5", "")
+    last = (tmp_path / "out.md").read_text().splitlines()[-1]
+    assert last.startswith("| retomaton | - | 5 | 256 | 0.25 | 1 |")
+
+
+def test_a_killed_sweep_goes_on(sweep: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    flags = "--strategy retomaton --k 256 --min-knns 30 6 2"
+    walk, walks = sweep_module.Sweep._walk, []
+
+    def killed(self: Any, *arguments: Any) -> Any:
+        if len(walks) == 2:
+            raise KeyboardInterrupt
+        walks.append(arguments)
+        return walk(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_module.Sweep, "_walk", killed)
+        sweep(flags, 130)
+    assert len(json.loads((tmp_path / "out.json").read_text())["points"]) == 2
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        walks.append(arguments)
+        return walk(self, *arguments)
+
+    monkeypatch.setattr(sweep_module.Sweep, "_walk", counted)
+    resumed = sweep(flags)
+    assert len(walks) == 3
+    more = sweep(flags + " --lmbda 0.1 0.25 0.4")
+    assert len(walks) == 3, "another lambda is only another mixture"
+    assert [p for p in more["points"] if p["lmbda"] == 0.25] == resumed["points"]
+    sweep(flags + " --knn-temp 1 7")
+    assert len(walks) == 6
+    kept = sweep("--strategy knnlm --k 256")
+    assert len(kept["points"]) == 1 and len(kept["earlier_points"]) >= 12
+
+
+def test_a_strategy_that_sets_its_own_weight_is_walked_for_each_lambda(
+    sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weight that follows from lambda is not mixed again but walked again, and a fixed one does not change."""
+    (tmp_path / "my_ideas").mkdir()
+    (tmp_path / "my_ideas" / "__init__.py").write_text(
+        "import torch\n"
+        "from fairseq.retrieval.retrievers import Proposal, register_retriever\n"
+        "from fairseq.retrieval.retrievers.knnlm import KNNLMRetriever\n"
+        "@register_retriever('halved_weight')\n"
+        "class Halved(KNNLMRetriever):\n"
+        "    def propose(self, step):\n"
+        "        search = torch.ones(len(step), dtype=torch.bool)\n"
+        "        return Proposal(search, None, torch.full((len(step),), self.resources.lmbda / 2))\n"
+    )
+    results = sweep(f"--user-dir {tmp_path / 'my_ideas'} --strategy knnlm halved_weight --k 256 --lmbda 0.2 0.4")
+    expected = point(results, strategy="knnlm", lmbda=0.2)["loss_base2"]
+    assert point(results, strategy="halved_weight", lmbda=0.4)["loss_base2"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--strategy nonsense", "--strategy: found 'nonsense'"),
+        ("--strategy 'random_skip 0.5'", "a name, then flags"),
+        ("--strategy \"random_skip 'x\"", "expected words as a shell reads them (No closing quotation)"),
+        ("--strategy 'random_skip --skip 0.5'", "--skip 0.5; see fairseq-sweep --strategy random_skip --help"),
+        ("--strategy 'retomaton --target-foss 0.5'", "--min-knns"),
+        ("--members missing.pkl --k 8", "missing.pkl"),
+        ("--min-knns -1", "--min-knns"),
+    ],
+)
+def test_mistakes_are_one_sentence(sweep: Any, flags: str, sentence: str) -> None:
+    assert sentence in sweep(flags, 2).error
+
+
+def test_help_shows_the_flags_of_the_strategies_named(run_cli: Any) -> None:
+    plain = run_cli("sweep", ["--help"])
+    assert plain.status == 0 and "--skip-probability P" not in plain.stdout
+    assert "default: 0.25, where eval_lm.py has 0" in plain.stdout
+    words = shlex.split("--strategy adaptret 'random_skip --skip-probability 1' retomaton_adaptret -h")
+    named = run_cli("sweep", words)
+    assert named.status == 0, named.stderr
+    assert "Flags of adaptret, random_skip, retomaton_adaptret, in the quotes:" in named.stdout
+    assert "--skip-probability P" in named.stdout and "--adaptret-checkpoint" in named.stdout
+    assert "--strategy: found 'guess'" in run_cli("sweep", ["--help", "--strategy", "guess"]).error
+
+
+@pytest.mark.parametrize("flag", ["--output", "--figure"])
+def test_outputs_that_could_not_be_written_are_refused_at_once(flag: str, run_cli: Any, tmp_path: Path) -> None:
+    """Before the scores are opened, which are missing here."""
+    folder = tmp_path / ("out.csv" if flag == "--output" else "out-methods.svg")
+    folder.mkdir()
+    words = ["--scores", "missing", "--output", tmp_path / "o", *STORES, flag]
+    error = run_cli("sweep", [*words, tmp_path / "out"], cwd=GOLDEN).error
+    assert f"argument {flag}: found the folder {folder}" in error
+    assert "missing" in run_cli("sweep", [*words, tmp_path / "other"], cwd=GOLDEN).error
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_figures(sweep: Any, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    sweep(
+        f"--strategy knnlm 'random_skip --skip-probability 0.3' retomaton --members {MEMBERS} none --min-knns 1 20 "
+        f"--k 256 --lmbda 0.25 0.5 --knn-temp 1 3 --figure {tmp_path / 'f'} --paper wikitext103"
+    )
+    for name in ("methods", "clusters", "lmbda-temp"):
+        assert (tmp_path / f"f-{name}.png").read_bytes()[1:4] == b"PNG"
+    text = (tmp_path / "f-methods.svg").read_text()
+    assert all(label in text for label in ("kNN-LM", "RetoMaton", "RetoMaton without clusters", "as published"))
+    text = (tmp_path / "f-clusters.svg").read_text()
+    assert "k-means 400" in text and "without clusters" in text
+
+
+def test_target_foss(run_cli: Any, tmp_path: Path) -> None:
+    """Chosen on all of the evaluated split, the share is reached, and one more demanded entry would miss it."""
+    words = [*LM, *STORES, *FROM_CODES, "--knnlm", "--k", "256", "--lmbda", "0.25", "--results-json", tmp_path / "r"]
+    done = run_cli("eval_lm", [*words, "--target-foss", "0.5"], cwd=GOLDEN)
+    results = json.loads((tmp_path / "r").read_text())
+    chosen = results["target_foss"]
+    assert f"chose --min-knns {chosen['min_knns']}" in done.stderr
+    assert chosen["tokens"] == results["num_tokens"]
+    assert 50 <= results["searches_saved_percent"] == pytest.approx(chosen["saved_percent_when_chosen"])
+    run_cli("eval_lm", [*words, "--min-knns", chosen["min_knns"] + 1], cwd=GOLDEN)
+    assert json.loads((tmp_path / "r").read_text())["searches_saved_percent"] < 50
+
+    elsewhere = ["--target-foss", "0.5", "--target-foss-subset", "test", "--target-foss-tokens", "300"]
+    run_cli("eval_lm", [*words, *elsewhere, "--save-scores", tmp_path / "s", "--save-searches"], cwd=GOLDEN)
+    results = json.loads((tmp_path / "r").read_text())
+    assert results["target_foss"]["split"] == "test" and 300 <= results["target_foss"]["tokens"] < 400
+    assert results["searches_saved_percent"] == pytest.approx(50, abs=10)
+    done = run_cli("eval_lm", [*words, "--target-foss", "0.99", "--target-foss-tokens", "200"], cwd=GOLDEN)
+    assert "out of reach; --min-knns 1" in done.stderr
+    assert "--target-foss" in run_cli("eval_lm", [*words, "--no-pointer", "--target-foss", "0.5"], cwd=GOLDEN).error
+    assert "--save-scores" in run_cli("eval_lm", [*words, "--save-searches"], cwd=GOLDEN).error
