@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import os
 import re
 import shutil
@@ -24,6 +25,11 @@ from fairseq.flag_types import literal_dict
 logger = logging.getLogger(__name__)
 
 LAST = "checkpoint_last.pt"
+# The flags that decide which samples are in the batches of an epoch, and in what order.
+BATCHING = (  # noqa: SIM905
+    "max_tokens max_sentences required_batch_size_multiple seed tokens_per_sample sample_break_mode "
+    "max_target_positions train_subset add_bos_token distributed_world_size"
+).split()
 SAFE_POINT_SECONDS = 60.0
 SAFE_POINT_SHARE = 20  # safe points are at least this many times further apart than one takes to write
 
@@ -102,9 +108,7 @@ def save_checkpoint(args: argparse.Namespace, trainer: Any, epoch_itr: Any, val_
     if not names:
         return []
     began = time.perf_counter()
-    extra_state: dict[str, Any] = {"train_iterator": epoch_itr.state_dict(), "val_loss": val_loss}
-    if trainer.best_score is not None:
-        extra_state["best"] = trainer.best_score
+    extra_state = _position(trainer, epoch_itr, val_loss)
     paths = [os.path.join(args.save_dir, name) for name in names]
     trainer.save_checkpoint(paths[0], extra_state)
     for path in paths[1:]:
@@ -119,6 +123,14 @@ def save_checkpoint(args: argparse.Namespace, trainer: Any, epoch_itr: Any, val_
     )
     delete_old_checkpoints(args, mid_epoch=not epoch_itr.end_of_epoch())
     return paths
+
+
+def _position(trainer: Any, epoch_itr: Any, val_loss: float | None) -> dict[str, Any]:
+    """Where the training is: in the data, and with its validation values."""
+    extra_state = {"train_iterator": epoch_itr.state_dict(), "iterated": epoch_itr.identity, "val_loss": val_loss}
+    if trainer.best_score is not None:
+        extra_state["best"] = trainer.best_score
+    return extra_state
 
 
 class SafePoints:
@@ -137,10 +149,7 @@ class SafePoints:
     def save(self, args: argparse.Namespace, trainer: Any, epoch_itr: Any) -> None:
         """Saves the state between two updates."""
         began = time.monotonic()
-        extra_state: dict[str, Any] = {"train_iterator": epoch_itr.state_dict(), "val_loss": None}
-        if trainer.best_score is not None:
-            extra_state["best"] = trainer.best_score
-        trainer.save_checkpoint(os.path.join(args.save_dir, LAST), extra_state)
+        trainer.save_checkpoint(os.path.join(args.save_dir, LAST), _position(trainer, epoch_itr, None))
         self._last = time.monotonic()
         self._seconds = self._last - began
 
@@ -235,7 +244,7 @@ def load_checkpoint(args: argparse.Namespace, trainer: Any, **kwargs: Any) -> tu
         trainer.best_score = extra_state.get("best", trainer.best_score)
         trainer.patience_state = extra_state.get("patience", trainer.patience_state)
     if extra_state is not None and not resets["dataloader"]:
-        epoch_itr = _restore_iterator(args, trainer, extra_state["train_iterator"], **kwargs)
+        epoch_itr = _restore_iterator(args, trainer, extra_state, **kwargs)
     else:
         epoch_itr = trainer.get_train_iterator(epoch=0, **kwargs)
     # fairseq passes the running epoch here even in its middle, which moves per-epoch rates ahead by one epoch after a
@@ -263,12 +272,49 @@ def _restore_plan(args: argparse.Namespace) -> tuple[str, dict[str, bool]]:
     return finetune, dict.fromkeys(resets, True)
 
 
-def _restore_iterator(args: argparse.Namespace, trainer: Any, place: dict[str, Any], **kwargs: Any) -> Any:
+def _restore_iterator(args: argparse.Namespace, trainer: Any, extra_state: dict[str, Any], **kwargs: Any) -> Any:
+    place = extra_state["train_iterator"]
+    if place["epoch"] == 0 and trainer.get_num_updates():
+        logger.warning("the checkpoint does not say how much of the data was read; its first epoch starts")
     # the data folder of an epoch follows from how many epochs are complete (several folders take turns)
     running = max(place["epoch"] - 1, 0)
     epoch_itr = trainer.get_train_iterator(epoch=running, **kwargs)
+    reason = _other_batches(args, trainer, extra_state, epoch_itr)
+    if reason is not None:
+        logger.warning(
+            "the checkpoint was written after %d batches of epoch %d, which were others (%s); epoch %d starts again",
+            place["iterations_in_epoch"],
+            place["epoch"],
+            reason,
+            place["epoch"],
+        )
+        place = {**place, "iterations_in_epoch": 0}
+    elif place.get("iterations_in_epoch", 0) >= extra_state.get("iterated", {}).get("batches", math.inf):
+        place = {**place, "iterations_in_epoch": max(len(epoch_itr), 1)}  # complete, however many batches it has now
     epoch_itr.load_state_dict(place)
     complete = epoch_itr.next_epoch_idx - 1
     if complete != running and os.pathsep in args.data:
         epoch_itr = trainer.get_train_iterator(epoch=complete, **kwargs)
     return epoch_itr
+
+
+def _other_batches(
+    args: argparse.Namespace, trainer: Any, extra_state: dict[str, Any], epoch_itr: Any
+) -> str | None:
+    """Why the place in the batches that a checkpoint holds is none in those of `epoch_itr`; None where it is one, or
+    where the epoch was complete. Checkpoints of fairseq have no digest of the batches: there, flags are compared."""
+    place, then = extra_state["train_iterator"], extra_state.get("iterated")
+    offset = place.get("iterations_in_epoch", 0)
+    if not offset:
+        return None
+    saved = vars(trainer.restored_args)
+    changed = [
+        f"--{name.replace('_', '-')} {saved[name]}, now {getattr(args, name)}"
+        for name in BATCHING
+        if name in saved and hasattr(args, name) and saved[name] != getattr(args, name)
+    ]
+    if then is None:
+        return "; ".join(changed) or None
+    if then == epoch_itr.identity or offset >= then["batches"]:
+        return None
+    return "; ".join(changed) or "the text is another"

@@ -12,23 +12,20 @@ import logging
 import mmap as mmap_module
 import os
 import re
-import struct
 import sys
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from fairseq import training_state
 from fairseq.errors import BadFile, MissingFile, UserError
-from fairseq.files import safe_pickle
+from fairseq.files import safe_pickle, torch_files
 from fairseq.models import ARCH_MODEL_REGISTRY, ArchitectureMismatch
 from fairseq.registry import REGISTRIES, set_defaults
 
 logger = logging.getLogger(__name__)
 
-ZIP_MAGIC = b"PK\x03\x04"
-LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
 SAVING = ("save_checkpoint", "load_checkpoint", "verify_checkpoint_directory", "torch_persistent_save", "save_state")
 CONTENT = "a checkpoint written by this package or fairseq"
 
@@ -56,44 +53,7 @@ def read_torch_file(path: str | os.PathLike[str], mmap: bool = False) -> Any:
 
     With `mmap` the tensors of a zip container are pages of the file instead of memory: cheap for a caller that needs
     only some of them, fatal for one that keeps them while somebody overwrites the file."""
-    path = os.fspath(path)
-    with safe_pickle.pickle_errors(path, CONTENT):
-        is_zip = _is_zip(path)
-        record_sizes = _zip_records(path) if is_zip else None
-        return torch.load(
-            path,
-            map_location="cpu",
-            mmap=mmap and is_zip,
-            weights_only=False,  # torch's own list cannot be extended by module aliases and stubs; ours is as strict
-            pickle_module=safe_pickle.pickle_module_for(path, record_sizes),
-        )
-
-
-def _is_zip(path: str) -> bool:
-    """Whether a checkpoint is a zip container (PyTorch 1.6 and later) or a legacy one; BadFile when neither."""
-    with open(path, "rb") as stream:
-        magic = stream.read(len(LEGACY_MAGIC))
-    if magic.startswith(ZIP_MAGIC):
-        return True
-    if magic != LEGACY_MAGIC:
-        raise BadFile(path, "a file that torch.save did not write", CONTENT)
-    return False
-
-
-def _zip_records(path: str) -> dict[str, int]:
-    """Bytes of each tensor in a zip container, by its key. Containers that are more than tensors and plain data are
-    refused: TorchScript archives are programs, compressed or overlapping records can be larger than memory."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
-        raise BadFile(path, "a damaged zip container", CONTENT, "copy the file again, or use another one") from error
-    if any(record.filename.endswith("/constants.pkl") for record in records):
-        raise safe_pickle.RefusedGlobal(path, "a TorchScript program")
-    total = sum(record.file_size for record in records)
-    if total > os.path.getsize(path) or any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        raise BadFile(path, f"compressed or overlapping parts of {total} bytes", CONTENT, "use what torch.save wrote")
-    return {record.filename.split("/data/")[-1]: record.file_size for record in records if "/data/" in record.filename}
+    return torch_files.read_torch_file(path, CONTENT, mmap)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -249,8 +209,8 @@ def load_model_ensemble_and_task(
         state = load_checkpoint_to_cpu(filename, arg_overrides, mmap=True)
         args, parameters = state["args"], state["model"]
         del state  # the optimizer's part is as large as the weights, or larger
-        if _is_zip(filename):
-            parameters = _unmapped(parameters)
+        if torch_files.is_zip(filename, CONTENT):
+            parameters = _unmapped(parameters, torch_files.StorageCheck(filename, CONTENT))
         if task is None:
             task = tasks.setup_task(args)
         models.append(_build_and_load(filename, args, task, parameters))
@@ -268,15 +228,16 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _unmapped(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The tensors of a mapped file in memory of their own, tied ones still tied. Each one's pages are let go once it is
-    copied: they would count as this process's memory, which would then hold the weights twice."""
+def _unmapped(parameters: dict[str, Any], check: torch_files.StorageCheck) -> dict[str, Any]:
+    """The tensors of a mapped file, each checked, in memory of their own, tied ones still tied. Each one's pages are
+    let go once it is copied: they would count as this process's memory, which would then hold the weights twice."""
     copies: dict[Any, torch.Tensor] = {}
     result = {}
     for name, value in parameters.items():
         if isinstance(value, torch.Tensor):
             place = (value.data_ptr(), value.dtype, value.shape, value.stride())
             if place not in copies:
+                check(value)
                 copies[place] = value.clone()
                 _forget_pages(value)
             value = copies[place]
@@ -297,8 +258,8 @@ def _forget_pages(tensor: torch.Tensor) -> None:
 
 def _build_and_load(filename: str, args: argparse.Namespace, task: Any, parameters: dict[str, Any]) -> Any:
     """A model with the file's parameters; built without memory of its own where its class allows that."""
-    own = getattr(ARCH_MODEL_REGISTRY.get(str(getattr(args, "arch", ""))), "__module__", "").startswith("fairseq.")
-    _check_parameters(filename, args, parameters, own)
+    own = _is_own(args)
+    check_parameters(filename, args, parameters)
     try:
         try:
             with torch.device("meta"):
@@ -325,13 +286,25 @@ def _build_and_load(filename: str, args: argparse.Namespace, task: Any, paramete
         raise BadFile(filename, found, "those of a trained model", remedy) from error
 
 
-def _check_parameters(filename: str, args: argparse.Namespace, parameters: dict[str, Any], own: bool) -> None:
-    """BadFile when parameters are no tensors, or too few for the layers that the options announce."""
+def _is_own(args: argparse.Namespace) -> bool:
+    """Whether the architecture is one of this package, and no user's."""
+    return getattr(ARCH_MODEL_REGISTRY.get(str(getattr(args, "arch", ""))), "__module__", "").startswith("fairseq.")
+
+
+def check_parameters(filename: str, args: argparse.Namespace, parameters: Any) -> None:
+    """BadFile when parameters are no tensors, too few for the layers that the options announce, or not finite."""
+    if not isinstance(parameters, dict):
+        raise BadFile(filename, f"{type(parameters).__name__} instead of parameters", "a tensor for each name")
+    own = _is_own(args)
     for name, value in parameters.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise BadFile(filename, f"{type(value).__name__} as the parameter {str(name)[:80]!r}", "a tensor")
+        # the buffers named so are memory that fairseq never set; a user's model may keep a mask of infinities
+        if own and not name.endswith("_float_tensor") and not training_state.is_finite(value):
+            remedy = "copy the file again, or use an earlier checkpoint"
+            raise BadFile(filename, f"numbers that are not finite in {name[:80]}", "finite ones", remedy)
     layers = getattr(args, "decoder_layers", 0)
-    if own and isinstance(layers, int) and layers > len(parameters):
+    if own and parameters and isinstance(layers, int) and layers > len(parameters):
         found = f"{layers} decoder layers but {len(parameters)} parameters"
         raise BadFile(filename, found, "parameters of every layer")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fairseq import checkpoint_saving, checkpoint_utils, metrics, optim, utils
+from fairseq import checkpoint_saving, checkpoint_utils, metrics, optim, training_state, utils
 from fairseq.errors import BadFile, UserError
 from fairseq.meters import TimeMeter
 from fairseq.models import ArchitectureMismatch
@@ -40,6 +40,7 @@ class Trainer:
         self._optimizer: Any = None
         self._lr_scheduler: Any = None
         self._optim_history: list[dict[str, Any]] = []
+        self.restored_args = argparse.Namespace()  # of the checkpoint that was loaded
         self._num_updates = 0
         self._dummy_batch: Any = None
         self._start_time = time.time()
@@ -322,8 +323,9 @@ class Trainer:
             return None
         state = checkpoint_utils.load_checkpoint_to_cpu(filename)
         self._load_weights(filename, state)
-        extra_state = state["extra_state"]
-        self._optim_history = list(state["optimizer_history"])
+        self.restored_args = state["args"]
+        extra_state = training_state.check_extra_state(filename, state["extra_state"])
+        self._optim_history = list(training_state.check_history(filename, state["optimizer_history"]))
         if not reset_optimizer:
             self._load_optimizer(filename, state, reset_lr_scheduler, optimizer_overrides)
         epoch = extra_state.get("train_iterator", {}).get("epoch", 0)
@@ -334,8 +336,10 @@ class Trainer:
 
     def _load_weights(self, filename: str, state: dict[str, Any]) -> None:
         try:
+            checkpoint_utils.check_parameters(filename, self.args, state["model"])
             self._model.load_state_dict(state["model"], strict=True)
             if state.get("criterion"):
+                checkpoint_utils.check_parameters(filename, self.args, state["criterion"])
                 self._criterion.load_state_dict(state["criterion"], strict=True)
         except (ArchitectureMismatch, RuntimeError) as error:
             raise BadFile(
@@ -364,7 +368,10 @@ class Trainer:
                     "pass --reset-optimizer to start with a fresh optimizer",
                 )
         if not reset_lr_scheduler:
-            self.lr_scheduler.load_state_dict(last["lr_scheduler_state"])
+            own = self.lr_scheduler.state_dict()
+            schedule = training_state.check_schedule(filename, last.get("lr_scheduler_state"), own)
+            self.lr_scheduler.load_state_dict(schedule)
+        saved = training_state.check_optimizer_state(filename, saved, self.optimizer, last["num_updates"])
         try:
             self.optimizer.load_state_dict(saved, overrides)
         except ValueError as error:
@@ -374,7 +381,7 @@ class Trainer:
                 "one for this model",
                 "pass --reset-optimizer",
             ) from error
-        self.set_num_updates(last["num_updates"])
+        self.set_num_updates(int(last["num_updates"]))
 
     def _load_meters(self, extra_state: dict[str, Any]) -> None:
         self._previous_training_time = float(extra_state.get("previous_training_time", 0.0))

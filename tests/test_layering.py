@@ -25,6 +25,7 @@ BASE: dict[str, set[str]] = {
     "flag_types": {"errors"},
     "registry": {"errors"},
     "distributed_utils": {"errors"},
+    "training_state": {"errors"},
     "meters": {"errors"},
     "metrics": {"errors", "meters"},
 }

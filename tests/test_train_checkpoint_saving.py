@@ -31,6 +31,8 @@ class Itr:
     def __init__(self, epoch: int, end: bool) -> None:
         self.epoch, self.end = epoch, end
 
+        self.identity = {"batches": 9, "digest": "0"}
+
     def end_of_epoch(self) -> bool:
         return self.end
 

@@ -243,3 +243,43 @@ def test_nothing_in_the_folder_is_taken_away(train, tmp_path) -> None:
     (tmp_path / "ckpt" / "dummy").write_text("mine")
     finished(train("--max-update", 1, "--disable-validation"))
     assert (tmp_path / "ckpt" / "dummy").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "flags, reason",
+    [
+        (["--max-tokens", 256], "--max-tokens 512, now 256"),
+        (["--seed", 2], "--seed 1, now 2"),
+        (["--tokens-per-sample", 32], "--tokens-per-sample 64, now 32"),
+        (["--train-subset", "valid"], "--train-subset train, now valid"),
+    ],
+)
+def test_a_place_in_other_batches_is_none_so_the_epoch_starts_again(train, tmp_path, flags, reason) -> None:
+    first = ("--max-update", 5, "--disable-validation")
+    finished(train(*first))
+    out = finished(train("--max-update", 6, "--disable-validation", *flags))
+    assert f"after 5 batches of epoch 1, which were others ({reason}" in out and "; epoch 1 starts again" in out
+    extra = load_checkpoint_to_cpu(tmp_path / "ckpt" / "checkpoint_last.pt")["extra_state"]
+    assert extra["train_iterator"]["epoch"] == 1 and extra["train_iterator"]["iterations_in_epoch"] == 1
+
+
+def test_so_it_does_with_another_text_and_with_a_file_of_fairseq(train, golden, tmp_path) -> None:
+    finished(train("--max-update", 5, "--disable-validation"))
+    path = tmp_path / "ckpt" / "checkpoint_last.pt"
+    state = load_checkpoint_to_cpu(path)
+    state["extra_state"]["iterated"]["digest"] = "another"
+    torch.save(state, path)
+    out = finished(train("--max-update", 6, "--disable-validation"))
+    assert "which were others (the text is another); epoch 1 starts again" in out
+    del state["extra_state"]["iterated"]
+    torch.save(state, path)
+    out = finished(train("--max-update", 6, "--disable-validation"))
+    assert "starts again" not in out
+    torch.save(state, path)
+    assert "(--seed 1, now 3)" in finished(train("--max-update", 6, "--disable-validation", "--seed", 3))
+
+
+def test_a_complete_epoch_is_not_repeated_with_other_batches(train) -> None:
+    finished(train("--max-epoch", 1, "--max-tokens", 4096, "--disable-validation"))
+    out = finished(train("--max-epoch", 2, "--max-tokens", 2048, "--disable-validation"))
+    assert "starts again" not in out and "epoch 001 |" not in out and "epoch 002 |" in out

@@ -3,6 +3,8 @@ workers, and the epoch iterator that joins them. Shuffling, seeds and state form
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
 import math
 import re
@@ -10,10 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 import torch.utils.data
 
 from fairseq.data import data_utils
 from fairseq.errors import UserError
+
+SAMPLED = 64  # batches by whose text others are told apart
 
 
 class CountingIterator:
@@ -181,6 +186,22 @@ class EpochBatchIterator:
     def state_dict(self) -> dict[str, Any]:
         """The place: running epoch and batches consumed in it (all of them at an epoch's end)."""
         return {"epoch": self.epoch, "iterations_in_epoch": self.iterations_in_epoch, "shuffle": self.shuffle}
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """By what a place in these batches is known to be one in them: their number for this shard, and a digest of
+        their order and of the texts that begin some of them."""
+        batches = [np.asarray(batch, np.int64) for batch in self.frozen_batches]
+        digest = hashlib.blake2b(f"{self.seed} {self.num_shards} {self.shard_id}".encode(), digest_size=16)
+        digest.update(np.array([len(batch) for batch in batches], "<i8").tobytes())
+        for batch in batches:
+            digest.update(batch.astype("<i8").tobytes())
+        for batch in batches[:: max(1, len(batches) // SAMPLED)]:
+            item = self.dataset[int(batch[0])] if len(batch) else None
+            source = item.get("source") if isinstance(item, dict) else None
+            if isinstance(source, torch.Tensor):
+                digest.update(source.numpy().astype("<i8").tobytes())
+        return {"batches": len(self), "digest": digest.hexdigest()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores a place, in this format or in the later one (`version` 2: a finished epoch is `epoch + 1`, 0)."""

@@ -21,6 +21,8 @@ from fairseq.optim.fairseq_optimizer import Float32Math
 class FairseqAdam(FairseqOptimizer):
     """`--optimizer adam`."""
 
+    state_keys = ("step", "exp_avg", "exp_avg_sq")
+
     def __init__(self, args: argparse.Namespace, params: Iterable[Tensor]) -> None:
         super().__init__(args)
         self._optimizer = Adam(params, **self.optimizer_config)

@@ -20,6 +20,8 @@ from fairseq.optim.fairseq_optimizer import Float32Math
 class FairseqAdamax(FairseqOptimizer):
     """`--optimizer adamax`."""
 
+    state_keys = ("step", "exp_avg", "exp_inf")
+
     def __init__(self, args: argparse.Namespace, params: Iterable[Tensor]) -> None:
         super().__init__(args)
         self._optimizer = Adamax(params, **self.optimizer_config)

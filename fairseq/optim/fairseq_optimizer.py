@@ -19,6 +19,10 @@ class FairseqOptimizer:
     """Base class. Subclasses set `self._optimizer` in their constructor `(args, params)`, define `optimizer_config`."""
 
     _optimizer: torch.optim.Optimizer
+    state_keys: tuple[str, ...] = ()
+    """What the saved state of each parameter must have, if it has any."""
+    master_params: Tensor | None = None
+    """All weights in float32, where these are kept beside those in half precision."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args

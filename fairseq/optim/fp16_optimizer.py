@@ -80,6 +80,7 @@ class HalfPrecisionOptimizer(FairseqOptimizer):
     def __init__(self, args: argparse.Namespace, params: Sequence[Tensor], wrapped: FairseqOptimizer) -> None:
         super().__init__(args)
         self.half_params, self.wrapped_optimizer = list(params), wrapped
+        self.state_keys = wrapped.state_keys
         self.scaler = scaler_from_args(args)
         self.min_loss_scale = args.min_loss_scale
 
@@ -137,6 +138,8 @@ class FP16Optimizer(HalfPrecisionOptimizer):
     """Float32 master copy of half-precision weights; by default one flat vector in parameter order, as checkpoints of
     fairseq have it, else (`--fp16-no-flatten-grads`) one master per parameter. Missing gradients count as zero."""
 
+    master_params: Tensor
+
     def __init__(self, args: argparse.Namespace, params: Sequence[Tensor], flatten: bool) -> None:
         sizes = [p.numel() for p in params]
         storage = torch.empty(sum(sizes), dtype=torch.float32, device=params[0].device)
@@ -144,7 +147,7 @@ class FP16Optimizer(HalfPrecisionOptimizer):
         self._masters = [v.view_as(p) for v, p in zip(storage.split(sizes), params, strict=True)]
         self._gradients = [v.view_as(p) for v, p in zip(gradient.split(sizes), params, strict=True)]
         torch._foreach_copy_(self._masters, [p.data for p in params])
-        self._storage = storage
+        self.master_params = storage
         if flatten:
             self.fp32_params = [torch.nn.Parameter(storage)]
             self.fp32_params[0].grad = gradient
@@ -201,13 +204,13 @@ class FP16Optimizer(HalfPrecisionOptimizer):
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimiser's state, `loss_scale`, and the master copy: without it a restart would go on from
         rounded weights (fairseq does; it ignores the extra key)."""
-        return {**super().state_dict(), "master_params": self._storage}
+        return {**super().state_dict(), "master_params": self.master_params}
 
     def load_state_dict(self, state_dict: dict[str, Any], optimizer_overrides: dict[str, Any] | None = None) -> None:
         inner = {key: value for key, value in state_dict.items() if key != "master_params"}
         super().load_state_dict(inner, optimizer_overrides)
         if "master_params" in state_dict:
-            self._storage.copy_(state_dict["master_params"])
+            self.master_params.copy_(state_dict["master_params"])
 
 
 class MemoryEfficientFP16Optimizer(HalfPrecisionOptimizer):

@@ -19,6 +19,8 @@ from fairseq.optim.fairseq_optimizer import Float32Math
 class FairseqNAG(FairseqOptimizer):
     """`--optimizer nag`."""
 
+    state_keys = ("momentum_buffer",)
+
     def __init__(self, args: argparse.Namespace, params: Iterable[Tensor]) -> None:
         super().__init__(args)
         self._optimizer = NAG(params, **self.optimizer_config)

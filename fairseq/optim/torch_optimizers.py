@@ -39,6 +39,8 @@ class SGD(FairseqOptimizer):
 class Adagrad(FairseqOptimizer):
     """`--optimizer adagrad`."""
 
+    state_keys = ("step", "sum")
+
     def __init__(self, args: argparse.Namespace, params: Iterable[Tensor]) -> None:
         super().__init__(args)
         self._optimizer = torch.optim.Adagrad(params, **self.optimizer_config)
@@ -55,6 +57,8 @@ class Adagrad(FairseqOptimizer):
 @register_optimizer("adadelta")
 class Adadelta(FairseqOptimizer):
     """`--optimizer adadelta`."""
+
+    state_keys = ("step", "square_avg", "acc_delta")
 
     def __init__(self, args: argparse.Namespace, params: Iterable[Tensor]) -> None:
         super().__init__(args)

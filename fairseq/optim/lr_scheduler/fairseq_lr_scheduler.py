@@ -27,7 +27,7 @@ class FairseqLRScheduler:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
-        self.best = state_dict["best"]
+        self.best = state_dict.get("best")  # later versions of fairseq leave it out
 
     def step(self, epoch: int, val_loss: float | None = None) -> float:
         """Notes that `epoch` epochs are complete and how the validation went."""

@@ -58,7 +58,9 @@ class ReduceLROnPlateau(FairseqLRScheduler):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.plateau.best = self.best = state_dict["best"]
+        self.best = state_dict.get("best")
+        if self.best is not None:  # None: nothing was compared yet, and torch's own start stays
+            self.plateau.best = self.best
         self.plateau.last_epoch = state_dict.get("last_epoch", self.plateau.last_epoch)
         self.plateau.num_bad_epochs = state_dict.get("num_bad_epochs", 0)
 

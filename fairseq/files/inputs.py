@@ -1,0 +1,48 @@
+"""Files to read: regular ones only. A FIFO keeps its reader waiting, a device may never end, and neither has a length
+that sizes could be compared with; so all are told apart before anything is opened."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import IO
+
+from fairseq.errors import BadFile, MissingFile
+
+_KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def regular_size(path: str | os.PathLike[str], remedy: str = "") -> int:
+    """Bytes of a regular file; MissingFile when nothing has this name or a folder has it, BadFile for a FIFO, socket or
+    device."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingFile(path, remedy) from error
+    if stat.S_ISDIR(status.st_mode):
+        raise MissingFile(path, remedy)
+    _require_regular(path, status)
+    return status.st_size
+
+
+def open_input(path: str | os.PathLike[str], remedy: str = "") -> IO[bytes]:
+    """Opens a regular file for reading bytes, without ever waiting; errors as `regular_size`."""
+    regular_size(path, remedy)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        _require_regular(path, os.fstat(descriptor))  # what was looked at may have been replaced since
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _require_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        raise BadFile(path, _KINDS.get(kind, "something else than a file"), "a regular file", "check the path")
