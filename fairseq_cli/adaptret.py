@@ -23,7 +23,7 @@ from fairseq.files.provenance import write_results
 from fairseq.flag_types import Parser, finite_float, output_file, positive_float, positive_int, seed_int, unit_float
 from fairseq.knnlm import build_knnlm, open_stores
 from fairseq.refusals import add_force
-from fairseq.retrieval.datastore.provenance import check_asked_by
+from fairseq.retrieval.datastore.provenance import SOURCE, check_asked_by
 from fairseq.retrieval.index.open_index import EXACT
 from fairseq.retrieval.retrievers.adaptret_network import FEATURES, AdaptRetRecipe, TrainingData, train
 from fairseq.retrieval.retrievers.ngrams import NgramTable, count_ngrams
@@ -99,6 +99,7 @@ def main(args: argparse.Namespace) -> None:
         args.held_out,
     )
     info = {"ngrams": os.path.abspath(_ngram_folder(args)), "k": args.k, "knn_temp": args.knn_temp}
+    info |= {"of": {name: scores.info.get(name) for name in SOURCE}, "ngrams_of": ngrams and ngrams.identity}
     model = train(data, recipe, args.save, info, not args.no_progress_bar)
     curve = model.info["held_out_perplexity"]
     seconds = time.perf_counter() - started

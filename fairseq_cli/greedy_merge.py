@@ -21,7 +21,7 @@ from fairseq.refusals import add_force
 from fairseq.retrieval.clusters import Clusters, save_clusters, save_members_pickle
 from fairseq.retrieval.clusters.greedy_merge import dump_neighbours, merge, write_merged
 from fairseq.retrieval.datastore import Datastore
-from fairseq.retrieval.datastore.provenance import check_belongs, datastore_files
+from fairseq.retrieval.datastore.provenance import check_belongs, datastore_files, datastore_identity
 from fairseq.retrieval.index import FaissIndex
 from fairseq_cli.entry import cli_entry
 
@@ -60,7 +60,8 @@ def main(args: argparse.Namespace) -> None:
     index = FaissIndex(args.indexfile, datastore.size, args.probe)
     check_belongs("--indexfile", args.indexfile, datastore)
     save = args.save or os.path.join(os.path.dirname(args.dstore), "dstore")
-    identity = {"index": quick_fingerprint(args.indexfile), "probe": args.probe, "datastore": datastore.info}
+    identity = {"index": quick_fingerprint(args.indexfile), "probe": args.probe}
+    identity["datastore"] = datastore_identity(datastore)
     path = f"{save}_size{datastore.size}_k{args.k}_int32.npy"
     neighbours = dump_neighbours(datastore, index, args.k, path, identity, not args.no_progress_bar)
     result = merge(neighbours, datastore.values, args.merge, args.seed)

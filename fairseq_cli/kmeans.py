@@ -16,7 +16,7 @@ from fairseq.refusals import add_force
 from fairseq.retrieval.clusters import Clusters, save_clusters, save_members_pickle
 from fairseq.retrieval.clusters.kmeans import ALGORITHMS, KMeansRecipe, cluster_keys
 from fairseq.retrieval.datastore import Datastore
-from fairseq.retrieval.datastore.provenance import datastore_files
+from fairseq.retrieval.datastore.provenance import datastore_files, datastore_identity
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("fairseq_cli.kmeans")
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
     prefix = f"{save}_s{args.sample}_k{args.num_clusters}"
     recipe = KMeansRecipe(args.num_clusters, args.sample, args.iterations, args.seed, args.algorithm)
     make_parent(prefix)
-    described = datastore.info or {"rows": datastore.size, "dimension": keys.shape[1]}
+    described = datastore_identity(datastore)
     shown = not args.no_progress_bar
     assignment, state = cluster_keys(keys, recipe, args.batch_size, shown, args.memory_gb, prefix, described)
     clusters = Clusters.from_assignment(assignment)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import itertools
 import json
 import logging
@@ -191,6 +192,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     device = torch.device("cuda" if args.knnlm_gpu and torch.cuda.is_available() else "cpu")
     stores = open_stores(argparse.Namespace(**{**vars(args), "k": max(args.k)}), scores.dimension, device)
     check_asked_by(args.dstore_filename, scores.info, [args.scores] * 4)
+    for walk in walks:
+        RETRIEVER_REGISTRY[walk.args.strategy].check_asked_by(walk.args, scores.info, [args.scores] * 4)
     asked = search_identity(args, stores.index)
     identity = {
         "scores": {name: value for name, value in scores.info.items() if name != "command"},
@@ -210,7 +213,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         logger.info("walk %d of %d: %s", number, len(walks), _summary(points[0]))
         current = {_key(point) for point in results["points"]}
         other = [point for point in kept if _key(point) not in current]
-        write_results(args.output + ".json", {**results, "earlier_points": other}, args)
+        digest = _digest_of_points(json.loads(json.dumps(results["points"])), other)
+        write_results(args.output + ".json", {**results, "earlier_points": other, "points_digest": digest}, args)
     logger.info("%d points in %.1f s", len(results["points"]), time.perf_counter() - began)
     write_tables(args.output, results)
     if args.figure:
@@ -222,11 +226,22 @@ def _kept_points(path: str, identity: dict[str, Any]) -> list[dict[str, Any]]:
     """Points of earlier runs with the same output; BadFile when they are of other scores."""
     if not os.path.exists(path):
         return []
-    earlier = read_json(path, 1 << 30)
+    earlier, remedy = read_json(path, 1 << 30), "choose another --output, or delete this one"
     if not isinstance(earlier, dict) or earlier.get("identity") != identity:
         found = "results of other scores, another index, datastore or --knn-sim-func"
-        raise BadFile(path, found, "those of the files named", "choose another --output, or delete this one")
-    return [*earlier.get("points", []), *earlier.get("earlier_points", [])]
+        raise BadFile(path, found, "those of the files named", remedy)
+    parts: list[Any] = [earlier.get("points"), earlier.get("earlier_points")]
+    points, before = parts
+    lists = isinstance(points, list) and isinstance(before, list)
+    if not lists or earlier.get("points_digest") != _digest_of_points(points, before):
+        raise BadFile(path, "points that differ from those that were written", "the results of a sweep", remedy)
+    return [*points, *before]
+
+
+def _digest_of_points(points: Any, earlier: Any) -> str:
+    """By which a later sweep knows that points have not been changed since."""
+    text = json.dumps([points, earlier], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _key(point: dict[str, Any]) -> str:

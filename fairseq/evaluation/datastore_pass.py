@@ -23,8 +23,10 @@ from fairseq import utils
 from fairseq.errors import BadFlag, UserError
 from fairseq.evaluation.lm_scoring import LMScoring
 from fairseq.files.fingerprint import file_fingerprint, split_fingerprints
+from fairseq.knnlm import strategy_name
 from fairseq.retrieval.datastore.provenance import check_asked_by
 from fairseq.retrieval.datastore.writer import DatastoreWriter
+from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.sizes import size_text
 
 logger = logging.getLogger(__name__)
@@ -151,7 +153,8 @@ def scoring_identity(scoring: LMScoring, args: argparse.Namespace) -> dict[str, 
 
 
 def check_source(scoring: LMScoring, args: argparse.Namespace) -> None:
-    """Refuses a datastore whose keys are not what this model would ask for, as far as its sidecar tells."""
+    """Refuses a datastore whose keys are not what this model would ask for, as far as its sidecar tells, and files of
+    the strategy that were made for another model."""
     dictionary = os.path.join(utils.split_paths(args.data)[0], "dict.txt")
     info = {
         "weights": scoring.weights,
@@ -159,4 +162,6 @@ def check_source(scoring: LMScoring, args: argparse.Namespace) -> None:
         "vocabulary": len(scoring.task.target_dictionary),
         "key_type": args.knn_keytype,
     }
-    check_asked_by(args.dstore_filename, info, [f"--path {args.path}", dictionary, dictionary, "--knn-keytype"])
+    places = [f"--path {args.path}", dictionary, dictionary, "--knn-keytype"]
+    check_asked_by(args.dstore_filename, info, places)
+    RETRIEVER_REGISTRY[strategy_name(args)].check_asked_by(args, info, places)

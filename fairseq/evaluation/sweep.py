@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fairseq.errors import BadFile
 from fairseq.evaluation.saved_searches import count_saved
-from fairseq.files.atomic_io import atomic_write
+from fairseq.files.array_files import read_sealed, same_identity, write_sealed
 from fairseq.files.fingerprint import quick_fingerprint
 from fairseq.knnlm import Stores, build_knnlm, mix, strategy_name
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
@@ -58,26 +58,44 @@ class Walked:
     mean_candidates: float
     cpu_seconds: float
 
-    def save(self, path: str) -> None:
-        """Writes everything as plain arrays."""
-        arrays = {**vars(self), "temperatures": np.array(self.temperatures)}
-        with atomic_write(path) as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type, unused-ignore]
+    def save(self, path: str, identity: dict[str, Any]) -> None:
+        """Writes everything as plain arrays, and whose they are."""
+        write_sealed(path, identity, {**vars(self), "temperatures": np.array(self.temperatures)})
 
     @classmethod
-    def load(cls, path: str, tokens: int) -> Walked:
-        """Reads what `save` wrote; BadFile when it is not of `tokens` tokens."""
+    def load(cls, path: str, identity: dict[str, Any], tokens: int) -> Walked | None:
+        """Reads what `save` wrote, to the bit. None, with a warning, when it cannot be read, so that the walk is done
+        again; BadFile when it is a walk of something else."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in cls.__annotations__}
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise BadFile(path, f"a file that cannot be read ({error})", "a walk of a sweep", "delete it") from error
-        walked = cls(**{name: value if value.ndim else float(value) for name, value in arrays.items()})  # type: ignore[arg-type]
-        walked.temperatures = arrays["temperatures"].tolist()
-        shape = (len(walked.temperatures), tokens)
-        if walked.by_temperature.shape != shape or walked.searched.shape != walked.weights.shape != (tokens,):
-            raise BadFile(path, f"arrays of {len(walked.searched)} tokens", f"{tokens} tokens", "delete it")
-        return walked
+            known, arrays = read_sealed(path)
+        except BadFile as error:
+            logger.warning("%s; walking again", error)
+            return None
+        if not same_identity(known, identity):
+            found, expected = "a walk of other scores or settings", "the one that its name says"
+            raise BadFile(path, found, expected, "delete it, or choose another --output")
+        count = len(arrays["temperatures"]) if arrays.get("temperatures", np.zeros(())).ndim == 1 else -1
+        layout: dict[str, Any] = {
+            "temperatures": ("f8", (count,)),
+            "by_temperature": ("f4", (count, tokens)),
+            "searched": ("b1", (tokens,)),
+            "weights": ("f4", (tokens,)),
+            "mean_candidates": ("f8", ()),
+            "cpu_seconds": ("f8", ()),
+        }
+        if {name: (array.dtype.str[1:], array.shape) for name, array in arrays.items()} != layout:
+            logger.warning("%s: found arrays of another form than those of %d tokens; walking again", path, tokens)
+            return None
+        figures = {name: float(arrays.pop(name)) for name in ("mean_candidates", "cpu_seconds")}
+        return cls(arrays.pop("temperatures").tolist(), **arrays, **figures)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a walk is kept, and what it depends on, of which the file's name is a digest."""
+
+    path: str
+    identity: dict[str, Any]
 
 
 class Sweep:
@@ -129,9 +147,12 @@ class Sweep:
         """The walk's results: from its file, if one has all the temperatures, else by walking. The file is for all
         lambdas when the walk turns out not to depend on it."""
         wanted = list(dict.fromkeys(temperatures))
-        for path in (self._path(walk, None), self._path(walk, lmbda)):
-            if os.path.exists(path):
-                known = Walked.load(path, len(self.scores))
+        places = [self._place(walk, None), self._place(walk, lmbda)]
+        for place in places:
+            if os.path.exists(place.path):
+                known = Walked.load(place.path, place.identity, len(self.scores))
+                if known is None:
+                    continue
                 if set(wanted) <= set(known.temperatures):
                     return known
                 wanted = list(dict.fromkeys([*known.temperatures, *wanted]))
@@ -140,12 +161,12 @@ class Sweep:
         constant = walked.weights == np.float32(lmbda)
         if only_mixes and lmbda > 0 and (constant | (walked.weights == 0)).all():
             walked.weights[constant] = np.nan
-            walked.save(self._path(walk, None))
+            walked.save(places[0].path, places[0].identity)
         else:
-            walked.save(self._path(walk, lmbda))
+            walked.save(places[1].path, places[1].identity)
         return walked
 
-    def _path(self, walk: Walk, lmbda: float | None) -> str:
+    def _place(self, walk: Walk, lmbda: float | None) -> _Place:
         files = {
             name: quick_fingerprint(value)
             for name, value in sorted(vars(walk.args).items())
@@ -154,7 +175,7 @@ class Sweep:
         settings = {name: value for name, value in walk.settings.items() if name != "series"}
         key = {"walk": settings, "lmbda": lmbda, "files": files, "of": self.identity}
         digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=8).hexdigest()
-        return os.path.join(self.folder, f"{digest}.npz")
+        return _Place(os.path.join(self.folder, f"{digest}.npz"), key)
 
     def _walk(self, walk: Walk, lmbda: float, temperatures: list[float]) -> Walked:
         args = argparse.Namespace(**{**vars(walk.args), "lmbda": lmbda, "knn_temp": temperatures[0]})

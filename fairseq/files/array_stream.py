@@ -1,25 +1,57 @@
 """A `.npy` file written row by row: under its temporary name until it is whole, and able to go on after a kill.
 
 numpy leaves room in a file's header for the first dimension to grow, so rows are simply appended and the header is
-written once more at the end."""
+written once more at the end. A stream knows a digest of the rows so far, which a run that goes on compares: it takes
+over the rows that were written, or none."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fairseq.errors import BadFile
+from fairseq.files.array_files import map_array
 from fairseq.files.atomic_io import make_parent, publish, read_json, temporary_path
+from fairseq.files.checksums import describe_content
+
+READ = 1 << 22
+REMEDY = "delete the folder and make it again"
+
+
+class RowDigest:
+    """A digest of what has been appended to a file so far."""
+
+    def __init__(self) -> None:
+        self._state = hashlib.blake2b(digest_size=16)
+
+    def add(self, rows: Any) -> None:
+        """Takes in the bytes of some rows."""
+        self._state.update(rows)
+
+    def add_from(self, stream: IO[bytes], count: int) -> None:
+        """Takes in the next `count` bytes of a file, or those that are left of it."""
+        while count and (block := stream.read(min(READ, count))):
+            self._state.update(block)
+            count -= len(block)
+
+    def text(self) -> str:
+        """The digest as a progress file keeps it."""
+        return self._state.hexdigest()
 
 
 class ArrayStream:
-    """Appends rows of shape `row_shape` to `path`; `rows` of an earlier, unfinished run are kept."""
+    """Appends rows of shape `row_shape` to `path`; `rows` of an earlier, unfinished run are kept, BadFile when they are
+    not those of `digest`."""
 
-    def __init__(self, path: str, dtype: Any, row_shape: tuple[int, ...] = (), rows: int = 0) -> None:
+    def __init__(
+        self, path: str, dtype: Any, row_shape: tuple[int, ...] = (), rows: int = 0, digest: str | None = None
+    ) -> None:
         self.path, self.dtype, self.row_shape, self.rows = path, np.dtype(dtype), row_shape, rows
         make_parent(path)
         self._temporary = temporary_path(path)
@@ -29,6 +61,15 @@ class ArrayStream:
         if rows and (not self._temporary.exists() or self._temporary.stat().st_size < end):
             raise BadFile(self._temporary, f"fewer than {rows} rows", f"{rows} rows of an earlier run", "delete it")
         self._stream = open(self._temporary, "r+b" if rows else "w+b")  # noqa: SIM115  (closed in finish and close)
+        self._digest = RowDigest()
+        if rows:
+            self._stream.seek(len(header))
+            self._digest.add_from(self._stream, rows * self._row_bytes)
+            if self._digest.text() != digest:
+                self._stream.close()
+                found, expected = "rows that differ from those that were written", f"{rows} rows of an earlier run"
+                raise BadFile(self._temporary, found, expected, "delete it")
+            self._stream.seek(0)
         self._stream.truncate(end)
         self._stream.write(header)
         self._stream.seek(end)
@@ -42,7 +83,9 @@ class ArrayStream:
     def append(self, rows: NDArray[Any]) -> None:
         """Adds rows (n, *row_shape), converted to the file's type."""
         assert rows.shape[1:] == self.row_shape, (rows.shape, self.row_shape)
-        self._stream.write(np.ascontiguousarray(rows, self.dtype).data)
+        content = np.ascontiguousarray(rows, self.dtype).reshape(-1).view(np.uint8).data
+        self._stream.write(content)
+        self._digest.add(content)
         self.rows += len(rows)
 
     def flush(self) -> None:
@@ -54,35 +97,47 @@ class ArrayStream:
         """Leaves the unfinished file for a later run."""
         self._stream.close()
 
-    def finish(self) -> None:
-        """Gives the file its name."""
+    @property
+    def digest(self) -> str:
+        """Of the rows so far."""
+        return self._digest.text()
+
+    def finish(self) -> dict[str, Any]:
+        """Gives the file its name; returns its digests for a sidecar."""
         self._stream.seek(0)
         self._stream.write(self._header())
         self._stream.close()
+        content = describe_content(self._temporary)
         publish(self._temporary, self.path)
+        return content
 
 
-def rows_done(path: str, description: dict[str, Any]) -> int:
-    """Rows that an unfinished run of the same `description` left safely on the disk, by its progress file `path`: that
-    description and the number of "rows". 0 for anything else."""
+def progress(description: dict[str, Any], streams: Sequence[ArrayStream]) -> dict[str, Any]:
+    """What a progress file says of `streams` of the run `description`, once they are flushed."""
+    return {**description, "rows": streams[0].rows, "digests": [stream.digest for stream in streams]}
+
+
+def rows_done(path: str, description: dict[str, Any], streams: int = 1) -> tuple[int, list[str]]:
+    """(rows, their digest in each of the streams) that an unfinished run of the same `description` left on the disk, by
+    its progress file `path`. 0 rows for anything else."""
+    nothing = 0, [""] * streams
     if not os.path.exists(path):
-        return 0
+        return nothing
     try:
-        progress = read_json(path)
+        known = read_json(path)
     except BadFile:
-        return 0
-    rows = progress.pop("rows", 0) if isinstance(progress, dict) else 0
-    return rows if progress == description and isinstance(rows, int) and rows > 0 else 0
+        return nothing
+    if not isinstance(known, dict):
+        return nothing
+    rows, digests = known.pop("rows", 0), known.pop("digests", None)
+    fitting = isinstance(digests, list) and len(digests) == streams
+    return (rows, digests) if fitting and known == description and type(rows) is int and rows > 0 else nothing
 
 
 def open_array(path: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> NDArray[Any]:
     """Maps a `.npy` file read-only; BadFile unless it has one of the `dtypes` and the `shape`. Nothing is executed."""
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r" if 0 not in shape else None, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        found = f"a file that cannot be opened ({error})"
-        raise BadFile(path, found, "a numpy array", "make the folder again") from error
-    if array.dtype.str not in dtypes or array.shape != shape:
+    array = map_array(path, REMEDY)
+    if array.dtype.str not in dtypes or array.shape != shape or not array.flags.c_contiguous:
         found, expected = f"{array.dtype.str} {array.shape}", f"{' or '.join(dtypes)} {shape}"
-        raise BadFile(path, found, expected, "make the folder again")
+        raise BadFile(path, found, expected, REMEDY)
     return array

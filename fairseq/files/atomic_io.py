@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from fairseq.errors import BadFile, MissingFile, UserError
+from fairseq.errors import BadFile, UserError
+from fairseq.files.inputs import open_input
 from fairseq.refusals import refuse
 from fairseq.sizes import size_text
 
@@ -143,18 +144,16 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 def read_json(path: str | os.PathLike[str], limit: int = 16 << 20) -> Any:
     """Reads a JSON file of at most `limit` bytes."""
+    with open_input(path) as stream:
+        text = stream.read(limit + 1)
+    if len(text) > limit:
+        raise BadFile(path, f"{os.path.getsize(path)} bytes", f"a JSON file of at most {limit} bytes")
     try:
-        size = os.path.getsize(path)
-        if size > limit:
-            raise BadFile(path, f"{size} bytes", f"a JSON file of at most {limit} bytes")
-        with open(path, encoding="utf-8") as stream:
-            return json.load(stream)
-    except FileNotFoundError as error:
-        raise MissingFile(path) from error
-    except (ValueError, RecursionError) as error:  # the former includes numbers of more digits than Python reads
-        if isinstance(error, UserError):
-            raise
-        raise BadFile(path, f"text that is not JSON ({error})", "a JSON file", "delete it and make it again") from error
+        return json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError, MemoryError) as error:  # numbers of too many digits, too deep
+        reason = str(error) or type(error).__name__
+        found, remedy = f"text that is not JSON ({reason})", "delete it and make it again"
+        raise BadFile(path, found, "a JSON file", remedy) from error
 
 
 def require_free_space(path: str | os.PathLike[str], needed: int, what: str) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 
+from fairseq.files.inputs import open_input
+
 CHUNK = 1 << 22
 
 
 def file_fingerprint(path: str) -> str:
     """Hex digest (BLAKE2b, 128 bits) of a file's content."""
     digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as stream:
+    with open_input(path) as stream:
         while block := stream.read(CHUNK):
             digest.update(block)
     return digest.hexdigest()
@@ -27,7 +29,7 @@ def quick_fingerprint(path: str) -> str:
         return digest.hexdigest()
     size = os.path.getsize(path)
     digest.update(str(size).encode())
-    with open(path, "rb") as stream:
+    with open_input(path) as stream:
         for start in (0, size // 2, size - (1 << 20)):
             stream.seek(max(0, start))
             digest.update(stream.read(1 << 20))

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from fairseq.errors import BadFile, MissingFile, UserError
+from fairseq.files.inputs import open_input
 from fairseq.files.pickle_calls import call_checks, is_key, is_state
 
 
@@ -314,5 +315,5 @@ def load(path: str | os.PathLike[str]) -> Any:
     """The object pickled in the file `path`: RefusedGlobal for code, MissingFile, or BadFile when damaged.
 
     Arrays inside are not checked against each other (CSR indices may be out of range): the reader must."""
-    with pickle_errors(path, "a pickle of plain data"), open(path, "rb") as stream:
+    with pickle_errors(path, "a pickle of plain data"), open_input(path) as stream:
         return unpickler_for(path)(stream).load()

@@ -1,16 +1,23 @@
 """Sidecars: the small JSON beside every artefact that says what it is, so that sizes and types need not be typed and a
-mismatch is one sentence instead of a wrong perplexity. Files without one (downloads) are accepted."""
+mismatch is one sentence instead of a wrong perplexity. Files without one (downloads) are accepted.
+
+A sidecar has a digest of itself, since a changed number in it would change results as well as one in the artefact."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 from typing import Any
 
 from fairseq.errors import BadFile, MissingFile
 from fairseq.files.atomic_io import read_json, write_json
+from fairseq.refusals import refuse
 
 FORMAT_VERSION = 1
+OWN_DIGEST = "digest"
+FOLDER_KINDS = ("clusters", "scores", "searches", "ngrams")  # artefacts that are a folder, with their sidecar inside
 
 
 def sidecar_path(artefact: str) -> str:
@@ -20,7 +27,26 @@ def sidecar_path(artefact: str) -> str:
 
 def write_sidecar(artefact: str, kind: str, fields: dict[str, Any]) -> None:
     """Writes the sidecar; call it last, when the artefact is whole."""
-    write_json(sidecar_path(artefact), {"kind": kind, "format_version": FORMAT_VERSION, **fields})
+    content = json.loads(json.dumps({"kind": kind, "format_version": FORMAT_VERSION, **fields}))
+    write_json(sidecar_path(artefact), {**content, OWN_DIGEST: _digest_of(content)})
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _read(path: str) -> dict[str, Any]:
+    """A sidecar's fields without its digest; BadFile when it is none, or was changed."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise BadFile(path, repr(content)[:80], "a description", "make the artefact again")
+    digest = content.pop(OWN_DIGEST, None)
+    if digest is not None and digest != _digest_of(content):
+        found, expected = "fields that differ from those that were written", "the description of the artefact beside it"
+        remedy = f'make the artefact again (or, if you changed it on purpose, remove "{OWN_DIGEST}" from it)'
+        refuse(BadFile(path, found, expected, remedy))
+    return content
 
 
 def read_sidecar(artefact: str, kind: str, types: dict[str, type[Any]]) -> dict[str, Any] | None:
@@ -30,9 +56,9 @@ def read_sidecar(artefact: str, kind: str, types: dict[str, type[Any]]) -> dict[
     path = sidecar_path(artefact)
     if not os.path.exists(path):
         return None
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("kind") != kind:
-        raise BadFile(path, f"kind {content.get('kind') if isinstance(content, dict) else content!r}", f"kind {kind!r}")
+    content = _read(path)
+    if content.get("kind") != kind:
+        raise BadFile(path, f"kind {content.get('kind')!r:.80}", f"kind {kind!r}", "check which file this is")
     version = content.get("format_version")
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
         raise BadFile(path, f"format version {version!r}", f"at most {FORMAT_VERSION}", "update this program")
@@ -53,18 +79,16 @@ def remove_sidecar(artefact: str) -> None:
 def peek_sidecar(artefact: str) -> dict[str, Any]:
     """Whatever is known of `artefact`, whose kind and fields are not looked at; nothing when it has no description."""
     path = sidecar_path(artefact)
-    content = read_json(path) if os.path.isfile(path) else None
-    return content if isinstance(content, dict) else {}
+    return _read(path) if os.path.exists(path) else {}
 
 
 def read_any_sidecar(path: str) -> tuple[str, dict[str, Any]]:
-    """(artefact, fields) for a datastore's prefix or one of its two files, an index or members file, or a folder of
-    clusters; MissingFile when nothing describes it."""
-    stem = path.removesuffix(".json").removesuffix("_keys.npy").removesuffix("_vals.npy")
-    for artefact in (stem, os.path.join(path, "clusters")):
-        if os.path.isfile(sidecar_path(artefact)):
-            content = read_json(sidecar_path(artefact))
-            if not isinstance(content, dict):
-                raise BadFile(sidecar_path(artefact), repr(content)[:80], "a description", "write the artefact again")
-            return artefact, content
+    """(artefact, fields) for a datastore's prefix or one of its files, another artefact's file, or a folder that holds
+    one; MissingFile when nothing describes it."""
+    stem = path.removesuffix(".json")
+    for ending in ("_keys.npy", "_vals.npy", "_weights.npy"):
+        stem = stem.removesuffix(ending)
+    for artefact in (stem, *(os.path.join(path, kind) for kind in FOLDER_KINDS)):
+        if os.path.exists(sidecar_path(artefact)):
+            return artefact, _read(sidecar_path(artefact))
     raise MissingFile(sidecar_path(stem), "only what this package wrote has a description to be compared with")

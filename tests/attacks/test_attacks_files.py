@@ -25,6 +25,7 @@ from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.entries import Entries
 from fairseq.retrieval.index import FaissIndex
 from tests.attacks.bounded import bounded, sentence
+from tests.descriptions import edit_description
 
 FAR = 1 << 61
 
@@ -217,9 +218,7 @@ ARRAYS: dict[str, tuple[str, Any]] = {
 
 def forget_content(folder: Path) -> None:
     """An attacker's description has no digests, or fitting ones."""
-    described = json.loads((folder / "clusters.json").read_text())
-    del described["content"]
-    (folder / "clusters.json").write_text(json.dumps(described))
+    edit_description(folder / "clusters.json", "content")
 
 
 @pytest.mark.parametrize("case", ARRAYS)

@@ -23,7 +23,7 @@ from fairseq import checkpoint_utils, options, tasks
 from fairseq.data import Dictionary, TokenBlockDataset, data_utils
 from fairseq.data.indexed_dataset import make_builder
 from fairseq.evaluation.datastore_checks import verify_artefact
-from fairseq.files.atomic_io import read_json, write_json
+from fairseq.files.atomic_io import write_json
 from fairseq.retrieval.automaton import Automaton
 from fairseq.retrieval.clusters import Clusters, load_clusters, save_clusters, save_members_pickle
 from fairseq.retrieval.clusters.kmeans import KMeansRecipe, cluster_keys
@@ -31,6 +31,7 @@ from fairseq.retrieval.datastore import Datastore, count_filled_rows
 from fairseq.retrieval.datastore.provenance import check_belongs, datastore_files
 from fairseq.retrieval.datastore.writer import DatastoreWriter
 from fairseq.retrieval.entries import Entries
+from tests.descriptions import edit_description
 
 GOLDEN = Path(__file__).resolve().parent.parent / "fixtures" / "golden"
 ENTRIES, WIDTH = 60, 4
@@ -131,8 +132,7 @@ def _expand(clusters: Clusters) -> None:
 
 def _clusters(folder: Path) -> list[Path]:
     save_clusters(str(folder / "c"), Clusters.from_assignment(np.arange(ENTRIES) % 7), {})
-    described = read_json(folder / "c" / "clusters.json")
-    write_json(folder / "c" / "clusters.json", {**described, "content": {}})  # or digests would refuse every change
+    edit_description(folder / "c" / "clusters.json", "content")  # or digests would refuse every change
     return [folder / "c" / name for name in ("clusters.json", "indptr.npy", "members.npy", "cluster_of.npy")]
 
 

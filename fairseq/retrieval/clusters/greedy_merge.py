@@ -10,6 +10,7 @@ the same result, because an entry's turn depends on nothing but the weights of i
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -22,8 +23,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fairseq.errors import BadFile
-from fairseq.files.array_stream import ArrayStream, open_array, rows_done
+from fairseq.files.array_stream import ArrayStream, open_array, progress, rows_done
 from fairseq.files.atomic_io import require_free_space, staged, temporary_path, write_json
+from fairseq.files.checksums import check_opened
+from fairseq.files.number_checks import require_range
 from fairseq.files.sidecar import read_sidecar, write_sidecar
 from fairseq.retrieval import kernels
 from fairseq.retrieval.datastore import Datastore, weights_path
@@ -33,6 +36,7 @@ from fairseq.retrieval.index import Index
 logger = logging.getLogger(__name__)
 
 KIND = "neighbours"
+REMEDY = "delete the file to search again"
 SEARCH_BATCH = 3072
 SAFE_POINT_SECONDS = 30.0
 ROUND_ROWS = 1 << 20  # entries whose neighbours are looked at together
@@ -148,14 +152,17 @@ def dump_neighbours(
 ) -> NDArray[np.int32]:
     """The `k` nearest entries of every key, (N, k) int32, mapped from the `.npy` file `path`; made there, resumably,
     when it is not whole or of something else than `identity` (plain values) says."""
-    info = {"k": k, "entries": datastore.size, "identity": identity}
+    info = json.loads(json.dumps({"k": k, "entries": datastore.size, "identity": identity}))
     known = read_sidecar(path, KIND, {"k": int})
     if known is None or {**known, **info} != known:
         if known is not None:
+            logger.warning("%s: the neighbours of other keys or of another index; searching again", path)
             os.unlink(path + ".json")
         _search_all(datastore, index, k, path, info, show_progress)
-        write_sidecar(path, KIND, info)
-    return open_array(path, ("<i4",), (datastore.size, k))
+    check_opened(path, {"neighbours": path}, whole=True, expected=True, remedy=REMEDY)
+    neighbours = open_array(path, ("<i4",), (datastore.size, k))
+    require_range(path, neighbours, -1, datastore.size, "entries", REMEDY)
+    return neighbours
 
 
 def _search_all(
@@ -163,11 +170,12 @@ def _search_all(
 ) -> None:
     keys = datastore.require_keys("searching for every key")
     progress_path = path + ".progress.json"
-    done = rows_done(progress_path, info)
+    done, (digest,) = rows_done(progress_path, info)
     require_free_space(path, (datastore.size - done) * k * 4, "the list of neighbours")
     try:
-        stream = ArrayStream(path, "<i4", (k,), done)
-    except BadFile:  # the file of the earlier run is gone
+        stream = ArrayStream(path, "<i4", (k,), done, digest)
+    except BadFile as error:  # the file of the earlier run is gone, or has changed
+        logger.warning("%s; searching again from the beginning", error)
         done, stream = 0, ArrayStream(path, "<i4", (k,))
     safe = time.monotonic()
     with tqdm(
@@ -179,9 +187,9 @@ def _search_all(
             bar.update(len(queries))
             if time.monotonic() - safe > SAFE_POINT_SECONDS:
                 stream.flush()
-                write_json(progress_path, {**info, "rows": stream.rows})
+                write_json(progress_path, progress(info, [stream]))
                 safe = time.monotonic()
-    stream.finish()
+    write_sidecar(path, KIND, {**info, "content": {"neighbours": stream.finish()}})
     if os.path.exists(progress_path):
         os.unlink(progress_path)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import tokenize
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from fairseq.errors import BadFile, MissingFile
 from fairseq.files import safe_pickle
+from fairseq.files.array_files import map_array
 from fairseq.files.atomic_io import publish, staged, temporary_path
 from fairseq.files.checksums import check_opened, describe_content
 from fairseq.files.sidecar import read_sidecar, remove_sidecar, write_sidecar
@@ -79,14 +79,18 @@ class Clusters:
 
         Members keep the order in which each row stores them. What a file holds is checked before it is used."""
         members: NDArray[Any]
-        try:
-            indptr, members, data = (np.asarray(getattr(matrix, name)) for name in ("indptr", "indices", "data"))
-            rows, columns = matrix.shape
-        except (AttributeError, TypeError, ValueError) as error:
-            found = f"a matrix without its parts ({str(error).splitlines()[0]})"
-            raise BadFile(path, found, "a CSR layout", "cluster again with kmeans.py") from None
-        if not all(isinstance(number, int) for number in (rows, columns)):
-            found = f"a matrix of shape {(rows, columns)!r:.80}"
+        parts = [vars(matrix).get(name) for name in ("indptr", "indices", "data")]
+        # Whatever else has a shape may tell NumPy to read any address as its numbers.
+        if not all(type(part) is np.ndarray and part.dtype.kind in "biuf" and part.ndim == 1 for part in parts):
+            found = f"parts that are {', '.join(_kind_of(part) for part in parts)}"
+            raise BadFile(path, found, "a CSR layout of flat arrays", "cluster again with kmeans.py")
+        indptr, members, data = parts
+        shape = vars(matrix).get("_shape")
+        rows: Any
+        columns: Any
+        rows, columns = shape if isinstance(shape, tuple) and len(shape) == 2 else (None, None)
+        if not all(type(number) is int for number in (rows, columns)):
+            found = f"a matrix of shape {shape!r:.80}"
             raise BadFile(path, found, "a CSR layout", "cluster again with kmeans.py")
         _check_arrays(path, indptr, members, size)
         if data.shape != members.shape or len(indptr) != rows + 1:
@@ -108,6 +112,10 @@ class Clusters:
         data = np.ones(len(self.members), np.int64)
         entries = int(self.members.max(initial=-1)) + 1
         return scipy.sparse.csr_matrix((data, self.members, self.indptr), shape=(self.count, entries))
+
+
+def _kind_of(part: Any) -> str:
+    return f"{part.ndim}-dimensional {part.dtype.str}" if type(part) is np.ndarray else type(part).__name__
 
 
 def index_dtype(size: int) -> type:
@@ -144,7 +152,7 @@ def load_clusters(path: str, size: int) -> Clusters:
         if error.name.startswith("scipy.sparse"):
             raise BadFile(path, f"a pickled {error.name}", expected, "convert it with .tocsr()") from error
         raise
-    if not scipy.sparse.issparse(matrix):
+    if type(matrix) not in (scipy.sparse.csr_matrix, scipy.sparse.csr_array):
         raise BadFile(path, f"a pickled {type(matrix).__name__}", expected)
     return Clusters.from_csr(matrix, size, path)
 
@@ -156,12 +164,7 @@ def _load_arrays(folder: str, size: int) -> Clusters:
     check_opened(os.path.join(folder, KIND), {name: os.path.join(folder, name + ".npy") for name in ARRAYS})
     arrays = {}
     for name in ARRAYS:
-        path = os.path.join(folder, name + ".npy")
-        try:
-            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError, MemoryError, OverflowError) as error:
-            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-            raise BadFile(path, f"a file that cannot be opened ({reason})", "a numpy array", "cluster again") from error
+        arrays[name] = map_array(os.path.join(folder, name + ".npy"), "cluster again with kmeans.py")
     lengths = tuple(arrays[name].shape for name in ARRAYS)
     listed = (int(arrays["indptr"][-1]),) if lengths[0] == (info["clusters"] + 1,) else None
     if listed != lengths[1] or lengths[2] != (size,):

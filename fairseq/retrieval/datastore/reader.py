@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairseq.errors import BadFile, BadFlag, MissingFile
+from fairseq.errors import BadFile, BadFlag
 from fairseq.files.checksums import check_opened
+from fairseq.files.inputs import regular_size
 from fairseq.files.sidecar import read_sidecar
 
 logger = logging.getLogger(__name__)
@@ -44,15 +45,15 @@ def weights_path(prefix: str) -> str:
 
 def read_weights(datastore: Datastore) -> NDArray[np.int64]:
     """(N,): how many entries each one of a merged datastore stands for; BadFile unless all are at least 1."""
-    path = weights_path(datastore.prefix)
+    path, remedy = weights_path(datastore.prefix), "merge again with fairseq-greedy-merge"
     found = file_size(path, "merge with fairseq-greedy-merge, or drop --dstore-weights")
-    if found < datastore.size * 8:
-        expected = f"{datastore.size * 8} (int64) for {datastore.size} entries"
-        raise BadFile(path, f"{found} bytes", expected, "merge again")
-    check_opened(datastore.prefix, {"weights": path})
+    rows = datastore.info.get("rows", datastore.size)
+    if found != rows * 8:
+        raise BadFile(path, f"{found} bytes", f"{rows * 8} (int64) for {rows} entries", remedy)
+    check_opened(datastore.prefix, {"weights": path}, whole=True)
     weights = np.fromfile(path, "<i8", datastore.size)
     if weights.min(initial=1) < 1:
-        raise BadFile(path, f"a weight of {weights.min()}", "weights of at least 1", "merge again")
+        raise BadFile(path, f"a weight of {weights.min()}", "weights of at least 1", remedy)
     return weights
 
 
@@ -146,11 +147,8 @@ def _map(path: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
 
 
 def file_size(path: str, remedy: str = "") -> int:
-    """Bytes of a file; MissingFile when it is not there."""
-    try:
-        return os.path.getsize(path)
-    except FileNotFoundError:
-        raise MissingFile(path, remedy) from None
+    """Bytes of a regular file; MissingFile when it is not there."""
+    return regular_size(path, remedy)
 
 
 def _infer_layout(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairseq.errors import BadFile, UserError
+from fairseq.files.array_stream import RowDigest
 from fairseq.files.atomic_io import (
     make_parent,
     publish,
@@ -23,6 +24,7 @@ from fairseq.files.atomic_io import (
     writing,
 )
 from fairseq.files.checksums import describe_content
+from fairseq.files.inputs import open_input
 from fairseq.files.sidecar import remove_sidecar, write_sidecar
 from fairseq.retrieval.datastore.reader import KEY_DTYPES, KIND, VALUE_DTYPES, keys_path, values_path
 
@@ -45,6 +47,7 @@ class DatastoreWriter:
         self._last_safe_point = time.monotonic()
         self._progress = prefix + ".progress.json"
         self._paths = (temporary_path(keys_path(prefix)), temporary_path(values_path(prefix)))
+        self._digests = [RowDigest(), RowDigest()]
         self._row_bytes = (dimension * self.key_dtype.itemsize, self.value_dtype.itemsize)
         make_parent(prefix)
         self._resume()
@@ -72,13 +75,23 @@ class DatastoreWriter:
             if known and isinstance(safe, int) and safe >= 0:
                 if progress.get("finishing"):
                     self._take_back()
-                have = [os.path.getsize(path) if path.exists() else 0 for path in self._paths]
-                if all(size >= safe * row for size, row in zip(have, self._row_bytes, strict=True)):
-                    self.written = min(safe, self.rows)
+                if safe <= self.rows and self._take_over(safe, progress.get("digests")):
+                    self.written = safe
                     return
+                logger.warning("%s: rows that differ from those that were written; saving all again", self.prefix)
+                self._digests = [RowDigest(), RowDigest()]
             os.unlink(self._progress)  # or its run, started again, would take this one's rows for its own
         for path in self._paths:
             path.write_bytes(b"")
+
+    def _take_over(self, rows: int, digests: Any) -> bool:
+        """Whether the files begin with `rows` rows of these digests, which are then read, once."""
+        if not all(path.exists() for path in self._paths):
+            return False
+        for path, row_bytes, digest in zip(self._paths, self._row_bytes, self._digests, strict=True):
+            with open_input(path) as stream:
+                digest.add_from(stream, rows * row_bytes)
+        return bool(digests == [digest.text() for digest in self._digests])
 
     def _take_back(self) -> None:
         """Undoes the renaming of an earlier run that was killed between the first file and the second."""
@@ -107,8 +120,11 @@ class DatastoreWriter:
                 f"{self.key_dtype.name}; save without --dstore-fp16 or check the model"
             )
         with writing(keys_path(self.prefix)):
-            self._files[0].write(np.ascontiguousarray(converted).data)
-            self._files[1].write(np.ascontiguousarray(values, self.value_dtype).data)
+            parts = (converted, values.astype(self.value_dtype))
+            for part, stream, digest in zip(parts, self._files, self._digests, strict=True):
+                content = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+                stream.write(content)
+                digest.add(content)
         self.written += len(values)
         if time.monotonic() - self._last_safe_point > SAFE_POINT_SECONDS:
             self.safe_point()
@@ -123,7 +139,9 @@ class DatastoreWriter:
         self._last_safe_point = time.monotonic()
 
     def _note_progress(self, **more: bool) -> None:
-        write_json(self._progress, {"identity": self.identity, "written": self.written, **more})
+        digests = [digest.text() for digest in self._digests]
+        state = {"identity": self.identity, "written": self.written, "digests": digests}
+        write_json(self._progress, {**state, **more})
 
     def close(self) -> None:
         """Leaves an unfinished datastore in a state from which the same command goes on; nothing if it is empty."""

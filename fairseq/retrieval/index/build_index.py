@@ -7,6 +7,7 @@ once, never the whole index a hundred times, and holds one chunk of keys and the
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import time
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fairseq.errors import BadFile, BadFlag, UserError
+from fairseq.files.array_stream import RowDigest
 from fairseq.files.atomic_io import (
     make_parent,
     publish,
@@ -28,11 +30,14 @@ from fairseq.files.atomic_io import (
     write_json,
     writing,
 )
-from fairseq.files.checksums import describe_content
+from fairseq.files.checksums import check_opened, describe_content
+from fairseq.files.fingerprint import file_fingerprint
+from fairseq.files.inputs import open_input
+from fairseq.files.number_checks import require_range
 from fairseq.files.sidecar import read_sidecar, remove_sidecar, sidecar_path, write_sidecar
 from fairseq.refusals import refuse, require_memory
 from fairseq.retrieval.datastore import Datastore, keys_path, values_path
-from fairseq.retrieval.datastore.provenance import datastore_files
+from fairseq.retrieval.datastore.provenance import datastore_files, datastore_identity
 from fairseq.retrieval.faiss_import import require_faiss
 from fairseq.retrieval.index.faiss_files import looks_like_an_index, read_faiss_index, reason
 from fairseq.sizes import size_text
@@ -46,6 +51,7 @@ TRAINING_SAMPLE = 1_000_000
 SAFE_POINT_SECONDS = 30.0
 REFINE = 1.3
 ROTATION_ITERATIONS = 15
+TRAIN_AGAIN = "delete this file to train again"
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class IndexBuilder:
         self.codes_path = path + ".codes.tmp"
         self.progress_path = path + ".progress.json"
         self.identity = {**recipe.identity(), "size": size, "dimension": self.dimension}
-        self.identity["datastore"] = self._datastore_identity()
+        self.identity["datastore"] = datastore_identity(datastore)
         self._refuse_to_replace_others()
         if recipe.pca > self.dimension:
             raise BadFlag("--pca", recipe.pca, f"at most the keys' dimension {self.dimension}")
@@ -106,10 +112,6 @@ class IndexBuilder:
         if os.path.isfile(self.path) and not looks_like_an_index(self.path):
             found, expected = f"{self.path}, which is no index", "a new file, or an index to replace"
             refuse(BadFlag("--faiss_index", found, expected, "choose another name, or go on with --force"))
-
-    def _datastore_identity(self) -> dict[str, Any]:
-        """What the index remembers of its datastore: the sidecar's fields, or the sizes when there is none."""
-        return self.datastore.info or {"rows": self.datastore.size, "dimension": self.dimension}
 
     def build(self, show_progress: bool = True) -> Any:
         """Trains (or reads the trained index of an earlier run), adds everything, writes the index and its sidecar."""
@@ -153,10 +155,11 @@ class IndexBuilder:
 
     def _trained_index(self) -> Any:
         if os.path.exists(self.trained_path) and self._trained_for_this():
+            check_opened(self.trained_path, {"index": self.trained_path}, whole=True, remedy=TRAIN_AGAIN)
             try:
                 index = read_faiss_index(self.trained_path)
             except BadFile as error:
-                raise BadFile(error.file, error.found, error.expected, "delete this file to train again") from error
+                raise BadFile(error.file, error.found, error.expected, TRAIN_AGAIN) from error
             self._check_trained(index)
             ivf = require_faiss().extract_index_ivf(index)
             ivf.nprobe = self.recipe.probe
@@ -184,8 +187,11 @@ class IndexBuilder:
                 found = "a sampled key that is not finite"
                 raise BadFile(keys_path(self.datastore.prefix), found, "numbers", "save the datastore again") from error
             raise UserError(f"{self.path}: FAISS could not train the index ({reason(error)})") from error
-        write_sidecar(self.trained_path, KIND, self.identity)  # first, so that the file never stands without it
-        publish(self._write(index, self.trained_path), self.trained_path)
+        temporary = self._write(index, self.trained_path)
+        content = {"index": describe_content(temporary)}
+        # The sidecar comes first, so that the file never stands without it.
+        write_sidecar(self.trained_path, KIND, {**self.identity, "content": content})
+        publish(temporary, self.trained_path)
         return index
 
     def _trained_for_this(self) -> bool:
@@ -193,10 +199,13 @@ class IndexBuilder:
         A trained index that nothing describes is used, as in the original."""
         described = read_sidecar(self.trained_path, KIND, {})
         if described is None:
+            said = "%s: nothing describes it; taken for trained on these keys, and undamaged"
+            logger.warning(said, self.trained_path)
             return True
+        other = ("kind", "format_version", "probe", "content")
         known, wanted = (
-            {name: value for name, value in fields.items() if name not in ("kind", "format_version", "probe")}
-            for fields in (described, self.identity)
+            {name: value for name, value in fields.items() if name not in other}
+            for fields in (described, json.loads(json.dumps(self.identity)))
         )
         if known == wanted:
             return True
@@ -244,7 +253,7 @@ class IndexBuilder:
                 self.trained_path,
                 f"dimension, lists and code size {found} with {index.ntotal} entries",
                 f"{expected} and no entries",
-                "delete this file to train again",
+                TRAIN_AGAIN,
             )
 
     # Adding
@@ -252,7 +261,7 @@ class IndexBuilder:
     def _encode(self, index: Any, show_progress: bool) -> None:
         """Appends list number and code of every key to the codes file, from where an earlier run stopped."""
         width = index.sa_code_size()
-        done = self._resume_point(width)
+        done, digest = self._resume_point(width)
         if not done and os.path.exists(self.progress_path):
             os.unlink(self.progress_path)  # of another build, which must not take this one's codes for its own
         hidden = None if show_progress else True
@@ -269,33 +278,48 @@ class IndexBuilder:
                 if not np.isfinite(keys).all():
                     rows = f"rows {start} to {start + len(keys)}"
                     raise UserError(f"{self.datastore.prefix}_keys.npy: a key in {rows} is not finite; save it again")
-                stream.write(index.sa_encode(keys))
+                codes = index.sa_encode(keys)
+                stream.write(codes)
+                digest.add(codes.data)
                 bar.update(len(keys))
                 if time.monotonic() - safe > SAFE_POINT_SECONDS:
-                    self._safe_point(stream, start + len(keys))
+                    self._safe_point(stream, start + len(keys), digest)
                     safe = time.monotonic()
-            self._safe_point(stream, self.size)
+            self._safe_point(stream, self.size, digest)
 
-    def _safe_point(self, stream: Any, done: int) -> None:
+    def _safe_point(self, stream: Any, done: int, digest: RowDigest) -> None:
         stream.flush()
         os.fsync(stream.fileno())
-        write_json(self.progress_path, {"identity": self.identity, "encoded": done})
+        state = {**self._codes_identity(), "encoded": done, "digest": digest.text()}
+        write_json(self.progress_path, json.loads(json.dumps(state)))
 
-    def _resume_point(self, width: int) -> int:
-        """Keys whose codes an unfinished run with the same identity has left."""
+    def _codes_identity(self) -> dict[str, Any]:
+        """What codes are made from: the keys, the recipe, and the trained index."""
+        return {"identity": self.identity, "trained": file_fingerprint(self.trained_path)}
+
+    def _resume_point(self, width: int) -> tuple[int, RowDigest]:
+        """Keys whose codes an unfinished run with the same identity has left, and the digest of these codes, which are
+        read once for it; 0 when they are not those that were written."""
+        nothing = 0, RowDigest()
         if not (os.path.exists(self.progress_path) and os.path.exists(self.codes_path)):
-            return 0
+            return nothing
         try:
             progress = read_json(self.progress_path)
         except BadFile:
-            return 0
-        if not isinstance(progress, dict) or progress.get("identity") != self.identity:
-            return 0
-        done = progress.get("encoded", 0)
-        whole = isinstance(done, int) and 0 <= done <= self.size and os.path.getsize(self.codes_path) >= done * width
-        if whole and done:
-            logger.info("going on after %d of %d keys", done, self.size)
-        return done if whole else 0
+            return nothing
+        wanted = json.loads(json.dumps(self._codes_identity()))
+        if not isinstance(progress, dict) or {**progress, **wanted} != progress:
+            return nothing
+        done, digest = progress.get("encoded", 0), RowDigest()
+        if type(done) is not int or not 0 < done <= self.size:
+            return nothing
+        with open_input(self.codes_path) as stream:
+            digest.add_from(stream, done * width)
+        if digest.text() != progress.get("digest"):
+            logger.warning("%s: the codes differ from those that were written; encoding again", self.codes_path)
+            return nothing
+        logger.info("going on after %d of %d keys", done, self.size)
+        return done, digest
 
     def _fill(self, index: Any) -> None:
         """Fills the inverted lists from the codes file; ids are row numbers."""
@@ -305,6 +329,7 @@ class IndexBuilder:
         codes = np.memmap(self.codes_path, np.uint8, "r", shape=(self.size, width))
         for start in range(0, self.size, self.chunk):
             part = np.ascontiguousarray(codes[start : start + self.chunk])
+            require_range(self.codes_path, _list_numbers(part, ivf), 0, ivf.nlist, "lists", "delete it and build again")
             ivf.add_sa_codes(part, np.arange(start, start + len(part), dtype=np.int64))
         index.ntotal = ivf.ntotal
 
@@ -342,3 +367,11 @@ class IndexBuilder:
         write_sidecar(self.path, KIND, {**self.identity, **origin, "entries": int(index.ntotal)})
         for leftover in (self.codes_path, self.progress_path):
             os.unlink(leftover)
+
+
+def _list_numbers(codes: NDArray[np.uint8], ivf: Any) -> NDArray[np.int64]:
+    """(n,): the list that each of `codes` begins with, in as many bytes as the number of lists takes."""
+    width = int(ivf.coarse_code_size())
+    numbers = np.zeros((len(codes), 8), np.uint8)
+    numbers[:, :width] = codes[:, :width]
+    return numbers.view("<i8")[:, 0]

@@ -100,4 +100,5 @@ class DeviceIndex(FaissIndex):
         if self._gpu_index is None:
             return super().search(queries, k)
         distances, ids = self._gpu_index.search(queries.cpu().numpy(), k)
+        self._check_found(ids)
         return torch.from_numpy(distances).to(self.device), torch.from_numpy(ids).to(self.device)

@@ -10,7 +10,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from fairseq.errors import BadFile, MissingFile
+import numpy as np
+
+from fairseq.errors import BadFile
+from fairseq.files.inputs import regular_size
+from fairseq.files.number_checks import require_range
 from fairseq.retrieval.faiss_import import require_faiss
 
 LEAST_LIMIT = 64 << 20
@@ -20,11 +24,10 @@ REMEDY = "build it again"
 def read_faiss_index(path: str) -> Any:
     """Reads an index; lists kept on disk are looked for beside it. BadFile when FAISS cannot read it, or should not."""
     faiss = require_faiss()
-    if not os.path.isfile(path):
-        raise MissingFile(path, "check --indexfile, or build it with build_dstore.py")
+    size = regular_size(path, "check --indexfile, or build it with build_dstore.py")
     flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
     with faiss_errors(path, "read"):
-        with deserialisation_limits(max(os.path.getsize(path), LEAST_LIMIT)):
+        with deserialisation_limits(max(size, LEAST_LIMIT)):
             index = faiss.read_index(path, flags)
         _check_consistency(index, path)
         _precompute(index)
@@ -92,10 +95,34 @@ def _check_consistency(index: Any, path: str) -> None:
             _check_transforms(part, path)
         if isinstance(part, faiss.IndexIDMap) and part.id_map.size() != part.ntotal:
             raise BadFile(path, f"{part.id_map.size()} ids of {part.ntotal} vectors", "as many", REMEDY)
+        if isinstance(part, faiss.IndexHNSW):
+            _check_graph(part, path)
         if isinstance(part, faiss.IndexIVF):
             _check_lists(part, path)
+            _check_consistency(faiss.downcast_index(part.quantizer), path)
         if isinstance(part, faiss.IndexIVFPQ | faiss.IndexIVFPQFastScan):
             _check_quantiser(part, path)
+
+
+def _check_graph(index: Any, path: str) -> None:
+    """A search follows the numbers in the graph without looking at them."""
+    faiss = require_faiss()
+    graph, storage = index.hnsw, index.storage
+    levels, begins = (faiss.vector_to_array(part).astype(np.int64) for part in (graph.levels, graph.offsets))
+    width = faiss.vector_to_array(graph.cum_nneighbor_per_level).astype(np.int64)
+    count = graph.neighbors.size()
+    neighbours = faiss.rev_swig_ptr(graph.neighbors.data(), count) if count else np.zeros(0, np.int32)
+    vectors = int(index.ntotal)
+    good = storage is not None and storage.ntotal == vectors and storage.d == index.d
+    good = good and len(levels) == vectors == len(begins) - 1 and len(width) > 0 and -1 <= graph.entry_point < vectors
+    if good and vectors:
+        good = levels.min() >= 1 and levels.max() < len(width) and -1 <= graph.max_level < levels.max()
+        good = bool(good and width[0] == 0 and (np.diff(width) >= 0).all() and begins[0] == 0 and begins[-1] == count)
+        good = bool(good and (np.diff(begins) == width[levels]).all())
+        good = good and graph.entry_point >= 0 and levels[graph.entry_point] > graph.max_level
+    if not good:
+        raise BadFile(path, "a graph that does not fit its vectors", "an HNSW index", REMEDY)
+    require_range(path, neighbours, -1, vectors, "neighbours in the graph", REMEDY)
 
 
 def _check_transforms(index: Any, path: str) -> None:
@@ -148,7 +175,7 @@ def _check_blocks(ivf: Any, lists: Any, path: str) -> None:
 def _check_lists_on_disk(lists: Any, path: str) -> None:
     """Lists that reach beyond their file would end the process when they are searched."""
     data = os.path.join(os.path.dirname(path), os.path.basename(lists.filename))
-    size = os.path.getsize(data) if os.path.exists(data) else 0
+    size = regular_size(data, f"copy it beside {path}")
     if lists.totsize > size:
         raise BadFile(data, f"{size} bytes", f"{lists.totsize} as {path} says", "copy both files again")
     entry = lists.code_size + 8

@@ -62,8 +62,8 @@ class FaissIndex:
     def __init__(self, path: str, size: int, probe: int | None = None, device: torch.device | str = "cpu") -> None:
         faiss = require_faiss()
         self.path, self.size, self.device = path, size, torch.device(device)
-        self.faiss_index = read_faiss_index(path)
         check_opened(path, {"index": path})
+        self.faiss_index = read_faiss_index(path)
         self.dimension = int(self.faiss_index.d)
         self.inner_product = self.faiss_index.metric_type == faiss.METRIC_INNER_PRODUCT
         ivf = faiss.try_extract_index_ivf(self.faiss_index)  # of the base type, which hides that it is an IVFPQ

@@ -7,7 +7,7 @@ available as `--strategy name`; `add_args` declares its own flags. See docs/exte
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +79,11 @@ class Retriever:
     @staticmethod
     def add_args(parser: Any) -> None:
         """Adds the strategy's own flags."""
+
+    @staticmethod
+    def check_asked_by(args: argparse.Namespace, asking: Mapping[str, Any], places: Sequence[str]) -> None:
+        """Refuses files of the strategy's own that were made for another model than the one `asking`, described as in a
+        datastore's sidecar; `places`: see `belonging.check_asked_by`."""
 
     def twin(self) -> Retriever:
         """Another like this one, with a state of its own, for sequences that advance in another thread."""

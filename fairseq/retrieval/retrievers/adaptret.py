@@ -5,6 +5,7 @@ and a search happens where pointers have run out *and* the gate finds retrieval 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from fairseq.errors import BadFlag
 from fairseq.flag_types import unit_float
+from fairseq.refusals import refuse
+from fairseq.retrieval.datastore.provenance import check_gate
 from fairseq.retrieval.retrievers import Proposal, Resources, Retriever, Step, register_retriever
 from fairseq.retrieval.retrievers.adaptret_network import SMALLEST_WEIGHT, AdaptRet
 from fairseq.retrieval.retrievers.ngrams import NgramTable
@@ -22,13 +25,24 @@ class Gate:
     """A checkpoint's network and n-gram counts, applied to steps."""
 
     def __init__(self, args: argparse.Namespace, device: torch.device | str) -> None:
-        if args.adaptret_checkpoint is None:
-            raise BadFlag("--adaptret-checkpoint", "nothing", "a file that fairseq-adaptret wrote")
-        self.model, self.device = AdaptRet.load(args.adaptret_checkpoint), device
+        self.model, self.device = load_gate(args), device
         self.model.network.to(device)
         self.ngrams = None
         if {"freq", "fert"} & set(self.model.recipe.features):
-            self.ngrams = NgramTable.open(args.adaptret_ngrams or self.model.info["ngrams"])
+            folder = args.adaptret_ngrams or self.model.info.get("ngrams")
+            if not isinstance(folder, str):
+                expected = "the folder of the n-gram counts that it was trained with"
+                raise BadFlag("--adaptret-ngrams", "nothing", expected)
+            self.ngrams = NgramTable.open(folder)
+            self._check_text(args.adaptret_checkpoint, folder, self.ngrams)
+
+    def _check_text(self, path: str, folder: str, ngrams: NgramTable) -> None:
+        """Refuses counts of another text than the gate was trained with."""
+        known = self.model.info.get("ngrams_of")
+        if isinstance(known, dict) and known != ngrams.identity:
+            found, expected = f"{folder}, counts of another text", f"those of the text that {path} was trained with"
+            remedy = "give the folder that fairseq-adaptret made for it, or go on with --force"
+            refuse(BadFlag("--adaptret-ngrams", found, expected, remedy))
 
     def log_weights(self, step: Step) -> Tensor:
         """(B, 2): log-weights of LM and retrieval."""
@@ -42,6 +56,20 @@ class Gate:
             counts = self.ngrams.look_up(step.features["context"].cpu().numpy())
             features |= {name: torch.from_numpy(c).to(self.device) for name, c in zip(("freq", "fert"), counts)}
         return self.model.weights(features)
+
+
+def load_gate(args: argparse.Namespace) -> AdaptRet:
+    """The checkpoint that the flags name."""
+    if args.adaptret_checkpoint is None:
+        raise BadFlag("--adaptret-checkpoint", "nothing", "a file that fairseq-adaptret wrote")
+    return AdaptRet.load(args.adaptret_checkpoint)
+
+
+def check_gate_asked_by(args: argparse.Namespace, asking: Mapping[str, Any], places: Sequence[str]) -> None:
+    """`Retriever.check_asked_by` of strategies with a learned gate."""
+    model = load_gate(args)
+    of = model.info.get("of")
+    check_gate(args.adaptret_checkpoint, of if isinstance(of, dict) else {}, asking, places)
 
 
 def weight_of(log_weights: Tensor) -> Tensor:
@@ -63,6 +91,7 @@ class AdaptRetRetriever(Retriever):
     sequential = False
     meets_target = True
     needs = frozenset({"lm_max", "lm_entropy", "context"})
+    check_asked_by = staticmethod(check_gate_asked_by)
 
     def __init__(self, args: argparse.Namespace, resources: Resources) -> None:
         super().__init__(args, resources)
@@ -89,6 +118,7 @@ class RetomatonAdaptRetRetriever(RetomatonRetriever):
 
     only_mixes = False
     needs = AdaptRetRetriever.needs
+    check_asked_by = staticmethod(check_gate_asked_by)
 
     def __init__(self, args: argparse.Namespace, resources: Resources) -> None:
         super().__init__(args, resources)

@@ -11,7 +11,10 @@ saved the log-weight of the LM from which on a token is not searched."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -24,12 +27,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fairseq.errors import BadFile, MissingFile, UserError
-from fairseq.files import safe_pickle
-from fairseq.files.atomic_io import atomic_write, torch_writing
+from fairseq.errors import BadFile, UserError
+from fairseq.files.array_files import read_sealed, same_identity, write_sealed
+from fairseq.files.atomic_io import publish, staged, temporary_path, torch_writing
+from fairseq.files.checksums import check_opened, describe_content
+from fairseq.files.fingerprint import file_fingerprint
+from fairseq.files.inputs import regular_size
+from fairseq.files.sidecar import remove_sidecar, write_sidecar
+from fairseq.files.torch_files import read_torch_file
 
 logger = logging.getLogger(__name__)
 
+KIND = "adaptret"
+EXPECTED = "an AdaptRet checkpoint that fairseq-adaptret wrote"
+REMEDY = "train one with fairseq-adaptret"
 WIDTHS = {"ctxt": None, "lm_max": 1, "lm_ent": 1, "freq": 4, "fert": 4}  # None: the width of the queries
 FEATURES = tuple(WIDTHS)
 CUTOFFS = tuple(range(5, 100, 5))  # shares of searches saved, in percent, whose thresholds are kept
@@ -119,7 +130,7 @@ class AdaptRet:
         return float(np.interp(100 * share, [0, *known], [0, *(self.thresholds[cutoff] for cutoff in known)]))
 
     def save(self, path: str) -> None:
-        """Writes the checkpoint, atomically."""
+        """Writes the checkpoint, atomically, and its sidecar."""
         state = {name: tensor.cpu() for name, tensor in self.network.state_dict().items()}
         content = {
             "adaptret": 1,
@@ -129,27 +140,77 @@ class AdaptRet:
             "thresholds": self.thresholds,
             "info": self.info,
         }
-        with atomic_write(path) as stream, torch_writing():
+        with staged(path) as stream, torch_writing():
             torch.save(content, stream)
+        digests = {"checkpoint": describe_content(temporary_path(path))}
+        remove_sidecar(path)
+        publish(temporary_path(path), path)
+        write_sidecar(path, KIND, {"of": self.info.get("of", {}), "content": digests})
 
     @classmethod
     def load(cls, path: str) -> AdaptRet:
-        """Reads a checkpoint that `save` wrote, executing nothing; BadFile when it is something else."""
-        expected = "an AdaptRet checkpoint that fairseq-adaptret wrote"
-        if not os.path.exists(path):
-            raise MissingFile(path, "check --adaptret-checkpoint, or train one with fairseq-adaptret")
+        """Reads a checkpoint that `save` wrote, executing nothing; BadFile when it is something else. Nothing is made
+        before all sizes are known to be those of the tensors in the file."""
+        regular_size(path, "check --adaptret-checkpoint, or train one with fairseq-adaptret")
+        check_opened(path, {"checkpoint": path}, whole=True, remedy=REMEDY)
         try:
-            with safe_pickle.pickle_errors(path, expected), open(path, "rb") as stream:
-                content = torch.load(stream, map_location="cpu", weights_only=True)
-        except BadFile as error:  # torch's own words advise to load it unsafely
-            raise BadFile(path, "another or a damaged file", expected, "train one with fairseq-adaptret") from error
+            content = read_torch_file(path, EXPECTED)
+        except BadFile as error:
+            raise BadFile(path, error.found, EXPECTED, REMEDY) from error
         if not isinstance(content, dict) or content.get("adaptret") != 1:
-            raise BadFile(path, "another kind of file", expected, "train one with fairseq-adaptret")
-        with safe_pickle.pickle_errors(path, expected):
-            recipe = AdaptRetRecipe(**{**content["recipe"], "features": tuple(content["recipe"]["features"])})
-            network = AdaptRetNetwork(recipe, content["dimension"])
-            network.load_state_dict(content["model"])
-        return cls(network, recipe, content["dimension"], dict(content["thresholds"]), content["info"])
+            raise BadFile(path, "another kind of file", EXPECTED, REMEDY)
+        recipe = _checked_recipe(path, content.get("recipe"))
+        parts: list[Any] = [content.get(name) for name in ("dimension", "thresholds", "info")]
+        dimension, thresholds, info = parts
+        network = _network_of(path, recipe, dimension, content.get("model"))
+        if not _are_thresholds(thresholds) or not isinstance(info, dict):
+            raise BadFile(path, "thresholds or a description of another form", EXPECTED, REMEDY)
+        return cls(network, recipe, dimension, dict(thresholds), info)
+
+
+def _checked_recipe(path: str, fields: Any) -> AdaptRetRecipe:
+    """The recipe in a checkpoint, each of whose numbers has the type that it has by default."""
+    defaults = asdict(AdaptRetRecipe())
+    if not isinstance(fields, dict) or set(fields) != set(defaults):
+        raise BadFile(path, "a recipe with other fields", EXPECTED, REMEDY)
+    features = fields["features"]
+    if not isinstance(features, list) or not features or not all(type(f) is str and f in WIDTHS for f in features):
+        raise BadFile(path, f"the features {features!r:.80}", f"some of {', '.join(FEATURES)}", REMEDY)
+    for name, default in defaults.items():
+        fitting = (int, float) if isinstance(default, float) else (int,)
+        if name != "features" and not (type(fields[name]) in fitting and math.isfinite(fields[name])):
+            raise BadFile(path, f"{name} {fields[name]!r:.80}", f"a value of type {type(default).__name__}", REMEDY)
+    if not 0 <= fields["dropout"] <= 1 or min(fields["hidden"], fields["layers"]) < 1:
+        raise BadFile(path, "a recipe of no network", EXPECTED, REMEDY)
+    return AdaptRetRecipe(**{**fields, "features": tuple(features)})
+
+
+def _network_of(path: str, recipe: AdaptRetRecipe, dimension: Any, parameters: Any) -> AdaptRetNetwork:
+    """The network of `parameters`. It is laid out without memory first, for the shapes that they must have."""
+    widest = regular_size(path)  # of anything whose numbers are in the file
+    good = type(dimension) is int and 1 <= dimension <= widest >= recipe.hidden and isinstance(parameters, dict)
+    tensors: list[Any] = list(parameters.values()) if good else [None]
+    if not all(isinstance(t, Tensor) and t.dtype == torch.float32 and t.is_contiguous() for t in tensors):
+        raise BadFile(path, "parameters that are no tensors of numbers", EXPECTED, REMEDY)
+    if recipe.layers > len(tensors):  # each layer has two
+        raise BadFile(path, f"{len(tensors)} parameters for {recipe.layers} layers", EXPECTED, REMEDY)
+    with torch.device("meta"):
+        network = AdaptRetNetwork(recipe, dimension)
+    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    if {name: tensor.shape for name, tensor in parameters.items()} != wanted:
+        found = f"parameters that do not fit {recipe.layers} layers of {recipe.hidden} for queries of width {dimension}"
+        raise BadFile(path, found, EXPECTED, REMEDY)
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise BadFile(path, "a parameter that is no finite number", EXPECTED, REMEDY)
+    network.load_state_dict(parameters, assign=True)
+    return network
+
+
+def _are_thresholds(thresholds: Any) -> bool:
+    """Log-weights by percentage, for each of CUTOFFS or for none."""
+    if not isinstance(thresholds, dict) or (thresholds and set(thresholds) != set(CUTOFFS)):
+        return False
+    return all(type(k) is int and isinstance(v, float) and math.isfinite(v) for k, v in thresholds.items())
 
 
 def loss_of(log_weights: Tensor, lm: Tensor, knn: Tensor, l1: float) -> Tensor:
@@ -198,6 +259,7 @@ class _Training:
         self.network = AdaptRetNetwork(recipe, self.dimension)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=recipe.lr)
         self.epoch, self.best = 0, float("inf")
+        self.identity = self._identity()
 
     def run(self, progress: bool) -> AdaptRet:
         self._resume()
@@ -237,29 +299,40 @@ class _Training:
             self.best = selected
             figures = {"epoch": self.epoch, "held_out_perplexity": curve, "lm_perplexity": float(np.exp(-lm.mean()))}
             replace(result, thresholds=thresholds, info={**self.info, **figures}).save(self.path)
-        with atomic_write(self.last) as stream, torch_writing():
-            state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-            torch.save({**state, "epoch": self.epoch, "best": self.best, "identity": self._identity()}, stream)
+        state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        stream = io.BytesIO()
+        torch.save({**state, "epoch": self.epoch, "best": self.best, "file": self._file()}, stream)
+        write_sealed(self.last, self.identity, {"state": np.frombuffer(stream.getvalue(), np.uint8)})
+
+    def _file(self) -> str:
+        """Which checkpoint is the best so far."""
+        return file_fingerprint(self.path) if os.path.exists(self.path) else ""
 
     def _identity(self) -> dict[str, Any]:
-        tokens = [float(part.lm.sum()) + float(part.knn.sum()) for part in (self.train_set, self.held_out)]
+        digests = [part.digest() for part in (self.train_set, self.held_out)]
         recipe = {**asdict(self.recipe), "features": list(self.recipe.features)}
-        return {**recipe, "dimension": self.dimension, "tokens": tokens}
+        return {**recipe, "dimension": self.dimension, "tokens": digests, "of": self.info.get("of", {})}
 
     def _resume(self) -> None:
         """Goes on after the last epoch of an unfinished run with the same data and recipe."""
         if not (os.path.exists(self.last) and os.path.exists(self.path)):
             return
         try:
-            with safe_pickle.pickle_errors(self.last, "a state of training"), open(self.last, "rb") as stream:
-                state = torch.load(stream, map_location="cpu", weights_only=True)
-        except BadFile:
+            identity, arrays = read_sealed(self.last)
+        except BadFile as error:
+            logger.warning("%s; training from the beginning", error)
             return
-        if state.get("identity") == self._identity():
-            self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.epoch, self.best = state["epoch"], state["best"]
-            logger.info("going on after epoch %d", self.epoch)
+        if not same_identity(identity, self.identity) or set(arrays) != {"state"}:
+            logger.warning("%s: an unfinished training on other data or by another recipe; training anew", self.last)
+            return
+        state = torch.load(io.BytesIO(arrays["state"].tobytes()), map_location="cpu", weights_only=True)
+        if state["file"] != self._file():
+            logger.warning("%s: not the checkpoint that %s goes on from; training anew", self.path, self.last)
+            return
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.best = state["epoch"], state["best"]
+        logger.info("going on after epoch %d", self.epoch)
 
 
 class _Tokens:
@@ -271,3 +344,10 @@ class _Tokens:
 
     def at(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         return {name: values[rows] for name, values in self.features.items()}, self.lm[rows], self.knn[rows]
+
+    def digest(self) -> str:
+        """Of all numbers, in order."""
+        digest = hashlib.blake2b(digest_size=16)
+        for values in (*self.features.values(), self.lm, self.knn):
+            digest.update(values.contiguous().numpy().reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()

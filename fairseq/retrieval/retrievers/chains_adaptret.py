@@ -11,7 +11,13 @@ import torch
 
 from fairseq.flag_types import unit_float
 from fairseq.retrieval.retrievers import Proposal, Resources, Step, register_retriever
-from fairseq.retrieval.retrievers.adaptret import AdaptRetRetriever, Gate, add_gate_args, weight_of
+from fairseq.retrieval.retrievers.adaptret import (
+    AdaptRetRetriever,
+    Gate,
+    add_gate_args,
+    check_gate_asked_by,
+    weight_of,
+)
 from fairseq.retrieval.retrievers.chains import ChainsRetriever
 
 EXTREME = 1e-4  # how near to 0 and 1 a weight may be before its odds are taken
@@ -22,6 +28,7 @@ class ChainsAdaptRetRetriever(ChainsRetriever):
     """The odds of chains' lambda times (the network's odds / the odds of `--lmbda`) ** `--chain-gate`."""
 
     needs = AdaptRetRetriever.needs
+    check_asked_by = staticmethod(check_gate_asked_by)
 
     def __init__(self, args: argparse.Namespace, resources: Resources) -> None:
         super().__init__(args, resources)

@@ -9,9 +9,10 @@ thousand such tables has a pair."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,16 @@ from tqdm import tqdm
 
 from fairseq.errors import BadFile
 from fairseq.files.array_stream import ArrayStream, open_array
-from fairseq.files.sidecar import read_sidecar, write_sidecar
+from fairseq.files.checksums import check_opened
+from fairseq.files.sidecar import read_sidecar, remove_sidecar, write_sidecar
 
 logger = logging.getLogger(__name__)
 
 KIND = "ngrams"
 ORDERS = 4
 ARRAYS = {"hashes": "<u8", "freq": "<u4", "fert": "<u4"}
+NOT_OF_THE_TEXT = ("kind", "format_version", "contexts", "content")  # fields of the sidecar
+REMEDY = "delete the folder and count again with fairseq-adaptret"
 CHUNK = 1 << 20  # tokens hashed at a time
 BYTES_PER_CONTEXT = 48  # of one part: hash, following token, sorting order and their sorted copies
 
@@ -70,6 +74,7 @@ class NgramTable:
     freq: list[NDArray[np.uint32]]
     fert: list[NDArray[np.uint32]]
     by_sentence: bool
+    identity: dict[str, Any] = field(default_factory=dict)  # the text that was counted: its digests, length and eos
 
     def look_up(self, contexts: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(log(1 + freq), log(1 + fert)), each (T, 4) for orders 1 to 4, of contexts (T, 4), nearest token first.
@@ -88,14 +93,19 @@ class NgramTable:
     @classmethod
     def open(cls, folder: str) -> NgramTable:
         """Maps a folder that `count_ngrams` wrote; BadFile when it is unfinished or does not fit together."""
-        info = read_sidecar(os.path.join(folder, KIND), KIND, {"contexts": list})
-        if info is None or len(info["contexts"]) != ORDERS:
-            raise BadFile(folder, "no whole ngrams.json", "a folder that fairseq-adaptret wrote", "count again")
+        described = os.path.join(folder, KIND)
+        info = read_sidecar(described, KIND, {"contexts": list, "tokens": int, "eos": int})
+        counts = [] if info is None else info["contexts"]
+        if info is None or len(counts) != ORDERS or not all(type(count) is int and count >= 0 for count in counts):
+            raise BadFile(folder, "no whole ngrams.json", "a folder that fairseq-adaptret wrote", REMEDY)
+        paths = {(name, order): _path(folder, name, order) for name in ARRAYS for order in range(1, ORDERS + 1)}
+        files = {os.path.basename(path).removesuffix(".npy"): path for path in paths.values()}
+        check_opened(described, files, expected=True, remedy=REMEDY)
         arrays: dict[str, list[NDArray[Any]]] = {name: [] for name in ARRAYS}
-        for order, count in enumerate(info["contexts"], 1):
-            for name, dtype in ARRAYS.items():
-                arrays[name].append(open_array(_path(folder, name, order), (dtype,), (count,)))
-        return cls(arrays["hashes"], arrays["freq"], arrays["fert"], bool(info.get("by_sentence")))
+        for (name, order), path in paths.items():
+            arrays[name].append(open_array(path, (ARRAYS[name],), (counts[order - 1],)))
+        identity = {name: value for name, value in info.items() if name not in NOT_OF_THE_TEXT}
+        return cls(arrays["hashes"], arrays["freq"], arrays["fert"], bool(info.get("by_sentence")), identity)
 
 
 def _path(folder: str, name: str, order: int) -> str:
@@ -116,13 +126,14 @@ def count_ngrams(
     `info`: plain values that say which text this is. A folder that was finished for the same text is used again."""
     identity = {**(info or {}), "tokens": len(tokens), "eos": eos, "by_sentence": by_sentence}
     known = read_sidecar(os.path.join(folder, KIND), KIND, {"contexts": list})
-    if known is not None and {**known, **identity} == known:
+    if known is not None and {**known, **json.loads(json.dumps(identity))} == known:
         return NgramTable.open(folder)
+    remove_sidecar(os.path.join(folder, KIND))  # or it would stand beside other counts
     parts = 1
     while len(tokens) * BYTES_PER_CONTEXT > memory * parts:
         parts *= 2
     logger.info("counting the contexts of %d tokens, in %d parts", len(tokens), parts)
-    contexts = []
+    contexts, content = [], dict[str, Any]()
     with tqdm(total=ORDERS * parts, unit="parts", disable=None if show_progress else True) as progress:
         for order in range(1, ORDERS + 1):
             streams = {name: ArrayStream(_path(folder, name, order), dtype) for name, dtype in ARRAYS.items()}
@@ -132,9 +143,8 @@ def count_ngrams(
                     streams[name].append(rows)
                 progress.update()
             contexts.append(streams["hashes"].rows)
-            for stream in streams.values():
-                stream.finish()
-    write_sidecar(os.path.join(folder, KIND), KIND, {**identity, "contexts": contexts})
+            content |= {f"{name}-{order}": stream.finish() for name, stream in streams.items()}
+    write_sidecar(os.path.join(folder, KIND), KIND, {**identity, "contexts": contexts, "content": content})
     return NgramTable.open(folder)
 
 

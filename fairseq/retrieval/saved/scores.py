@@ -21,13 +21,22 @@ from numpy.typing import NDArray
 
 from fairseq.errors import BadFile, UserError
 from fairseq.files.array_stream import ArrayStream, open_array
+from fairseq.files.checksums import check_opened
+from fairseq.files.number_checks import require_numbers, require_range
 from fairseq.files.sidecar import read_sidecar, remove_sidecar, write_sidecar
-from fairseq.scored_sequences import ScoredSequence
+from fairseq.scored_sequences import CONTEXT_TOKENS, ScoredSequence
 
 KIND = "scores"
-DTYPES = {"targets": ("<i4",), "lm_log_probs": ("<f4",), "queries": ("<f4", "<f2"), "word_ends": ("|b1",)}
-FEATURE_DTYPES = {"lm_max": ("<f4",), "lm_entropy": ("<f4",), "context": ("<i4",)}
+DTYPES: dict[str, tuple[str, ...]] = {
+    "targets": ("<i4",),
+    "lm_log_probs": ("<f4",),
+    "queries": ("<f4", "<f2"),
+    "word_ends": ("|b1",),
+}
+FEATURE_DTYPES: dict[str, tuple[str, ...]] = {"lm_max": ("<f4",), "lm_entropy": ("<f4",), "context": ("<i4",)}
 PER_SAMPLE = ("sample_ids", "lengths")
+LARGEST_LOG_PROB = 1e-3  # nats; above 0 only by rounding
+REMEDY = "save the scores again"
 
 
 class ScoreWriter:
@@ -80,9 +89,8 @@ class ScoreWriter:
             "dimension": self._streams["queries"].row_shape[0],
             "features": [name for name in FEATURE_DTYPES if name in self._streams],
         }
-        for stream in self._streams.values():
-            stream.finish()
-        write_sidecar(os.path.join(self.folder, KIND), KIND, {**info, **counts})
+        content = {name: stream.finish() for name, stream in self._streams.items()}
+        write_sidecar(os.path.join(self.folder, KIND), KIND, {**info, **counts, "content": content})
 
 
 def _storable(dtype: torch.dtype) -> torch.dtype:
@@ -111,26 +119,46 @@ class ScoreCache:
     @classmethod
     def open(cls, folder: str) -> ScoreCache:
         """Maps a folder that `ScoreWriter` wrote; BadFile when it is unfinished or its parts do not fit together."""
-        info = read_sidecar(os.path.join(folder, KIND), KIND, {"tokens": int, "samples": int, "dimension": int})
+        described = os.path.join(folder, KIND)
+        info = read_sidecar(described, KIND, {"tokens": int, "samples": int, "dimension": int, "features": list})
         if info is None:
-            raise BadFile(folder, "no scores.json", "a folder that eval_lm.py --save-scores wrote to its end")
+            raise BadFile(folder, "no scores.json", "a folder that eval_lm.py --save-scores wrote to its end", REMEDY)
         tokens, samples = info["tokens"], info["samples"]
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(DTYPES, (tokens,)) | dict.fromkeys(PER_SAMPLE, (samples,))
         shapes["queries"] = (tokens, info["dimension"])
-        dtypes = DTYPES | dict.fromkeys(PER_SAMPLE, ("<i8",))
+        kept = [name for name in FEATURE_DTYPES if name in info["features"]]
+        shapes |= {name: (tokens, CONTEXT_TOKENS) if name == "context" else (tokens,) for name in kept}
+        dtypes = DTYPES | dict.fromkeys(PER_SAMPLE, ("<i8",)) | FEATURE_DTYPES
+        check_opened(described, {name: _path(folder, name) for name in shapes}, expected=True, remedy=REMEDY)
         arrays = {name: open_array(_path(folder, name), dtypes[name], shape) for name, shape in shapes.items()}
-        kept = [name for name in FEATURE_DTYPES if name in info.get("features", [])]
-        features = {
-            name: open_array(_path(folder, name), FEATURE_DTYPES[name], (tokens, 4) if name == "context" else (tokens,))
-            for name in kept
-        }
+        features = {name: arrays.pop(name) for name in kept}
         cache = cls(folder, info, **arrays, features=features)
-        if cache.lengths.min(initial=0) < 0 or int(cache.lengths.sum()) != tokens:
-            found = f"samples of {int(cache.lengths.sum())} tokens together"
-            raise BadFile(_path(folder, "lengths"), found, f"{tokens}", "save the scores again")
-        if samples and (cache.sample_ids.min() < 0 or len(np.unique(cache.sample_ids)) != samples):
-            raise BadFile(_path(folder, "sample_ids"), "a sample twice", "each once", "save the scores again")
+        cache._check()
         return cache
+
+    def _check(self) -> None:
+        """BadFile for samples that do not fit the tokens, and for numbers that no evaluation writes. Queries, which are
+        large, are looked at when they are read."""
+        if self.lengths.min(initial=0) < 0 or self.lengths.max(initial=0) > len(self):
+            raise BadFile(self._file("lengths"), "samples that are too long", f"{len(self)} tokens in all", REMEDY)
+        if int(self.lengths.sum()) != len(self):
+            found = f"samples of {int(self.lengths.sum())} tokens together"
+            raise BadFile(self._file("lengths"), found, f"{len(self)}", REMEDY)
+        if self.sample_ids.min(initial=0) < 0 or len(np.unique(self.sample_ids)) != len(self.sample_ids):
+            raise BadFile(self._file("sample_ids"), "a sample twice, or a negative one", "each once", REMEDY)
+        vocabulary = self.info.get("vocabulary")
+        below = vocabulary if type(vocabulary) is int else 1 << 31
+        require_range(self._file("targets"), self.targets, 0, below, "words", REMEDY)
+        require_range(self._file("word_ends"), self.word_ends.view(np.uint8), 0, 2, "truth values", REMEDY)
+        require_numbers(self._file("lm_log_probs"), self.lm_log_probs, LARGEST_LOG_PROB, "log-probability", REMEDY)
+        for name in ("lm_max", "lm_entropy"):
+            if name in self.features:
+                require_numbers(self._file(name), self.features[name], np.inf, "number", REMEDY)
+        if not self.words:
+            raise BadFile(self._file("word_ends"), "no word that counts", "at least one", REMEDY)
+
+    def _file(self, name: str) -> str:
+        return _path(self.folder, name)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -155,6 +183,9 @@ class ScoreCache:
         """The scored sequences in order, read one by one."""
         for sample_id, start, length in zip(self.sample_ids.tolist(), self.starts.tolist(), self.lengths.tolist()):
             span = slice(start, start + length)
+            if not np.isfinite(self.queries[span]).all():
+                found = f"a query of sample {sample_id} that is no number"
+                raise BadFile(self._file("queries"), found, "numbers", REMEDY)
             yield ScoredSequence(
                 sample_id,
                 torch.from_numpy(np.array(self.queries[span])),

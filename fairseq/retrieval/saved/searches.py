@@ -23,9 +23,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fairseq.errors import BadFile, BadFlag
-from fairseq.files.array_stream import ArrayStream, open_array, rows_done
+from fairseq.files.array_stream import ArrayStream, open_array, progress, rows_done
 from fairseq.files.atomic_io import require_free_space, write_json
+from fairseq.files.checksums import check_opened
 from fairseq.files.fingerprint import quick_fingerprint
+from fairseq.files.number_checks import require_no_nan, require_range
 from fairseq.files.sidecar import read_sidecar, remove_sidecar, write_sidecar
 from fairseq.retrieval.clusters.members import index_dtype
 from fairseq.retrieval.datastore import keys_path
@@ -38,6 +40,7 @@ from fairseq.sizes import size_text
 logger = logging.getLogger(__name__)
 
 KIND = "searches"
+REMEDY = "delete the folder to search again"
 CHUNK_NUMBERS = 1 << 22  # results of one search call: 4096 tokens at k = 1024
 SAFE_POINT_SECONDS = 30.0
 
@@ -54,8 +57,8 @@ class SearchCache:
         lengths: NDArray[np.int64],
     ) -> None:
         self.ids, self.distances = ids, distances
-        self._first_row = np.full(int(sample_ids.max(initial=-1)) + 1, -1, np.int64)
-        self._first_row[sample_ids] = np.cumsum(lengths) - lengths
+        order = np.argsort(sample_ids)
+        self._samples, self._first_row = sample_ids[order], (np.cumsum(lengths) - lengths)[order]
 
     @property
     def k(self) -> int:
@@ -66,9 +69,10 @@ class SearchCache:
         """As `Index.search`: distances and ids (B, k) of the tokens `positions` (B,) of samples `sample_ids`."""
         if k > self.k:
             raise BadFlag("--k", k, f"at most the {self.k} neighbours that were saved", "save the searches again")
-        first = self._first_row[sample_ids.cpu().numpy()]
-        assert first.min(initial=0) >= 0, "a sample whose searches are not here"
-        rows = first + positions.cpu().numpy()
+        wanted = sample_ids.cpu().numpy()
+        places = np.minimum(np.searchsorted(self._samples, wanted), len(self._samples) - 1)
+        assert (self._samples[places] == wanted).all(), "a sample whose searches are not here"
+        rows = self._first_row[places] + positions.cpu().numpy()
         device = positions.device
         distances = torch.from_numpy(self.distances[rows, :k]).to(device)
         return distances, torch.from_numpy(self.ids[rows, :k].astype(np.int64)).to(device)
@@ -110,23 +114,23 @@ def saved_searches(
     scores, made (resumably) where not. `identity`: plain values that say which index this is and how it is asked."""
     digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=4).hexdigest()
     folder = os.path.join(scores.folder, f"{KIND}-{digest}")
+    described = os.path.join(folder, KIND)
     tokens = {"tokens": len(scores), "scores": scores.info}
-    info = read_sidecar(os.path.join(folder, KIND), KIND, {"k": int})
+    info = read_sidecar(described, KIND, {"k": int})
+    if info is not None and info.get("identity") != json.loads(json.dumps(identity)):
+        raise BadFile(folder, "searches of another index, or asked otherwise", f"those of {identity}", REMEDY)
     if info is None or info["k"] < k or info.get("of") != tokens:
         _search_all(scores, index, k, folder, {"identity": identity, "of": tokens}, device, show_progress)
         info = {"k": k}
     shape = (len(scores), int(info["k"]))
-    ids = open_array(os.path.join(folder, "ids.npy"), ("<i4", "<i8"), shape)
-    distances = open_array(os.path.join(folder, "distances.npy"), ("<f4",), shape)
-    _check_ids(ids, index.size, folder)
+    paths = {name: os.path.join(folder, name + ".npy") for name in ("ids", "distances")}
+    check_opened(described, paths, expected=True, remedy=REMEDY)
+    ids = open_array(paths["ids"], ("<i4", "<i8"), shape)
+    distances = open_array(paths["distances"], ("<f4",), shape)
+    require_range(paths["ids"], ids, -1, index.size, "ids", REMEDY)
+    require_no_nan(paths["distances"], distances, "distance", REMEDY)
     logger.info("searches %s: %d nearest entries of %d tokens", folder, shape[1], shape[0])
     return SearchCache(ids, distances, scores.sample_ids, scores.lengths)
-
-
-def _check_ids(ids: NDArray[Any], size: int, folder: str) -> None:
-    if ids.size and (int(ids.min()) < -1 or int(ids.max()) >= size):
-        found = f"ids from {ids.min()} to {ids.max()}"
-        raise BadFile(os.path.join(folder, "ids.npy"), found, f"ids from -1 to {size - 1}", "delete the folder")
 
 
 def _search_all(
@@ -143,13 +147,14 @@ def _search_all(
     row_bytes = k * (dtype.itemsize + 4)
     description = {**identity, "k": k}
     progress_path = os.path.join(folder, "progress.json")
-    done = rows_done(progress_path, description)
+    done, digests = rows_done(progress_path, description, 2)
     remove_sidecar(os.path.join(folder, KIND))
     require_free_space(os.path.join(folder, "ids.npy"), (len(scores) - done) * row_bytes, "the saved searches")
     try:
-        streams = _streams(folder, dtype, k, done)
-    except BadFile:  # the files of an earlier run are gone
-        done, streams = 0, _streams(folder, dtype, k, 0)
+        streams = _streams(folder, dtype, k, done, digests)
+    except BadFile as error:  # the files of an earlier run are gone, or have changed
+        logger.warning("%s; searching again from the beginning", error)
+        done, streams = 0, _streams(folder, dtype, k, 0, digests)
     logger.info("searching for %d tokens, k %d: %s in %s", len(scores), k, size_text(len(scores) * row_bytes), folder)
     step = max(1, CHUNK_NUMBERS // k)
     last_safe_point = time.monotonic()
@@ -164,19 +169,18 @@ def _search_all(
             if time.monotonic() - last_safe_point > SAFE_POINT_SECONDS:
                 for stream in streams:
                     stream.flush()
-                write_json(progress_path, {**description, "rows": streams[0].rows})
+                write_json(progress_path, progress(description, streams))
                 last_safe_point = time.monotonic()
-    for stream in streams:
-        stream.finish()
-    write_sidecar(os.path.join(folder, KIND), KIND, description)
+    content = {name: stream.finish() for name, stream in zip(("ids", "distances"), streams, strict=True)}
+    write_sidecar(os.path.join(folder, KIND), KIND, {**description, "content": content})
     if os.path.exists(progress_path):
         os.unlink(progress_path)
 
 
-def _streams(folder: str, dtype: Any, k: int, rows: int) -> list[ArrayStream]:
-    ids = ArrayStream(os.path.join(folder, "ids.npy"), dtype, (k,), rows)
+def _streams(folder: str, dtype: Any, k: int, rows: int, digests: list[str]) -> list[ArrayStream]:
+    ids = ArrayStream(os.path.join(folder, "ids.npy"), dtype, (k,), rows, digests[0])
     try:
-        return [ids, ArrayStream(os.path.join(folder, "distances.npy"), "<f4", (k,), rows)]
+        return [ids, ArrayStream(os.path.join(folder, "distances.npy"), "<f4", (k,), rows, digests[1])]
     except BadFile:
         ids.close()
         raise

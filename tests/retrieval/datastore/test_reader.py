@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from fairseq.errors import BadFile, UserError
 from fairseq.retrieval.datastore import Datastore, count_filled_rows
 from fairseq.retrieval.datastore.writer import DatastoreWriter
+from tests.descriptions import edit_description
 
 ROWS, DIMENSION = 37, 6
 
@@ -172,7 +172,7 @@ def test_fp16_flag_against_the_description(tmp_path: Path) -> None:
 def test_damaged_description(tmp_path: Path, change: dict[str, Any]) -> None:
     prefix = saved(tmp_path)
     path = tmp_path / "store.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    edit_description(path, **change)
     with pytest.raises(BadFile, match="store.json"):
         Datastore.open(prefix)
     path.write_text("{")

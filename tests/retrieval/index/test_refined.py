@@ -22,6 +22,7 @@ from fairseq.retrieval.index.faiss_index import pairwise
 from fairseq.retrieval.index.open_index import open_index
 from fairseq.retrieval.index.recall import QuerySample, recall_of
 from fairseq.retrieval.index.refined import RefinedIndex
+from tests.descriptions import edit_description
 
 LM = (
     "data-bin --path checkpoints/checkpoint_best.pt --sample-break-mode complete --max-tokens 128 --context-window 96 "
@@ -111,7 +112,7 @@ def test_entries_of_another_datastore(built: Path) -> None:
 def test_a_sidecar_that_asks_for_nonsense(built: Path, tmp_path: Path) -> None:
     shutil.copytree(built, tmp_path / "copy")
     sidecar = tmp_path / "copy" / "knn.index.json"
-    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "refine": -1}))
+    edit_description(sidecar, refine=-1)
     with pytest.raises(BadFile, match="refine -1"):
         opened(tmp_path / "copy")
 

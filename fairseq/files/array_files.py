@@ -1,0 +1,139 @@
+"""NumPy's own files, read without believing them: a header is looked at before memory is taken or mapped, it must
+announce exactly the bytes that follow it, and only plain numbers are arrays (no objects, which would be unpickled).
+
+Also here: sealed files, `.npz` archives of arrays in which a digest of everything stands, and whose they are. They keep
+what a later run goes on from, where a description beside the file could be a description of the file before it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairseq.errors import BadFile
+from fairseq.files.atomic_io import atomic_write
+from fairseq.files.inputs import open_input
+
+PLAIN_KINDS = "biufU"
+LONGEST_ARCHIVE_LIST = 64  # arrays of a sealed file
+UNREADABLE: tuple[type[Exception], ...] = (ValueError, KeyError, EOFError, MemoryError, RuntimeError, OverflowError)
+UNREADABLE += (TypeError, SyntaxError, RecursionError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
+UNREADABLE += (NotImplementedError, struct.error)  # what NumPy, the zip module and Python's parser may raise
+
+
+def map_array(path: str, remedy: str = "make it again") -> NDArray[Any]:
+    """Maps a `.npy` file read-only; MissingFile, or BadFile unless it is a whole array of plain numbers."""
+    with open_input(path, remedy) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        try:
+            shape, fortran, dtype = _header(stream)
+        except UNREADABLE as error:
+            found = f"a file that cannot be opened ({_reason(error)})"
+            raise BadFile(path, found, "a numpy array", remedy) from error
+        start = stream.tell()
+        announced = math.prod(shape) * dtype.itemsize
+        if size - start != announced:
+            found = f"{size - start} bytes of numbers"
+            raise BadFile(path, found, f"the {announced} that its header announces", remedy)
+        order: Any = "F" if fortran else "C"
+        if announced == 0:
+            return np.zeros(shape, dtype, order)
+        return np.memmap(stream, dtype, "r", start, shape, order)
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """(shape, whether columns come first, type) of the array that begins here; ValueError for what we do not read."""
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("a later version of the format, whose headers may be of any length")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.kind not in PLAIN_KINDS or dtype.hasobject:
+        raise ValueError(f"elements of type {dtype.str}")
+    if any(isinstance(length, bool) or length < 0 for length in shape):
+        raise ValueError(f"the shape {shape}")
+    return shape, fortran, dtype
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sealed files
+
+
+def write_sealed(path: str, identity: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    """Writes `arrays` by name, `identity` (plain values that say whose they are), and a digest of all; atomically."""
+    named = {name: np.asarray(array) for name, array in arrays.items()}
+    named["identity"] = np.frombuffer(_text(identity).encode(), np.uint8)
+    seal = np.frombuffer(_seal(named), np.uint8)
+    with atomic_write(path) as stream:
+        np.savez(stream, seal=seal, **named)  # type: ignore[arg-type, unused-ignore]
+
+
+def read_sealed(path: str) -> tuple[Any, dict[str, NDArray[Any]]]:
+    """(identity, arrays) as `write_sealed` was given them, to the bit; MissingFile, or BadFile for anything else."""
+    expected = "a whole file of this program's own"
+    try:
+        with open_input(path) as stream:
+            arrays = _archive(stream)
+        seal, identity = arrays.pop("seal"), arrays["identity"]
+        if seal.tobytes() != _seal(arrays):
+            raise BadFile(path, "bytes that differ from those that were written", expected, "delete it")
+        del arrays["identity"]
+        return json.loads(identity.tobytes()), arrays
+    except BadFile:
+        raise
+    except UNREADABLE as error:
+        raise BadFile(path, f"a file that cannot be read ({_reason(error)})", expected, "delete it") from error
+
+
+def same_identity(known: Any, wanted: Mapping[str, Any]) -> bool:
+    """Whether an identity that was read is the one `wanted`."""
+    return bool(known == json.loads(_text(wanted)))
+
+
+def _text(identity: Mapping[str, Any]) -> str:
+    return json.dumps(identity, sort_keys=True)
+
+
+def _seal(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.digest()
+
+
+def _archive(stream: IO[bytes]) -> dict[str, NDArray[Any]]:
+    """The arrays of an `.npz`, whose parts must be stored as they are, and all lie in the file."""
+    size = os.fstat(stream.fileno()).st_size
+    arrays = {}
+    with zipfile.ZipFile(stream) as archive:
+        parts = archive.infolist()
+        stored = all(part.compress_type == zipfile.ZIP_STORED and not part.flag_bits & 1 for part in parts)
+        if not stored or len(parts) > LONGEST_ARCHIVE_LIST or sum(part.file_size for part in parts) > size:
+            raise ValueError("compressed, encrypted or overlapping parts")
+        for part in parts:
+            content = archive.read(part)
+            arrays[part.filename.removesuffix(".npy")] = _from_bytes(content)
+    return arrays
+
+
+def _from_bytes(content: bytes) -> NDArray[Any]:
+    stream = io.BytesIO(content)
+    shape, fortran, dtype = _header(stream)
+    numbers = np.frombuffer(content, np.uint8, offset=stream.tell())
+    if len(numbers) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{len(numbers)} bytes for the shape {shape}")
+    return np.array(numbers).view(dtype).reshape(shape, order="F" if fortran else "C")
