@@ -12,7 +12,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import Pipe, Process, parent_process
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from fairseq.data.dictionary import Dictionary
+from fairseq.data.text_encoder import TextEncoder, prepared
 from fairseq.data.text_words import LINE_END, Words, file_size, part_offsets, read_pieces, split_words
 from fairseq.data.vocabulary import Progress, Vocabulary
 from fairseq.data.word_table import WordTable
@@ -29,27 +30,36 @@ from fairseq.tokenizer import tokenize_line
 
 LINE_END_MARK = np.iinfo(np.int32).max  # in the place of an id, until it becomes an eos
 SMALLEST_PART = 1 << 20  # bytes that are worth a process of their own
+SMALLEST_ENCODED_PART = 1 << 14  # the same where an encoder does a line at a time
 COPY_STEP = 1 << 16  # tokens moved at a time when parts are joined: they stay in the cache
 
 
 @dataclass
 class Summary:
-    """What a text consists of: lines, tokens (with end-of-line), and words replaced by unk."""
+    """What a text consists of: lines, tokens (with end-of-line), words replaced by unk, and odd characters by kind."""
 
     nseq: int = 0
     ntok: int = 0
     nunk: int = 0
+    odd: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Summary) -> None:
         """Adds another part's numbers."""
         self.nseq, self.ntok, self.nunk = self.nseq + other.nseq, self.ntok + other.ntok, self.nunk + other.nunk
+        self.odd.update(other.odd)
 
 
 class Encoder:
-    """Encodes text with a fixed dictionary; `summary` counts what was encoded so far."""
+    """Encodes text with a fixed dictionary; `summary` counts what was encoded so far. `encoder` cuts raw text first."""
 
-    def __init__(self, dictionary: Dictionary, append_eos: bool = True, reverse_order: bool = False) -> None:
-        self.append_eos, self.reverse_order = append_eos, reverse_order
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        append_eos: bool = True,
+        reverse_order: bool = False,
+        encoder: TextEncoder | None = None,
+    ) -> None:
+        self.append_eos, self.reverse_order, self.encoder = append_eos, reverse_order, encoder
         self.summary = Summary()
         self._eos, self._unk = dictionary.eos(), dictionary.unk()
         self._table = WordTable()
@@ -70,8 +80,9 @@ class Encoder:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields int32 ids and the int32 sizes of the lines that end among them; a long line may span several."""
         open_line = 0
-        for text in read_pieces(path, start, end, whole_lines or self.reverse_order):
-            tokens = self._table.find(split_words(text))
+        whole_lines = whole_lines or self.reverse_order or self.encoder is not None
+        for text in read_pieces(path, start, end, whole_lines):
+            tokens = self._table.find(split_words(prepared(text, self.encoder, self.summary.odd)))
             ends = np.flatnonzero(tokens == LINE_END_MARK)
             if self.append_eos:
                 tokens[ends] = self._eos
@@ -121,8 +132,10 @@ def _spool(prefix: str | None, pieces: Iterator[tuple[np.ndarray, np.ndarray]]) 
             sizes_file.write(sizes.data)
 
 
-def _number_part(path: str, start: int, end: int, prefix: str | None) -> tuple[Words, np.ndarray]:
-    vocabulary = Vocabulary()
+def _number_part(
+    path: str, start: int, end: int, prefix: str | None, encoder: TextEncoder | None
+) -> tuple[Words, np.ndarray, Counter[str]]:
+    vocabulary = Vocabulary(encoder)
     _spool(prefix, vocabulary.number_file(path, start, end))
     return vocabulary.contents()
 
@@ -156,15 +169,22 @@ def _scratch_prefix(prefix: str | None, part: int) -> str | None:
 
 @contextlib.contextmanager
 def _helped(
-    work: Callable[..., Any], path: str, workers: int, prefix: str | None, progress: Progress | None, *extra: Any
+    work: Callable[..., Any],
+    path: str,
+    workers: int,
+    prefix: str | None,
+    progress: Progress | None,
+    extra: Any,
+    smallest: int = SMALLEST_PART,
 ) -> Iterator[tuple[int, Iterator[Any]]]:
-    """Shares a file out among `workers` processes (fewer if it is small). Gives the end of the first part, which is
-    this process's own, and what `work` returns of the others, in order; they are done meanwhile."""
-    offsets = part_offsets(path, max(1, min(workers, file_size(path) // SMALLEST_PART)))
+    """Shares a file out among `workers` processes (fewer if parts had less than `smallest` bytes). Gives the end of the
+    first part, which is this process's own, and what `work` returns of the others, in order; they are done
+    meanwhile."""
+    offsets = part_offsets(path, max(1, min(workers, file_size(path) // smallest)))
     processes, answers = [], []
     for k, (start, end) in enumerate(zip(offsets[1:], offsets[2:]), start=1):
         answer, sender = Pipe(duplex=False)
-        args = (sender, work, path, start, end, _scratch_prefix(prefix, k), *extra)
+        args = (sender, work, path, start, end, _scratch_prefix(prefix, k), extra)
         processes.append(Process(target=_worker, args=args, daemon=True))
         processes[-1].start()
         sender.close()  # so that a worker's death ends the pipe
@@ -206,17 +226,25 @@ def _scratch(prefix: str) -> Iterator[None]:
 
 class NumberedText:
     """A text file whose words were numbered and counted, waiting for its dictionary. Use as a context manager: the
-    scratch files beside `prefix` (four bytes a token; none if `prefix` is None) go away at the end."""
+    scratch files beside `prefix` (four bytes a token; none if `prefix` is None) go away at the end. `encoder` cuts raw
+    text first."""
 
-    def __init__(self, path: str, prefix: str | None, workers: int = 1, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        prefix: str | None,
+        workers: int = 1,
+        progress: Progress | None = None,
+        encoder: TextEncoder | None = None,
+    ) -> None:
         self.prefix = prefix
-        self.vocabulary = Vocabulary()
+        self.vocabulary = Vocabulary(encoder)
         self._numbers: list[np.ndarray] = []  # of each further part's words in the vocabulary
         self._cleanup = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             if prefix is not None:
                 stack.enter_context(_scratch(prefix))
-            with _helped(_number_part, path, workers, prefix, progress) as (end, others):
+            with _helped(_number_part, path, workers, prefix, progress, encoder, _smallest(encoder)) as (end, others):
                 _spool(_scratch_prefix(prefix, 0), self.vocabulary.number_file(path, 0, end, progress))
                 self._numbers = [self.vocabulary.merge(*part) for part in others]
             self._cleanup = stack.pop_all()
@@ -236,15 +264,26 @@ class NumberedText:
             for numbers, sizes in _pieces(f"{self.prefix}.part{part}.tmp"):
                 builder.add_items(part_ids.take(numbers), sizes)
         counts = self.vocabulary.counts()
-        return Summary(int(counts[0]), int(counts.sum()), unknown)
+        return Summary(int(counts[0]), int(counts.sum()), unknown, Counter(self.vocabulary.odd))
+
+
+def _smallest(encoder: TextEncoder | None) -> int:
+    return SMALLEST_PART if encoder is None else SMALLEST_ENCODED_PART
 
 
 def binarize_file(
-    path: str, prefix: str, dictionary: Dictionary, builder: Any, workers: int = 1, progress: Progress | None = None
+    path: str,
+    prefix: str,
+    dictionary: Dictionary,
+    builder: Any,
+    workers: int = 1,
+    progress: Progress | None = None,
+    text_encoder: TextEncoder | None = None,
 ) -> Summary:
     """Adds a text file to a dataset builder. Several workers leave scratch files beside `prefix` meanwhile."""
-    encoder = Encoder(dictionary)
-    with _scratch(prefix), _helped(_encode_part, path, workers, prefix, progress, encoder) as (end, others):
+    encoder = Encoder(dictionary, encoder=text_encoder)
+    helped = _helped(_encode_part, path, workers, prefix, progress, encoder, _smallest(text_encoder))
+    with _scratch(prefix), helped as (end, others):
         for ids, sizes in encoder.encode_file(path, 0, end, progress=progress):
             builder.add_items(ids, sizes)
         for part, summary in enumerate(others, start=1):

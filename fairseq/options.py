@@ -148,10 +148,7 @@ def parse_args_and_arch(
     if first.task not in TASK_REGISTRY:  # fairseq's default is translation, which this package leaves out
         raise BadFlag("--task", first.task, "--task " + " or ".join(sorted(TASK_REGISTRY)))
     TASK_REGISTRY[first.task].add_args(parser)
-    for name, registry in REGISTRIES.items():
-        choice = getattr(first, name, None)
-        if choice is not None and hasattr(registry.classes[choice], "add_args"):
-            registry.classes[choice].add_args(parser)
+    _add_flags_of_choices(parser, first)
     if getattr(first, "strategy", None) is not None:
         RETRIEVER_REGISTRY[first.strategy].add_args(parser)
 
@@ -162,6 +159,25 @@ def parse_args_and_arch(
         args = parser.parse_args(words)
     _derive(args)
     return (args, extra) if parse_known else args
+
+
+def parse_preprocessing_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses preprocess.py's words in two passes, so that the chosen tokeniser and encoder have their flags."""
+    parser = get_preprocessing_parser()
+    words = list(sys.argv[1:] if input_args is None else input_args)
+    first, _ = parser.parse_known_args([word for word in words if word not in ("-h", "--help")])
+    _add_flags_of_choices(parser, first, ("tokenizer", "bpe"))
+    return parser.parse_args(words)
+
+
+def _add_flags_of_choices(
+    parser: argparse.ArgumentParser, first: argparse.Namespace, names: Sequence[str] | None = None
+) -> None:
+    """The flags of the classes that a first pass found chosen, for these registries (all)."""
+    for name, registry in REGISTRIES.items():
+        choice = getattr(first, name, None) if names is None or name in names else None
+        if choice is not None and hasattr(registry.classes[choice], "add_args"):
+            registry.classes[choice].add_args(parser)
 
 
 def _derive(args: argparse.Namespace) -> None:
@@ -357,7 +373,8 @@ def add_common_eval_args(group: Any) -> None:
         nargs="?",
         const="@@ ",
         default=None,
-        help="score words instead of their pieces; the marker of a piece that goes on",
+        help="score words instead of their pieces: the marker of a piece that goes on ('@@ '), or subword_nmt, "
+        "sentencepiece, gpt2, wordpiece, letter or _EOW",
     )
     add("--quiet", action="store_true", help="only print final scores")
     add("--model-overrides", default="{}", metavar="DICT", help="replaces settings stored in the checkpoint")

@@ -20,13 +20,14 @@ class ScoredSequence:
 
     queries: (T, D) float32, the key activation before each target; targets: (T,) int64 token ids;
     lm_log_probs: (T,) float32 in nats; sample_id: the sample's number in the dataset; features: those of FEATURES that
-    were asked for, by name."""
+    were asked for, by name; preceding: the token before the first target, -1 where nobody knows it."""
 
     sample_id: int
     queries: Tensor
     targets: Tensor
     lm_log_probs: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
+    preceding: int = -1
 
     def __len__(self) -> int:
         return len(self.targets)

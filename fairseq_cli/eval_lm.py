@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fairseq import options
@@ -21,6 +22,7 @@ from fairseq.evaluation.lm_scoring import LMScoring
 from fairseq.evaluation.saved_searches import SavedSearches
 from fairseq.evaluation.target_foss import Choice, choose_min_knns, first_tokens, needs_choice
 from fairseq.evaluation.word_accounting import WordAccounting
+from fairseq.evaluation.word_boundaries import check_encoder_flags
 from fairseq.files.atomic_io import make_folder
 from fairseq.files.provenance import write_results
 from fairseq.knnlm import KNNLM, RetrievalResult, build_knnlm, strategy_name
@@ -63,8 +65,13 @@ class Evaluation:
             device = self.scoring.device if args.knnlm_gpu else "cpu"
             self.knnlm = build_knnlm(args, self.scoring.key_dimension, device)
         self.accounting = WordAccounting(
-            self.scoring.task.source_dictionary, args.remove_bpe, args.output_word_probs, args.output_word_stats
+            self.scoring.task.source_dictionary,
+            args.remove_bpe,
+            args.output_word_probs,
+            args.output_word_stats,
+            getattr(args, "gpt2_encoder_json", None),
         )
+        self.preceding: dict[int, int] = {}  # the token before each sample
         self.lm_time, self.retrieval_time = Stopwatch(), Stopwatch()
         self.saved = SavedSearches()
         self.tokens = self.scored = 0
@@ -86,16 +93,19 @@ class Evaluation:
             sequences = self._with_saved_searches(sequences)
         if self.knnlm is None:
             for sequence in sequences:
-                self.accounting.add(sequence.sample_id, sequence.targets.numpy(), sequence.lm_log_probs.numpy())
+                self._count(sequence.sample_id, sequence.targets.numpy(), sequence.lm_log_probs.numpy())
         else:
             sequences = self._with_target_foss(self.knnlm, sequences)
             targets: dict[int, Any] = {}
             for result in self._retrieved(self.knnlm, sequences, targets):
-                self.accounting.add(result.sample_id, targets.pop(result.sample_id), result.log_probs.numpy())
+                self._count(result.sample_id, targets.pop(result.sample_id), result.log_probs.numpy())
                 self.saved.add(result.searched)
         if not self.args.save_searches:
             self._finish_scores()
         return self._report()
+
+    def _count(self, sample_id: int, tokens: NDArray[np.int64], log_probs: NDArray[np.float32]) -> None:
+        self.accounting.add(sample_id, tokens, log_probs, self.preceding.pop(sample_id))
 
     def _sequences(self) -> Iterator[ScoredSequence]:
         """The LM's part, timed, with progress."""
@@ -108,10 +118,12 @@ class Evaluation:
                 progress.update()
                 for sequence in sequences:
                     self.scored += len(sequence)
+                    self.preceding[sequence.sample_id] = sequence.preceding
                     if self.sample is not None:
                         self.sample.add(sequence.queries)
                     if self.writer is not None:
-                        self.writer.add(sequence, self.accounting.counted(sequence.targets.numpy()))
+                        words = self.accounting.counted(sequence.targets.numpy(), sequence.preceding)
+                        self.writer.add(sequence, words)
                     yield sequence
 
     def _finish_scores(self) -> None:
@@ -175,7 +187,7 @@ class Evaluation:
         logger.info(
             "scored %d tokens, counted per %s (%d); samples of up to %d tokens after at least %d of context",
             self.scored,
-            "token" if args.remove_bpe is None else "word",
+            self.accounting.unit,
             self.accounting.totals.count,
             self.scoring.effective_args.tokens_per_sample,
             args.context_window,
@@ -202,7 +214,7 @@ class Evaluation:
         results = {
             "loss_base2": totals.loss_base2,
             "perplexity": totals.perplexity,
-            "unit": "token" if self.args.remove_bpe is None else "word",
+            "unit": self.accounting.unit,
             "count": totals.count,
             "scored_tokens": self.scored,
             "skipped_samples": len(self.scoring.skipped),
@@ -234,6 +246,7 @@ class Evaluation:
                 "split": self.args.target_foss_subset or self.args.gen_subset,
             }
         self.accounting.log_stats()
+        self.accounting.log_guesses()
         return results
 
 
@@ -247,6 +260,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         raise BadFlag("--index-recall", "it alone", "--knnlm beside it")
     if args.save_searches and not (args.knnlm and args.save_scores):
         raise BadFlag("--save-searches", "it alone", "--knnlm and --save-scores DIR beside it")
+    check_encoder_flags(args)
     if args.results_path is not None:
         _log_to_folder(args.results_path)
     if args.check:

@@ -5,12 +5,12 @@ File names, log lines and the dictionary's order follow fairseq 0.9; see `fairse
 from __future__ import annotations
 
 import argparse
-import codecs
 import contextlib
 import logging
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 
 from tqdm import tqdm
@@ -25,9 +25,12 @@ from fairseq.binarizer import (
 )
 from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import make_builder
+from fairseq.data.odd_characters import MARKS, begins_with_mark, odd_sentences, refuse_other_encodings
+from fairseq.data.text_encoder import TextEncoder
+from fairseq.data.text_words import read_pieces
 from fairseq.data.vocabulary import Progress, build_dictionary
-from fairseq.errors import BadFlag, MissingFile, UserError
-from fairseq.files.atomic_io import make_parent, publish, temporary_path
+from fairseq.errors import BadFile, BadFlag, MissingFile, UserError
+from fairseq.files.atomic_io import atomic_write, make_parent, publish, temporary_path
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("fairseq_cli.preprocess")
@@ -46,6 +49,7 @@ class Preprocessor:
         self.args = args
         self.langs = [args.source_lang] if args.only_source else [args.source_lang, args.target_lang]
         self.numbered: dict[str, NumberedText] = {}
+        self.encoders = {lang: TextEncoder.build(args, lang) for lang in self.langs}
 
     def text_path(self, prefix: str, lang: str | None) -> str:
         """The input file of a prefix: `prefix`, or `prefix.lang`."""
@@ -88,7 +92,10 @@ class Preprocessor:
         ]
 
     def _load(self, path: str) -> Dictionary:
-        return tasks.TASK_REGISTRY.get(self.args.task, tasks.FairseqTask).load_dictionary(path)
+        dictionary: Dictionary = tasks.TASK_REGISTRY.get(self.args.task, tasks.FairseqTask).load_dictionary(path)
+        if len(dictionary) == dictionary.nspecial:
+            raise BadFile(path, "no words", "the dict.txt that preprocess wrote", "every word would become <unk>")
+        return dictionary
 
     def _build(self, langs: list[str | None], k: int, stack: contextlib.ExitStack) -> Dictionary:
         """Counts the training text of `langs`; `k` says whose thresholds hold (0 source, 1 target)."""
@@ -101,7 +108,11 @@ class Preprocessor:
             if path not in self.numbered:
                 prefix = self.output_prefix("train", lang) if keep else None
                 with self.progress(path) as progress:
-                    self.numbered[path] = stack.enter_context(NumberedText(path, prefix, args.workers, progress))
+                    self.numbered[path] = stack.enter_context(
+                        NumberedText(path, prefix, args.workers, progress, self.encoders[lang])
+                    )
+                if prefix is None:
+                    self._warn_of_odd_characters(path, self.numbered[path].vocabulary.odd)
             vocabularies.append(self.numbered[path].vocabulary)
         threshold, nwords = [(args.thresholdsrc, args.nwordssrc), (args.thresholdtgt, args.nwordstgt)][k]
         return build_dictionary(vocabularies, threshold, nwords, args.padding_factor)
@@ -111,10 +122,14 @@ class Preprocessor:
         for flag, prefixes in (("--validpref", self.args.validpref), ("--testpref", self.args.testpref)):
             if prefixes and not all(prefixes.split(",")):
                 raise BadFlag(flag, repr(prefixes), "text files separated by commas")
-        if not getattr(self.args, "dict_only", False):
-            for _, prefix in self.splits():
-                for lang in self.langs:
-                    self._warn_of_mark(self.text_path(prefix, lang))
+        for split, prefix in self.splits():
+            if split != "train" and getattr(self.args, "dict_only", False):
+                continue
+            for lang in self.langs:
+                path = self.text_path(prefix, lang)
+                refuse_other_encodings(path)
+                if begins_with_mark(path):
+                    logger.warning("%s begins with a byte order mark, which becomes part of its first word", path)
         given = [] if self.args.joined_dictionary and self.args.tgtdict else [self.args.srcdict, self.args.tgtdict]
         for path in given:
             if path and not os.path.isfile(path):
@@ -142,10 +157,12 @@ class Preprocessor:
                 )
 
     @staticmethod
-    def _warn_of_mark(path: str) -> None:
-        with open(path, "rb") as stream:
-            if stream.read(3) == codecs.BOM_UTF8:
-                logger.warning("%s begins with a byte order mark, which becomes part of its first word", path)
+    def _warn_of_odd_characters(path: str, odd: Counter[str]) -> None:
+        odd = odd.copy()
+        if begins_with_mark(path):  # said before
+            odd[MARKS] -= 1
+        for sentence in odd_sentences(odd):
+            logger.warning("%s: found %s", path, sentence)
 
     def splits(self) -> Iterator[tuple[str, str]]:
         """(split name, text prefix) of all splits: train, valid, valid1, ..., test, test1, ..."""
@@ -169,7 +186,9 @@ class Preprocessor:
                 summary = self.numbered[text].write(builder, dictionary)
             else:
                 with self.progress(text) as progress:
-                    summary = binarize_file(text, output, dictionary, builder, self.args.workers, progress)
+                    summary = binarize_file(
+                        text, output, dictionary, builder, self.args.workers, progress, self.encoders[lang]
+                    )
             builder.finalize(output + ".idx")
         except BaseException:
             builder.abandon()
@@ -180,6 +199,13 @@ class Preprocessor:
         share = 100 * summary.nunk / max(1, summary.ntok)
         found = f"{summary.nseq} sents, {summary.ntok} tokens, {share:.3}%"
         logger.info("[%s] %s: %s replaced by %s", lang, text, found, dictionary.unk_word)
+        self._warn_of_odd_characters(text, summary.odd)
+        if 2 * summary.nunk > summary.ntok - summary.nseq > 0:
+            logger.warning(
+                "%s: more than half of the words are unknown; the dictionary may be of another text, or of text that "
+                "another --tokenizer or --bpe prepared",
+                text,
+            )
         if not summary.ntok:
             logger.warning("%s is empty: training and evaluation will find nothing in this split", text)
 
@@ -187,8 +213,14 @@ class Preprocessor:
         # The name carries the languages even where there are none, as it always did.
         name = f"{split}.{self.args.source_lang}-{self.args.target_lang}" + (f".{lang}" if lang else "")
         output = os.path.join(self.args.destdir, name)
-        shutil.copyfile(text, temporary_path(output))
-        publish(temporary_path(output), output)
+        encoder, odd = self.encoders[lang], Counter[str]()
+        if encoder is None:
+            shutil.copyfile(text, temporary_path(output))
+            publish(temporary_path(output), output)
+            return
+        with atomic_write(output) as stream:
+            for piece in read_pieces(text, whole_lines=True):
+                stream.write(encoder.encode(piece, odd))
 
     def write_alignments(self) -> None:
         """Binarises the alignment files beside the text, where there are any."""
@@ -245,6 +277,8 @@ def _log_file(path: str) -> Iterator[None]:
 
 def main(args: argparse.Namespace) -> None:
     """Runs preprocess with parsed options."""
+    if args.align_suffix and (args.tokenizer or args.bpe):
+        raise BadFlag("--align-suffix", args.align_suffix, "no --tokenizer and --bpe: alignments count given words")
     if args.alignfile:
         raise BadFlag("--alignfile", args.alignfile, "nothing: alignment dictionaries are not built here")
     preprocessor = Preprocessor(args)
@@ -261,7 +295,7 @@ def main(args: argparse.Namespace) -> None:
 
 def cli_main() -> None:
     """Console entry point."""
-    cli_entry(lambda: main(options.get_preprocessing_parser().parse_args()), sys.stdout)
+    cli_entry(lambda: main(options.parse_preprocessing_args()), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import logging
 import operator
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
@@ -18,9 +20,12 @@ from fairseq.errors import BadFile, MissingFile, UserError
 from fairseq.files.atomic_io import atomic_write
 from fairseq.tokenizer import tokenize_line
 
+logger = logging.getLogger(__name__)
+
 LONGEST_LINE = 1 << 20  # characters; whatever has longer ones is no dictionary
 LONGEST_WORD = LONGEST_LINE - 100  # leaves room for the rest of its line
 OVERWRITE_FLAG = "#fairseq:overwrite"
+COUNT = re.compile(r"-?[0-9]+", re.ASCII)
 
 
 class Dictionary:
@@ -38,6 +43,7 @@ class Dictionary:
         self.symbols: list[str] = []
         self.count: list[int] = []
         self.indices: dict[str, int] = {}
+        self.overwriting: set[int] = set()  # ids whose line in the file carries OVERWRITE_FLAG
         self.bos_index = self.add_symbol(bos)
         self.pad_index = self.add_symbol(pad)
         self.eos_index = self.add_symbol(eos)
@@ -132,6 +138,7 @@ class Dictionary:
         ranked = sorted(sorted(counts), key=counts.__getitem__, reverse=True)
         kept = ranked[: self.room([counts[symbol] for symbol in ranked], threshold, nwords)]
         del self.symbols[self.nspecial :], self.count[self.nspecial :]
+        self.overwriting = set()
         self.indices = {symbol: i for i, symbol in enumerate(self.symbols)}
         self.extend(kept, [counts[symbol] for symbol in kept])
         self.pad_to_multiple_(padding_factor)
@@ -169,8 +176,8 @@ class Dictionary:
     def add_from_file(self, f: str | os.PathLike[str] | IO[str], ignore_utf_errors: bool = False) -> None:
         """Appends the entries of a `dict.txt`, neither sorting nor padding.
 
-        A repeated symbol gets a slot of its own, and the map points to the last one, as in fairseq 0.9; the later
-        format's marker `#fairseq:overwrite` says the same thing explicitly and is understood."""
+        A repeated symbol gets a slot of its own, and the map points to the last one, as in fairseq 0.9, with a warning;
+        the later format's flag `#fairseq:overwrite` says that it is meant, and is written again by `save`."""
         if isinstance(f, str | os.PathLike):
             try:
                 with open(f, encoding="utf-8", errors="ignore" if ignore_utf_errors else "strict") as stream:
@@ -183,20 +190,40 @@ class Dictionary:
             self._add_lines(f, getattr(f, "name", "dictionary"))
 
     def _add_lines(self, lines: IO[str], name: str) -> None:
+        repeated: list[int] = []
+        counts: dict[str, int] = {}  # few numbers, on many lines
+        number = 0
         for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), ""), start=1):
             if len(line) == LONGEST_LINE:
                 found = f"more than {LONGEST_LINE} characters in line {number}"
                 raise BadFile(name, found, "one `symbol count` a line", "give the dict.txt that preprocess wrote")
             symbol, space, count = line.rstrip().rpartition(" ")
-            if count == OVERWRITE_FLAG:
+            meant = count == OVERWRITE_FLAG
+            if meant:
                 symbol, space, count = symbol.rpartition(" ")
-            try:
-                if not space:
-                    raise ValueError
-                self.add_symbol(symbol, int(count), overwrite=True)
-            except ValueError:
+            value = counts.get(count) if space else None
+            if value is None and space and COUNT.fullmatch(count):
+                value = counts[count] = int(count)
+            if value is None:
                 found = repr(line.rstrip("\n")[:80])
-                raise BadFile(name, f"{found} in line {number}", "`symbol count`", "build it again") from None
+                raise BadFile(name, f"{found} in line {number}", "`symbol count`", "build it again")
+            if symbol in self.indices and not meant:
+                repeated.append(number)
+            idx = self.add_symbol(symbol, value, overwrite=True)
+            if meant:
+                self.overwriting.add(idx)
+            if number == 1 and symbol.startswith("\ufeff"):
+                logger.warning("%s begins with a byte order mark, which becomes part of its first symbol", name)
+        if repeated:
+            logger.warning(
+                "%s: %d lines repeat a symbol (line %d for one); the last place counts, as in fairseq 0.9, where later "
+                "versions refuse the file",
+                name,
+                len(repeated),
+                repeated[0],
+            )
+        if not number:
+            logger.warning("%s is empty: every word will be %s", name, self.unk_word)
 
     def save(self, f: str | os.PathLike[str] | IO[str]) -> None:
         """Writes `dict.txt`: every entry but the specials, atomically when given a path."""
@@ -207,6 +234,11 @@ class Dictionary:
             f.writelines(self._lines())
 
     def _lines(self) -> Iterator[str]:
+        if self.overwriting:
+            for idx in range(self.nspecial, len(self.symbols)):
+                flag = f" {OVERWRITE_FLAG}" if idx in self.overwriting else ""
+                yield f"{self.symbols[idx]} {self.count[idx]}{flag}\n"
+            return
         start = self.nspecial
         for count, run in itertools.groupby(self.count[start:]):
             end = start + len(list(run))

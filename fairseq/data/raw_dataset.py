@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 
 import numpy as np
@@ -10,7 +11,10 @@ import torch
 
 from fairseq.data.dictionary import Dictionary
 from fairseq.data.fairseq_dataset import SizedDataset
+from fairseq.data.odd_characters import odd_sentences, refuse_other_encodings
 from fairseq.errors import MissingFile
+
+logger = logging.getLogger(__name__)
 
 
 class IndexedRawTextDataset(SizedDataset):
@@ -22,6 +26,7 @@ class IndexedRawTextDataset(SizedDataset):
 
         if not os.path.isfile(path):
             raise MissingFile(path)
+        refuse_other_encodings(path)
         self.path = path
         self.append_eos, self.reverse_order = append_eos, reverse_order
         tokens, sizes = [], []
@@ -29,6 +34,8 @@ class IndexedRawTextDataset(SizedDataset):
         for ids, lengths in encoder.encode_file(path):
             tokens.append(ids)
             sizes.append(lengths)
+        for sentence in odd_sentences(encoder.summary.odd):
+            logger.warning("%s: found %s", path, sentence)
         self.tokens: np.ndarray = np.concatenate(tokens) if tokens else np.empty(0, np.int32)
         self.sizes: np.ndarray = np.concatenate(sizes) if sizes else np.empty(0, np.int32)
         self.contiguous = True

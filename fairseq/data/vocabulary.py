@@ -4,12 +4,14 @@ the dictionary; everything else is array operations on the words' bytes."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from fairseq.data.dictionary import Dictionary
+from fairseq.data.text_encoder import TextEncoder, prepared
 from fairseq.data.text_words import LINE_END, Words, read_pieces, split_words
 from fairseq.data.word_table import WordTable
 
@@ -19,9 +21,10 @@ Progress = Callable[[int], Any]
 
 
 class Vocabulary:
-    """Words, their numbers and their counts. Number 0 is the line end."""
+    """Words, their numbers and their counts. Number 0 is the line end. `odd` counts odd characters of the text."""
 
-    def __init__(self) -> None:
+    def __init__(self, encoder: TextEncoder | None = None) -> None:
+        self.encoder, self.odd = encoder, Counter[str]()
         self.table = WordTable()
         self.table.find_or_add(Words.from_list([LINE_END]))
         self._counts = np.zeros(1, dtype=np.int64)
@@ -32,8 +35,8 @@ class Vocabulary:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields int32 word numbers, with 0 at line ends, and the int32 sizes of the lines that end among them."""
         open_line = 0
-        for text in read_pieces(path, start, end):
-            tokens = self.table.find_or_add(split_words(text))
+        for text in read_pieces(path, start, end, whole_lines=self.encoder is not None):
+            tokens = self.table.find_or_add(split_words(prepared(text, self.encoder, self.odd)))
             ends = np.flatnonzero(tokens == 0) + 1
             sizes = np.diff(ends, prepend=-open_line).astype(np.int32)
             open_line = len(tokens) - int(ends[-1]) if len(ends) else open_line + len(tokens)
@@ -51,12 +54,13 @@ class Vocabulary:
         self._counts, self._uncounted = counts, []
         return counts
 
-    def contents(self) -> tuple[Words, np.ndarray]:
-        """All words in the order of their numbers, and their counts: for `merge` in another process."""
-        return self.table.words(np.arange(len(self.table))), self.counts()
+    def contents(self) -> tuple[Words, np.ndarray, Counter[str]]:
+        """All words in the order of their numbers, their counts, and `odd`: for `merge` in another process."""
+        return self.table.words(np.arange(len(self.table))), self.counts(), self.odd
 
-    def merge(self, words: Words, counts: np.ndarray) -> np.ndarray:
+    def merge(self, words: Words, counts: np.ndarray, odd: Counter[str]) -> np.ndarray:
         """Adds distinct words with their counts. Returns their numbers here: (words,) int32."""
+        self.odd.update(odd)
         numbers = self.table.find_or_add(words)
         self.counts()[numbers] += counts
         return numbers

@@ -150,10 +150,11 @@ class LMScoring:
             features: dict[str, torch.Tensor] = {
                 name: best[name][drop:].cpu() for name in ("lm_max", "lm_entropy") if name in self.features
             }
+            source = sample["net_input"]["src_tokens"][row, : best["start_idx"] + len(best["tokens"])]
             if "context" in self.features:
-                source = sample["net_input"]["src_tokens"][row, : best["start_idx"] + len(best["tokens"])]
                 features["context"] = contexts(source, self.task.source_dictionary.eos())[-len(scores) :].cpu()
-            sequences.append(ScoredSequence(sample_id, queries.cpu(), targets.cpu(), scores.cpu(), features))
+            before = int(source[best["start_idx"] + drop]) if len(scores) else -1
+            sequences.append(ScoredSequence(sample_id, queries.cpu(), targets.cpu(), scores.cpu(), features, before))
         self._check(sequences)
         return sequences
 

@@ -11,20 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairseq.errors import BadFlag
+from fairseq.evaluation.word_boundaries import find_boundaries
 
 logger = logging.getLogger(__name__)
 
-
-def continuation_mask(dictionary: Any, marker: str | None) -> NDArray[np.bool_] | None:
-    """(V,) bool: which symbols are pieces that go on, by the marker of `--remove-bpe` ("@@ "); None without a
-    marker."""
-    if marker is None:
-        return None
-    if marker == "sentencepiece":
-        raise BadFlag("--remove-bpe", marker, "a marker at the end of pieces such as '@@ '")
-    suffix = "@@" if marker == "subword_nmt" else marker.rstrip()
-    return np.array([dictionary[index].endswith(suffix) for index in range(len(dictionary))])
+EOS, UNK = 2, 3
 
 
 @dataclass
@@ -49,71 +40,103 @@ class Totals:
 
 
 class WordAccounting:
-    """Adds up samples. `report_words` logs each sample's words; `collect_stats` gathers statistics per word."""
+    """Adds up samples. `marker` (`--remove-bpe`) says what a word is, for "gpt2" with the file `gpt2_encoder_json`;
+    `report_words` logs each sample's words; `collect_stats` gathers statistics per word. `unit` is "word" where pieces
+    are joined, else "token"."""
 
     def __init__(
-        self, dictionary: Any, marker: str | None = None, report_words: bool = False, collect_stats: bool = False
+        self,
+        dictionary: Any,
+        marker: str | None = None,
+        report_words: bool = False,
+        collect_stats: bool = False,
+        gpt2_encoder_json: str | None = None,
     ) -> None:
         self.dictionary = dictionary
-        self.marker_length = 0 if marker is None else len("@@" if marker == "subword_nmt" else marker.rstrip())
-        self.continues = continuation_mask(dictionary, marker)
+        self.boundaries = find_boundaries(dictionary, marker, gpt2_encoder_json)
+        self.unit = "token" if self.boundaries is None else "word"
         self.report_words = report_words
         self.stats: dict[str, WordStat] | None = {} if collect_stats else None
         self.totals = Totals()
+        self.cut = self.joined_to_eos = self.unknown = 0
 
-    def add(self, sample_id: int, tokens: NDArray[np.int64], log_probs: NDArray[np.float32]) -> None:
-        """Adds one sample: tokens (T,) and their log-probabilities (T,) in nats."""
+    def add(
+        self, sample_id: int, tokens: NDArray[np.int64], log_probs: NDArray[np.float32], preceding: int = -1
+    ) -> None:
+        """Adds one sample: tokens (T,) and their log-probabilities (T,) in nats; `preceding` is the token before."""
         if not len(tokens):
             return
-        ends = self.word_ends(tokens)
-        starts = np.concatenate([[0], ends[:-1] + 1])
-        words = np.add.reduceat(log_probs.astype(np.float64), starts)
-        self.totals.log_prob += float(words.sum())
-        self.totals.count += len(ends)
+        counted = self.counted(tokens, preceding)
+        self.totals.log_prob += float(log_probs.astype(np.float64).sum())
+        self.totals.count += int(np.count_nonzero(counted))
+        self._note_guesses(tokens)
         if self.report_words or self.stats is not None:
-            self._report(sample_id, tokens, starts, ends, words)
+            self._report(sample_id, tokens, log_probs, counted)
 
-    def word_ends(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Positions at which a word ends. A piece that goes on but is the sample's last token counts as a word."""
-        if self.continues is None:
-            return np.arange(len(tokens))
-        goes_on = self.continues[tokens]
-        goes_on[-1] = False
-        return np.flatnonzero(~goes_on)
+    def counted(self, tokens: NDArray[np.int64], preceding: int = -1) -> NDArray[np.bool_]:
+        """(T,): at which of a sample's tokens a word counts. That is its last piece where a marker says that pieces go
+        on (one that goes on but is the sample's last token counts too, as in fairseq), else its first piece."""
+        if self.boundaries is None or not len(tokens):
+            return np.ones(len(tokens), bool)
+        if self.boundaries.goes_on is None:
+            return self.boundaries.starts(tokens, preceding)
+        counted = ~self.boundaries.goes_on[tokens]
+        counted[-1] = True
+        return counted
 
-    def counted(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(T,): whether a counted word ends at each of a sample's tokens."""
-        ends = np.zeros(len(tokens), bool)
-        if len(tokens):
-            ends[self.word_ends(tokens)] = True
-        return ends
+    def _note_guesses(self, tokens: NDArray[np.int64]) -> None:
+        if self.boundaries is None:
+            return
+        goes_on = self.boundaries.goes_on
+        if goes_on is None:
+            self.unknown += int(np.count_nonzero(tokens == UNK))
+        else:
+            self.cut += int(goes_on[tokens[-1]])
+            self.joined_to_eos += int(np.count_nonzero(goes_on[tokens[:-1]] & (tokens[1:] == EOS)))
+
+    def log_guesses(self) -> None:
+        """Logs where the count of words rests on a rule that the text does not bear out."""
+        count = self.totals.count
+        if self.cut:
+            logger.info("%d words are cut by the end of a sample; each part counts as a word, as in fairseq", self.cut)
+        if self.joined_to_eos:
+            logger.warning(
+                "--remove-bpe: %d pieces go on by the marker but end a line, and count as one word with its end; the "
+                "text may not have been encoded with this marker",
+                self.joined_to_eos,
+            )
+        if self.unknown:
+            logger.warning("--remove-bpe: every <unk> (%d of %d words) counts as a beginning", self.unknown, count)
 
     def _report(
         self,
         sample_id: int,
         tokens: NDArray[np.int64],
-        starts: NDArray[np.int64],
-        ends: NDArray[np.int64],
-        log_probs: NDArray[np.float64],
+        log_probs: NDArray[np.float32],
+        counted: NDArray[np.bool_],
     ) -> None:
-        symbols = [self.dictionary[int(token)] for token in tokens]
-        if self.continues is not None:
-            cut = [symbol[: -self.marker_length] for symbol in symbols]
-            going_on = self.continues[tokens]
-            symbols = [short if on else symbol for short, symbol, on in zip(cut, symbols, going_on, strict=True)]
-            unfinished = bool(going_on[-1])
+        """Reports the sample's words. What has no counted piece in the sample is left out: with a marker, a last word
+        that goes on; else the rest of a word that began in another sample."""
+        boundaries = self.boundaries
+        if boundaries is None or boundaries.goes_on is None:
+            starts = np.flatnonzero(counted)
         else:
-            unfinished = False
-        words = ["".join(symbols[start : end + 1]) for start, end in zip(starts, ends, strict=True)]
-        shown = words[:-1] if unfinished else words
+            starts = np.concatenate([[0], np.flatnonzero(counted)[:-1] + 1])
+        if not len(starts):
+            return
+        sums = np.add.reduceat(log_probs.astype(np.float64), starts).tolist()
+        ends = [*starts[1:].tolist(), len(tokens)]
+        symbols = [self.dictionary[int(token)] for token in tokens]
+        pieces = [symbols[start:end] for start, end in zip(starts.tolist(), ends)]
+        words = ["".join(word) if boundaries is None else boundaries.join(word) for word in pieces]
+        if boundaries is not None and boundaries.goes_on is not None and boundaries.goes_on[tokens[-1]]:
+            words.pop()
         if self.report_words:
-            pairs = "\t".join(f"{word} [{lp:.6f}]" for word, lp in zip(shown, log_probs.tolist(), strict=False))
-            logger.info("%d %s", sample_id, pairs)
+            logger.info("%d %s", sample_id, "\t".join(f"{word} [{lp:.6f}]" for word, lp in zip(words, sums)))
         if self.stats is not None:
-            following = [*log_probs.tolist()[1:], None]
-            pieces = (ends > starts).tolist()
-            for word, lp, next_lp, is_bpe in zip(shown, log_probs.tolist(), following, pieces, strict=False):
-                self.stats.setdefault(word, WordStat(word, is_bpe)).add(lp, next_lp)
+            following = [*sums[1:], None]
+            for word, lp, next_lp, parts in zip(words, sums, following, pieces):
+                self.stats.setdefault(word, WordStat(word, len(parts) > 1)).add(lp, next_lp)
 
     def log_stats(self) -> None:
         """Logs the statistics of every word, the most frequent first."""

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairseq.errors import UserError
-from fairseq.evaluation.word_accounting import WordAccounting, continuation_mask
+from fairseq.evaluation.word_accounting import WordAccounting
+from fairseq.evaluation.word_boundaries import find_boundaries
 
 SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>", "he@@", "llo", "world", "@@", "a@@b"]
 HE, LLO, WORLD, EOS, BARE, INNER = 4, 5, 6, 2, 7, 8
@@ -50,15 +51,11 @@ def test_unfinished_last_word_counts() -> None:
 
 @pytest.mark.parametrize("marker", ["@@ ", "@@", "subword_nmt"])
 def test_markers(marker: str) -> None:
-    mask = continuation_mask(Words(SYMBOLS), marker)
-    assert mask is not None
+    boundaries = find_boundaries(Words(SYMBOLS), marker)
+    assert boundaries is not None and boundaries.goes_on is not None
+    mask = boundaries.goes_on
     assert np.flatnonzero(mask).tolist() == [HE, BARE]  # only at the end of a symbol
     assert account([HE, LLO, WORLD, EOS], [-1, -2, -3, -0.5], marker).totals.count == 3
-
-
-def test_sentencepiece_is_refused() -> None:
-    with pytest.raises(UserError, match="--remove-bpe"):
-        continuation_mask(Words(SYMBOLS), "sentencepiece")
 
 
 @given(st.lists(st.lists(st.sampled_from([HE, LLO, WORLD, EOS, BARE, INNER]), max_size=12), max_size=5))

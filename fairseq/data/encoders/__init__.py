@@ -9,4 +9,4 @@ from fairseq.registry import setup_registry
 build_tokenizer, register_tokenizer, TOKENIZER_REGISTRY = setup_registry("--tokenizer")
 build_bpe, register_bpe, BPE_REGISTRY = setup_registry("--bpe")
 
-from fairseq.data.encoders import bpe, tokenizers  # noqa: E402, F401  (fills the registries)
+from fairseq.data.encoders import bpe, gpt2_bpe, sentencepiece_bpe, tokenizers  # noqa: E402, F401  (fills the registries)

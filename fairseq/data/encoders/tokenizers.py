@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import Any
 
 from fairseq.data.encoders import register_tokenizer
-from fairseq.data.encoders.bpe import optional_module
+from fairseq.data.encoders.files import optional_module
 from fairseq.tokenizer import tokenize_line
+
+logger = logging.getLogger(__name__)
+
+WITHOUT_PREFIXES = ("ja", "ko", "cjk")  # languages that have rules of their own and no list of abbreviations
 
 
 @register_tokenizer("moses")
@@ -29,6 +34,13 @@ class MosesTokenizer:
         target = getattr(args, "moses_target_lang", None) or getattr(args, "target_lang", None) or "en"
         self.dash_splits = not getattr(args, "moses_no_dash_splits", False)
         self.escape = not getattr(args, "moses_no_escape", False)
+        known = {*sacremoses.corpus.NonbreakingPrefixes().available_langs.values(), *WITHOUT_PREFIXES}
+        if source not in known:
+            logger.warning(
+                "--moses-source-lang: Moses has no abbreviations for %s and uses those of English; it has some for %s",
+                source,
+                ", ".join(sorted(known)),
+            )
         self.tok = sacremoses.MosesTokenizer(source)
         self.detok = sacremoses.MosesDetokenizer(target)
 

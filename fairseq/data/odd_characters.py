@@ -1,0 +1,67 @@
+"""What in a text is hardly ever meant, and becomes a token that looks like another one: byte order marks, NUL bytes,
+zero-width spaces, carriage returns inside lines. fairseq takes them as they are; this package does the same and says
+so. Text in another encoding than UTF-8 is refused."""
+
+from __future__ import annotations
+
+import codecs
+from collections import Counter
+
+from fairseq.errors import BadFile
+
+HEAD = 1 << 16  # bytes of a file that are looked at for another encoding
+# The four-byte marks come first: UTF-32's begins with UTF-16's.
+ENCODINGS = (
+    (codecs.BOM_UTF32_LE, "UTF-32LE"),
+    (codecs.BOM_UTF32_BE, "UTF-32BE"),
+    (codecs.BOM_UTF16_LE, "UTF-16LE"),
+    (codecs.BOM_UTF16_BE, "UTF-16BE"),
+)
+NUL, CARRIAGE_RETURN, MARK, ZERO_WIDTH = b"\0", b"\r", codecs.BOM_UTF8, "\u200b".encode()
+MEANING = {
+    "NUL bytes": "become part of words",
+    "carriage returns that no line feed follows": "end lines",
+    "byte order marks (U+FEFF)": "become part of words",
+    "zero-width spaces (U+200B)": "become part of words",
+    "places with the marker of --bpe": "look like the marks that encoding sets",
+    "places with <unk>": "--tokenizer and --bpe cut like any other text",
+}
+NULS, RETURNS, MARKS, ZERO_WIDTHS, ENCODER_MARKS, UNKNOWN_WORDS = MEANING
+
+
+def begins_with_mark(path: str) -> bool:
+    """Whether a file begins with UTF-8's byte order mark."""
+    with open(path, "rb") as stream:
+        return stream.read(len(MARK)) == MARK
+
+
+def refuse_other_encodings(path: str) -> None:
+    """BadFile when the first bytes of a file show UTF-16, UTF-32 or binary data."""
+    with open(path, "rb") as stream:
+        head = stream.read(HEAD)
+    for mark, name in ENCODINGS:
+        if head.startswith(mark):
+            remedy = f"convert it, for instance with iconv -f {name.removesuffix('LE').removesuffix('BE')} -t UTF-8"
+            raise BadFile(path, f"the byte order mark of {name}", "UTF-8 text", remedy)
+    if NUL in head and (nuls := head.count(NUL)) > len(head) // 8:
+        found = f"{nuls} NUL bytes among the first {len(head)}, as in UTF-16 or binary data"
+        raise BadFile(path, found, "UTF-8 text", "convert the file, for instance with iconv")
+
+
+def count_odd_characters(text: bytes, counts: Counter[str]) -> None:
+    """Adds what a piece of UTF-8 text holds of `MEANING`. Cheap where there is nothing: one search each."""
+    if NUL in text:
+        counts[NULS] += text.count(NUL)
+    if CARRIAGE_RETURN in text and (alone := text.count(CARRIAGE_RETURN) - text.count(b"\r\n")):
+        counts[RETURNS] += alone
+    if text.isascii():
+        return
+    if MARK[:1] in text and (marks := text.count(MARK)):  # a byte that few languages need: found fast
+        counts[MARKS] += marks
+    if ZERO_WIDTH in text:
+        counts[ZERO_WIDTHS] += text.count(ZERO_WIDTH)
+
+
+def odd_sentences(counts: Counter[str]) -> list[str]:
+    """What to say of a text, one clause a kind: "2 NUL bytes, which become part of words"."""
+    return [f"{counts[kind]} {kind}, which {meaning}" for kind, meaning in MEANING.items() if counts[kind]]
