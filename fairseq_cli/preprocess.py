@@ -277,7 +277,7 @@ def _log_file(path: str) -> Iterator[None]:
 
 def main(args: argparse.Namespace) -> None:
     """Runs preprocess with parsed options."""
-    if args.align_suffix and (args.tokenizer or args.bpe):
+    if args.align_suffix and (getattr(args, "tokenizer", None) or getattr(args, "bpe", None)):
         raise BadFlag("--align-suffix", args.align_suffix, "no --tokenizer and --bpe: alignments count given words")
     if args.alignfile:
         raise BadFlag("--alignfile", args.alignfile, "nothing: alignment dictionaries are not built here")

@@ -75,6 +75,16 @@ def golden() -> Path:
     return GOLDEN
 
 
+@pytest.fixture(scope="session")
+def encoder_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files of small encoders (see `tests/encoder_files.py`)."""
+    from tests.encoder_files import learn_encoders
+
+    folder = tmp_path_factory.mktemp("encoders")
+    learn_encoders(folder)
+    return folder
+
+
 @contextlib.contextmanager
 def _process_state(argv: list[str], cwd: str | os.PathLike[str]) -> Iterator[tuple[io.StringIO, io.StringIO]]:
     """argv, folder, streams and log handlers of a command run inside this process."""

@@ -301,3 +301,91 @@ def test_a_word_too_long_for_the_dictionary_file(text):
     with pytest.raises(UserError, match="a word of 1048576 characters, expected at most"):
         preprocess.main(arguments(text, trainpref=str(text / "long")))
     assert not (text / "bin" / "dict.txt").exists()
+
+
+ODD = {
+    "a mark inside": ("one \ufefftwo\n", "1 byte order marks (U+FEFF), which become part of words"),
+    "a second mark": ("\ufeffone\n\ufefftwo\n", "1 byte order marks (U+FEFF), which become part of words"),
+    "a NUL": ("o\0ne two three four\n", "1 NUL bytes, which become part of words"),
+    "zero-width spaces": ("o\u200bne t\u200bwo\n", "2 zero-width spaces (U+200B), which become part of words"),
+    "carriage returns": ("one\rtwo\nthree\r\n", "1 carriage returns that no line feed follows, which end lines"),
+}
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("split", ["train", "test", "dict-only", "raw"])
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_characters_are_said(run_cli, tmp_path, kind, split, workers, monkeypatch):
+    monkeypatch.setattr("fairseq.binarizer.SMALLEST_PART", 8)
+    odd, said = ODD[kind]
+    (tmp_path / "odd").write_bytes(odd.encode())
+    (tmp_path / "plain").write_bytes("one two \u00e9\u201cthree\u201d\u3000four\r\nfive\u2028six\n\n".encode())
+    texts = {"test": ["plain", "odd"]}.get(split, ["odd", "plain"])
+    words = ["--only-source", "--trainpref", tmp_path / texts[0], "--testpref", tmp_path / texts[1]]
+    more = {"dict-only": ["--dict-only"], "raw": ["--dataset-impl", "raw"]}.get(split, [])
+    done = run_cli("preprocess", [*words, "--destdir", tmp_path / "bin", "--workers", workers, *more])
+    assert done.status == 0, done.stderr
+    found = [line for line in done.stdout.splitlines() if " | WARNING | " in line and ": found " in line]
+    assert len(found) == 1 and f"{tmp_path / 'odd'}: found {said}" in found[0]
+
+
+OTHER_ENCODINGS = ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "latin-1")
+
+
+@pytest.mark.parametrize("place", ["--trainpref", "--validpref", "--testpref", "--srcdict"])
+@pytest.mark.parametrize("encoding", OTHER_ENCODINGS)
+def test_other_encodings_are_refused(run_cli, text, encoding, place):
+    wrong = text / "wrong"
+    content = "the 7\n\u00e9 5\na 2\n" if place == "--srcdict" else "the old harbour\n\u00e9\n" * 9
+    wrong.write_bytes(content.encode(encoding))
+    words = {"--trainpref": text / "text", place: wrong}
+    done = run_cli("preprocess", ["--only-source", "--destdir", text / "bin", *(w for p in words.items() for w in p)])
+    assert f"{wrong}: found" in done.error
+    assert not (text / "bin" / "dict.txt").exists()
+
+
+@pytest.mark.parametrize(("content", "lines"), [("", 0), ("\n", 1), ("one", 1), ("one\r", 1), ("\r\r\n", 2)])
+def test_texts_of_no_or_one_token(run_cli, text, content, lines):
+    (text / "small").write_bytes(content.encode())
+    for split, more in (("train", []), ("test", ["--trainpref", text / "text"])):
+        folder = text / split
+        words = ["--only-source", f"--{split}pref", text / "small", "--destdir", folder, *more]
+        done = run_cli("preprocess", words)
+        assert done.status == 0, done.stderr
+        assert len(data_utils.load_indexed_dataset(str(folder / split), None)) == lines
+        assert ("is empty" in done.stdout) == (not content)
+
+
+def test_the_overwrite_flag_and_the_bytes_of_a_dictionary_come_back(golden, run_cli, tmp_path):
+    specials = "".join(f"{word} 0 #fairseq:overwrite\n" for word in ("<s>", "<pad>", "</s>", "<unk>"))
+    for number, content in enumerate(
+        (
+            specials + (golden / "data-bin" / "dict.txt").read_text(),
+            "a 3\nb 2\na 1 #fairseq:overwrite\nc 1\n",
+            "#fairseq:overwrite 4\na 3\n",
+            "a 3\na 1\n",
+            "\ufeffa 3\n",
+        )
+    ):
+        given, folder = tmp_path / f"given{number}", tmp_path / f"bin{number}"
+        given.write_text(content, encoding="utf-8")
+        words = ["--only-source", "--srcdict", given, "--testpref", golden / "text" / "wiki.test.tokens"]
+        done = run_cli("preprocess", [*words, "--destdir", folder])
+        assert done.status == 0, done.stderr
+        assert (folder / "dict.txt").read_bytes() == given.read_bytes()
+        assert Dictionary.load(folder / "dict.txt") == Dictionary.load(given)
+        assert ("lines repeat a symbol" in done.stdout) == (content == "a 3\na 1\n")
+        assert ("begins with a byte order mark" in done.stdout) == content.startswith("\ufeff")
+
+
+@pytest.mark.parametrize("content", ["", "a\n", "a 1_000\n", "a \uff15\n", "a 1.5\n", "a 1 #fairseq:other\n", "{}"])
+def test_a_dictionary_that_is_none_is_refused(run_cli, text, content):
+    (text / "dict").write_text(content, encoding="utf-8")
+    words = ["--only-source", "--srcdict", text / "dict", "--testpref", text / "text", "--destdir", text / "bin"]
+    assert f"{text / 'dict'}: found" in run_cli("preprocess", words).error
+
+
+def test_a_dictionary_of_another_text_is_said(run_cli, text):
+    (text / "dict").write_text("nothing 5\n")
+    words = ["--only-source", "--srcdict", text / "dict", "--testpref", text / "text", "--destdir", text / "bin"]
+    assert "more than half of the words are unknown" in run_cli("preprocess", words).stdout

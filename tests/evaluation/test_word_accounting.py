@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairseq.errors import UserError
 from fairseq.evaluation.word_accounting import WordAccounting
 from fairseq.evaluation.word_boundaries import find_boundaries
 

@@ -38,8 +38,9 @@ def read_symbols(path: str | None) -> dict[str, int]:
     symbols = read_json_object(path, JSON_FLAG, JSON_WHAT)
     assert path is not None
     for symbol, number in symbols.items():
-        if type(number) is not int or not 0 <= number < 1 << 32:
-            raise BadFile(path, f"{str(number)[:40]!r} for {symbol[:40]!r}", "ids from 0", f"give {JSON_WHAT}")
+        if type(number) is not int or not 0 <= number < len(symbols):
+            found, expected = f"{str(number)[:40]!r} for {symbol[:40]!r}", f"ids from 0 to {len(symbols) - 1}"
+            raise BadFile(path, found, expected, f"give {JSON_WHAT}")
     if len(set(symbols.values())) != len(symbols):
         raise BadFile(path, "an id twice", "one id a symbol", f"give {JSON_WHAT}")
     missing = [f"0x{byte:02x}" for character, byte in ALPHABET.items() if character not in symbols]

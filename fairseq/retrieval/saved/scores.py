@@ -3,7 +3,7 @@ settings can be tried without the model (`eval_lm.py --save-scores`, then `fairs
 
 A folder of plain `.npy` arrays, opened by memory map, with one row a token in the order of evaluation:
 `targets` (N,) int32, `lm_log_probs` (N,) float32 nats, `queries` (N, D) float32 (float16 when the model ran in half
-precision), `word_ends` (N,) bool, whether a counted word ends here (`--remove-bpe`); with `--save-features` also
+precision), `word_ends` (N,) bool, at which token a word counts (`--remove-bpe`); with `--save-features` also
 `lm_max` and `lm_entropy` (N,) float32 and `context` (N, 4) int32; and one row a sample: `lengths` and `sample_ids` (S,)
 int64. `scores.json` is written last and says which model and data they came from. Folders named
 `searches-*` hold what an index answered (see `search_cache`)."""
@@ -64,7 +64,7 @@ class ScoreWriter:
             self._streams[name] = ArrayStream(_path(self.folder, name), "<i8")
 
     def add(self, sequence: ScoredSequence, word_ends: NDArray[np.bool_]) -> None:
-        """Appends a sequence; word_ends (T,): whether a counted word ends at each token."""
+        """Appends a sequence; word_ends (T,): whether a word counts at each token."""
         if not self._streams:
             self._open(sequence)
         arrays = {
