@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairseq.errors import BadFile
+from fairseq.errors import BadFile, UserError
 from fairseq.files.atomic_io import atomic_write
 from fairseq.files.inputs import open_input
 
@@ -29,7 +29,7 @@ PLAIN_KINDS = "biufU"
 LONGEST_ARCHIVE_LIST = 64  # arrays of a sealed file
 UNREADABLE: tuple[type[Exception], ...] = (ValueError, KeyError, EOFError, MemoryError, RuntimeError, OverflowError)
 UNREADABLE += (TypeError, SyntaxError, RecursionError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
-UNREADABLE += (NotImplementedError, struct.error)  # what NumPy, the zip module and Python's parser may raise
+UNREADABLE += (NotImplementedError, struct.error, OSError)  # what NumPy, the zip module and Python's parser may raise
 
 
 def map_array(path: str, remedy: str = "make it again") -> NDArray[Any]:
@@ -92,7 +92,7 @@ def read_sealed(path: str) -> tuple[Any, dict[str, NDArray[Any]]]:
             raise BadFile(path, "bytes that differ from those that were written", expected, "delete it")
         del arrays["identity"]
         return json.loads(identity.tobytes()), arrays
-    except BadFile:
+    except UserError:
         raise
     except UNREADABLE as error:
         raise BadFile(path, f"a file that cannot be read ({_reason(error)})", expected, "delete it") from error

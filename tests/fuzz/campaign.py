@@ -1,4 +1,6 @@
-"""Runs a reader on damaged inputs in a process of its own, with limits on time and memory, and counts outcomes.
+"""Runs a reader on damaged inputs in a process of its own, with limits on time and memory, and counts outcomes:
+"refused" in one sentence; "unharmed", where the answer is that of the whole files to the bit (of a job that goes on:
+what it ends with); "silent", another answer; "read", where nobody compares, since without digests nobody can know.
 
 `FUZZ_CASES=10000 pytest tests/fuzz` is the full campaign, `python -m tests.fuzz.campaign CASES READER...` prints it."""
 
@@ -21,6 +23,7 @@ from typing import Any
 
 from tests.fuzz.mutation import mutate
 
+GOOD = ("read", "refused", "unharmed")
 SECONDS_A_CASE = 10
 MEMORY = 1 << 30  # a case may add this much address space to what the process has when it starts
 
@@ -37,16 +40,34 @@ class Outcome:
     failures: list[tuple[int, str]] = field(default_factory=list)
 
 
-def one_case(reader: Any, folder: Path, originals: dict[Path, bytes], paths: list[Path], seed: int) -> str:
-    """Damages one file, reads, restores it. Returns "read", "refused", or what went wrong."""
+def restore(folder: Path, originals: Mapping[Path, bytes]) -> None:
+    """Makes the files of a folder these again."""
+    for path in folder.rglob("*"):
+        if path not in originals and not path.is_dir():
+            path.unlink()
+    for path, content in originals.items():
+        if not path.is_file() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            path.write_bytes(content)
+
+
+def one_case(
+    reader: Any, folder: Path, originals: dict[Path, bytes], paths: list[Path], seed: int, answer: object = None
+) -> str:
+    """Damages one file, reads, restores all. Returns "read", "refused", or what went wrong; with an `answer` to compare
+    with "unharmed" or "silent" for "read"."""
     from fairseq.errors import UserError
 
     path = paths[seed % len(paths)]
-    path.write_bytes(mutate(seed, originals[path]))
+    damaged = mutate(seed, originals[path])
+    path.write_bytes(damaged)
     signal.setitimer(signal.ITIMER_REAL, SECONDS_A_CASE)
     try:
-        reader.read(folder)
-        return "read"
+        found = reader.read(folder)
+        if answer is None:
+            return "read"
+        return "unharmed" if found == answer else f"silent: another answer from {path.name}"
     except UserError as error:
         return "refused" if "\n" not in str(error) and len(str(error)) < 2000 else f"not one sentence: {error!r}"[:300]
     except TooSlow:
@@ -55,8 +76,7 @@ def one_case(reader: Any, folder: Path, originals: dict[Path, bytes], paths: lis
         return f"{type(error).__name__}: " + traceback.format_exc(limit=-4)[-900:]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        path.unlink()
-        path.write_bytes(originals[path])
+        restore(folder, originals)
 
 
 def run_share(name: str, first: int, last: int, folder: Path) -> Outcome:
@@ -71,8 +91,11 @@ def run_share(name: str, first: int, last: int, folder: Path) -> Outcome:
     work = folder / "files"
     work.mkdir(exist_ok=True)
     paths = reader.prepare(work)
-    originals = {path: path.read_bytes() for path in paths}
+    originals = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
+    answer = reader.read(work) if reader.compares else None
+    restore(work, originals)
     reader.read(work)  # everything is imported and warm now
+    restore(work, originals)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
@@ -83,9 +106,9 @@ def run_share(name: str, first: int, last: int, folder: Path) -> Outcome:
     outcome = Outcome()
     for seed in range(first, last):
         (folder / "seed").write_text(str(seed))
-        result = one_case(reader, work, originals, paths, seed)
+        result = one_case(reader, work, originals, paths, seed, answer)
         outcome.counts[result.split(":")[0]] += 1
-        if result not in ("read", "refused"):
+        if result not in GOOD:
             outcome.failures.append((seed, result))
     return outcome
 

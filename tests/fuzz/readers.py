@@ -32,6 +32,7 @@ from fairseq.retrieval.datastore.provenance import check_belongs, datastore_file
 from fairseq.retrieval.datastore.writer import DatastoreWriter
 from fairseq.retrieval.entries import Entries
 from tests.descriptions import edit_description
+from tests.fuzz.retrieval_readers import ARTEFACTS
 
 GOLDEN = Path(__file__).resolve().parent.parent / "fixtures" / "golden"
 ENTRIES, WIDTH = 60, 4
@@ -40,10 +41,12 @@ RECIPE = KMeansRecipe(5, 40, 2)
 
 @dataclass(frozen=True)
 class Reader:
-    """prepare(folder) writes whole files and returns those to damage in turn; read(folder) reads them all."""
+    """prepare(folder) writes whole files and returns those to damage in turn; read(folder) reads them all. compares:
+    whether the files have digests, so that what is read is refused or as it was."""
 
     prepare: Callable[[Path], list[Path]]
     read: Callable[[Path], object]
+    compares: bool = False
 
 
 def small_keys() -> np.ndarray:
@@ -276,4 +279,5 @@ READERS: dict[str, Reader] = {
     "checkpoint, legacy": Reader(_checkpoint(False), _read_checkpoint),
     "checkpoint, options": Reader(_options, _read_options),
     "flags": Reader(_flags, _read_flags),
+    **{name: Reader(prepare, read, compares=True) for name, (prepare, read) in ARTEFACTS.items()},
 }

@@ -269,12 +269,12 @@ def read_gate(folder: Path) -> bytes:
 
 
 def gate_data(seed: int = 0) -> TrainingData:
-    """200 tokens."""
+    """80 tokens."""
     generator = np.random.default_rng(seed)
     widths = {"ctxt": WIDTH, "lm_max": 1, "fert": 4}
-    features = {name: generator.random((200, width), np.float32) for name, width in widths.items()}
-    lm, knn = (-generator.random(200, np.float32) for _ in range(2))
-    return TrainingData(features, lm, knn, np.arange(200) // 20)
+    features = {name: generator.random((80, width), np.float32) for name, width in widths.items()}
+    lm, knn = (-generator.random(80, np.float32) for _ in range(2))
+    return TrainingData(features, lm, knn, np.arange(80) // 8)
 
 
 def prepare_gate_state(folder: Path) -> list[Path]:
@@ -329,7 +329,7 @@ Part = Callable[[Path], Any]
 ARTEFACTS: dict[str, tuple[Part, Callable[[Path], bytes]]] = {
     "datastore": (prepare_datastore, read_datastore),
     "datastore, half saved": (prepare_half_datastore, read_half_datastore),
-    "index": (prepare_index, read_index),
+    "index, described": (prepare_index, read_index),
     "index, trained": (prepare_trained, read_built),
     "index, half built": (prepare_half_index, read_built),
     "members": (prepare_members, functools.partial(read_clusters, "m.pkl")),
