@@ -1,5 +1,4 @@
-"""The door between the wings, and the whole retrieval step in one place: scored sequences go in, better
-log-probabilities come out.
+"""The retrieval step, in one place: scored sequences go in, better log-probabilities come out.
 
 For a token with query q, LM probability p_LM and candidate entries (key k_i, value v_i), kNN-LM (Khandelwal et al.,
 2020, equations 2 and 3) and RetoMaton (Alon et al., 2022, section 3) compute
@@ -7,18 +6,15 @@ For a token with query q, LM probability p_LM and candidate entries (key k_i, va
     p_kNN(w) = sum over candidates with v_i = w of exp(s_i / T) / sum over all candidates of exp(s_i / T)
     p(w)     = lambda p_kNN(w) + (1 - lambda) p_LM(w)
 
-where s_i is minus the squared distance of q and k_i. The methods differ in who the candidates are and when the index is
-searched, which is the retriever's business. Perplexity needs p of the right token alone, so nothing here is as wide as
-the vocabulary. Sequences do not depend on each other: they advance in lock-step, one batched search and one batched
-distance computation a step."""
+where s_i is minus the squared distance of q and k_i, and T the temperature. The methods differ in which entries are
+candidates, when the index is searched, and how large lambda is; the strategy (`retrieval/retrievers`) decides that.
+Perplexity needs p of the right token alone, so no array here is as wide as the vocabulary. Sequences do not depend on
+each other: they advance in lock-step, one batched search and one batched distance computation per step."""
 
 from __future__ import annotations
 
 import argparse
-import bisect
-import itertools
 import logging
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,13 +22,14 @@ import torch
 from torch import Tensor
 
 from fairseq.errors import BadFlag
-from fairseq.retrieval import kernels
 from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.entries import Entries, as_tensor, no_entries
 from fairseq.retrieval.index import Index
 from fairseq.retrieval.lockstep import Lockstep, RetrievalResult
 from fairseq.retrieval.open_stores import Stores, open_stores, require_stores
-from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY, Resources, Retriever, Step
+from fairseq.retrieval.parallel import Team
+from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY, Candidates, Proposal, Resources, Retriever, Step
+from fairseq.retrieval.retrievers.checks import Checks, are_needed
 from fairseq.retrieval.saved.searches import SearchCache
 from fairseq.retrieval.similarity import Similarity
 from fairseq.retrieval.voting import Searched, count_votes
@@ -40,7 +37,6 @@ from fairseq.scored_sequences import ScoredSequence
 
 logger = logging.getLogger(__name__)
 
-STEP_COST = 6  # of a step, however few sequences are in it, in tokens
 CHUNK_CANDIDATES = 1 << 23  # bounds the scratch memory of one search of independent tokens
 
 
@@ -53,7 +49,7 @@ class KNNLM:
     """Scores sequences with a datastore. k: neighbours a search returns; lmbda: constant weight of retrieval.
 
     more_temperatures: further temperatures at which p_kNN is wanted too; they change nothing else. searches: what the
-    index answered before, which is then not asked again."""
+    index answered before, which is then not searched again. checks: checks of what the strategy returns, if wanted."""
 
     def __init__(
         self,
@@ -67,50 +63,30 @@ class KNNLM:
         device: torch.device | str = "cpu",
         more_temperatures: Sequence[float] = (),
         searches: SearchCache | None = None,
+        checks: Checks | None = None,
     ) -> None:
         self.index, self.retriever, self.similarity, self.searches = index, retriever, similarity, searches
-        self.k, self.lmbda = k, lmbda
+        self.k, self.lmbda, self.temperature, self.checks = k, lmbda, temperature, checks
         self.device = torch.device(device)
         self.inverse_temperatures = 1 / torch.tensor([temperature, *more_temperatures], device=self.device)  # (S,)
-        self._team: list[Retriever] = []
-        self._stopped = threading.Event()
         self.values, self.keys = as_tensor(datastore.values).to(self.device), datastore.keys
+        self._team = Team(retriever)
 
     def score(self, sequences: list[ScoredSequence]) -> list[RetrievalResult]:
-        """Advances all `sequences` together and returns a result for each.
-
-        Where each step needs the one before, steps are too short to be shared by threads of the CPU, so that each
-        thread takes some of the sequences."""
+        """Advances all `sequences` together, shared by the CPU's threads, and returns a result for each."""
         if not sequences:
             return []
         sequential = self.retriever.sequential and self.device.type == "cpu"
-        teams = min(torch.get_num_threads(), len(sequences)) if sequential else 1
-        if teams == 1:
+        threads = min(torch.get_num_threads(), len(sequences)) if sequential else 1
+        if self._team.retrievers[0] is not self.retriever:
+            self._team = Team(self.retriever)
+        if threads == 1:
             return self._score_together(sequences, self.retriever)
-        parts = parts_of_like_length([len(sequence) for sequence in sequences], teams)
-        self._read_what_is_read_late(sequences[parts[0][0]])
-        self._stopped.clear()
-        try:
-            found = kernels.each_in_thread(
-                self._score_together,
-                [[sequences[i] for i in part] for part in parts],
-                self._retrievers(len(parts)),
-            )
-        except BaseException:
-            self._stopped.set()
-            raise
-        placed = dict(zip(itertools.chain.from_iterable(parts), itertools.chain.from_iterable(found), strict=True))
-        return [placed[i] for i in range(len(sequences))]
+        self._build_lazy_tables(sequences[0])
+        return self._team.score(sequences, threads, self._score_together)
 
-    def _retrievers(self, count: int) -> list[Retriever]:
-        """The retriever and others like it, one a thread."""
-        if self._team[:1] != [self.retriever]:
-            self._team = [self.retriever]
-        self._team += [self.retriever.twin() for _ in range(count - len(self._team))]
-        return self._team[:count]
-
-    def _read_what_is_read_late(self, sequence: ScoredSequence) -> None:
-        """Tables that are made at first use are made now, and not by several threads at once."""
+    def _build_lazy_tables(self, sequence: ScoredSequence) -> None:
+        """Builds tables that are made at first use before threads start that would each make them."""
         query = sequence.queries[:1].float()
         first = torch.zeros(len(query), dtype=torch.int64)
         self.similarity.of_entries(query, first, first)
@@ -120,7 +96,7 @@ class KNNLM:
         batch = Lockstep(sequences, self.device, len(self.inverse_temperatures), self.lmbda, retriever.needs, chunk)
         retriever.start()
         for tokens in batch.steps:
-            if self._stopped.is_set():
+            if self._team.stopped.is_set():
                 return []
             self._advance(batch, tokens, retriever)
         return batch.results(mix(batch.lm_log_probs, batch.knn_log_probs[:, 0], batch.lmbda))
@@ -129,10 +105,29 @@ class KNNLM:
         """One step: B tokens of the batch."""
         step = batch.step(tokens)
         proposal = retriever.propose(step)
+        if self.checks is not None:
+            self.checks.proposal(proposal, step)
         searched, given = self._search(step, proposal.search), self._given(step, proposal.entries)
+        if retriever.weighs():
+            proposal = self._weigh(step, retriever, proposal, searched, given)
         outcome = count_votes(searched, given, self.values, batch.targets[tokens], self.inverse_temperatures)
         retriever.observe(step, outcome.matched)
         batch.store(tokens, outcome.log_probs, proposal, outcome.candidates, outcome.matches)
+
+    def _weigh(
+        self, step: Step, retriever: Retriever, proposal: Proposal, searched: Searched, given: Entries
+    ) -> Proposal:
+        """Puts the strategy's votes into `searched` and `given`, and returns the proposal with its lambda."""
+        candidates = Candidates.of(len(step), searched, given, self.values, self.temperature)
+        weights = retriever.weigh(step, candidates)
+        if self.checks is not None:
+            self.checks.weights(weights, candidates)
+        if weights is None:
+            return proposal
+        if weights.votes is not None:
+            searched.weights = weights.votes[: candidates.found].reshape(searched.ids.shape)
+            given.weights = weights.votes[candidates.found :]
+        return proposal if weights.lmbda is None else replace(proposal, lmbda=weights.lmbda)
 
     def _search(self, step: Step, wanted: Tensor) -> Searched:
         """One batched search for the tokens that need it, `wanted` (B,) bool."""
@@ -152,26 +147,6 @@ class KNNLM:
         if entries is None or not len(entries):
             return no_entries(self.device)
         return replace(entries, scores=self.similarity.of_entries(step.queries, entries.rows, entries.ids))
-
-
-def parts_of_like_length(lengths: list[int], most: int) -> list[list[int]]:
-    """Positions in at most `most` parts of about equal cost, the longest sequences in the first: a part takes as many
-    steps as its longest sequence, and each step costs something however few sequences are left."""
-    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-
-    def filled(limit: int) -> list[list[int]]:
-        parts: list[list[int]] = []
-        cost = limit
-        for i in longest_first:
-            if not parts or cost + lengths[i] > limit:
-                parts.append([])
-                cost = STEP_COST * lengths[i]
-            parts[-1].append(i)
-            cost += lengths[i]
-        return parts
-
-    costs = range((STEP_COST + 1) * sum(lengths) + 1)
-    return filled(bisect.bisect_left(costs, True, key=lambda limit: len(filled(limit)) <= most))
 
 
 def strategy_name(args: argparse.Namespace) -> str:
@@ -198,8 +173,9 @@ def build_knnlm(
     stores = stores or open_stores(args, dimension, device)
     name = strategy_name(args)
     clusters = stores.clusters(args.members) if args.members is not None and name != "knnlm" else None
-    resources = Resources(stores.datastore.size, args.k, args.lmbda, clusters, stores.device)
+    resources = Resources(stores.datastore.size, args.k, args.lmbda, clusters, stores.device, args.knn_temp)
     retriever = RETRIEVER_REGISTRY[name](args, resources)
+    checked = are_needed(retriever, getattr(args, "check_strategy", "auto"))
     logger.info("strategy %s, k %d, lambda %g, temperature %g", name, args.k, args.lmbda, args.knn_temp)
     return KNNLM(
         stores.datastore,
@@ -212,6 +188,7 @@ def build_knnlm(
         stores.device,
         more_temperatures,
         searches,
+        Checks(name, stores.datastore.size) if checked else None,
     )
 
 

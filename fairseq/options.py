@@ -31,6 +31,7 @@ from fairseq.refusals import add_force
 from fairseq.registry import REGISTRIES
 from fairseq.retrieval.index.open_index import EXACT
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
+from fairseq.retrieval.retrievers.checks import CHOICES as CHECK_CHOICES
 from fairseq.tasks import TASK_REGISTRY
 
 MAX_INT = sys.maxsize
@@ -424,6 +425,12 @@ def add_knn_eval_args(parser: argparse.ArgumentParser) -> Any:
         "--strategy",
         choices=sorted(RETRIEVER_REGISTRY),
         help="retrieval strategy (retomaton, or knnlm with --no-pointer)",
+    )
+    add(
+        "--check-strategy",
+        choices=CHECK_CHOICES,
+        default="auto",
+        help="check what the strategy returns at each step: auto checks strategies from --user-dir",
     )
     add("--knn-temp", type=positive_float, default=1.0, metavar="T", help="temperature of the retrieval distribution")
     add(

@@ -54,7 +54,7 @@ TRAIN = """
 --validate-interval-updates --warmup-init-lr -a
 """
 EVAL_LM = """
---check --context-window --dstore-mmap --dstore-weights --fa --force-anneal --gen-subset --index
+--check --check-strategy --context-window --dstore-mmap --dstore-weights --fa --force-anneal --gen-subset --index
 --index-recall --knn-temp --knnlm --knnlm-gpu
 --lm-eval --local --lockstep-tokens --ls --max-knns --members --min-knns --model-overrides --no-pointer --num-shards
 --output-word-probs --output-word-stats --path --post-process --quiet --remove-bpe --results-path --save-features

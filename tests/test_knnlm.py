@@ -15,8 +15,9 @@ import torch
 
 from fairseq import options
 from fairseq.errors import UserError
-from fairseq.knnlm import KNNLM, STEP_COST, build_knnlm, parts_of_like_length
+from fairseq.knnlm import KNNLM, build_knnlm
 from fairseq.retrieval.clusters import Clusters, save_clusters
+from fairseq.retrieval.parallel import STEP_COST, parts_of_like_length
 from fairseq.retrieval.retrievers.knnlm import KNNLMRetriever
 from fairseq.retrieval.retrievers.random_skip import RandomSkipRetriever
 from fairseq.retrieval.retrievers.retomaton import RetomatonRetriever

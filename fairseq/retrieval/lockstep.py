@@ -92,11 +92,9 @@ class Lockstep:
         self.matched = torch.zeros(count, dtype=torch.int64, device=device)
 
     def step(self, tokens: slice) -> Step:
-        """What a retriever may see of these tokens."""
+        """What a strategy may see of these tokens."""
         features = {name: values[tokens] for name, values in self.features.items()}
-        return Step(
-            self.sample_ids[tokens], self.positions[tokens], self.queries[tokens], self.lm_log_probs[tokens], features
-        )
+        return Step(self.sample_ids[tokens], self.positions[tokens], self.queries[tokens], features)
 
     def store(self, tokens: slice, knn: Tensor, proposal: Proposal, candidates: Tensor, matched: Tensor) -> None:
         """Keeps the results of a step."""

@@ -19,18 +19,21 @@ from fairseq.retrieval import kernels
 from fairseq.retrieval.entries import Entries
 from fairseq.retrieval.kernels import vote_kernels
 
-NO_WEIGHTS = np.empty(0, np.float32)  # each candidate votes once
+NO_WEIGHTS = np.empty(0, np.float32)  # of what was given: each candidate votes once
+NO_FOUND_WEIGHTS = np.empty((0, 0), np.float32)  # of what was found
 NO_MATCH = -10000.0  # log p_kNN of a target that no candidate has as its value, as in the original
 
 
 @dataclass
 class Searched:
-    """What a search found: rows (n,) int64 of the step, ascending; ids (n, k) int64; scores (n, k) float32. An id of -1
-    has the last entry's value, as in the original."""
+    """What a search found: rows (n,) int64 of the step, ascending; ids (n, k) int64; scores (n, k) float32; weights
+    (n, k) float32, how often each one votes, or None for once. An id of -1 has the last entry's value, as in the
+    original."""
 
     rows: Tensor
     ids: Tensor
     scores: Tensor
+    weights: Tensor | None = None
 
 
 @dataclass
@@ -69,10 +72,11 @@ def _count_compiled(
     work = starts.copy()  # where a row's candidates begin
     work[1:] += k * np.cumsum(found_at >= 0)
     weights = NO_WEIGHTS if given.weights is None else given.weights.numpy()
+    found_weights = NO_FOUND_WEIGHTS if searched.weights is None else searched.weights.numpy()
     log_probs = np.empty((count, len(inverse_temperatures)), np.float32)
     found = (found_at, searched.ids.numpy(), searched.scores.numpy())
     offered = (starts, given.ids.numpy(), given.scores.numpy())
-    of_values = (weights, values.numpy(), targets.numpy(), inverse_temperatures.numpy(), NO_MATCH)
+    of_values = (found_weights, weights, values.numpy(), targets.numpy(), inverse_temperatures.numpy(), NO_MATCH)
     counted = np.empty((count, 2), np.int64)
     places = np.empty((searches, k), np.int32), np.empty(len(given), np.int32), counted
     kernels.run_by_rows(vote_kernels.count_votes, work, found, offered, *of_values, log_probs, *places)
@@ -102,14 +106,19 @@ def _count_tensors(
     total = _sums_of_exp(given.scores - peak[given.rows], given.rows, given.weights, len(targets), inverse_temperatures)
     below = searched.scores - peak[searched.rows, None]
     for t, inverse in enumerate(inverse_temperatures):
-        total[searched.rows, t] += (below * inverse).exp_().sum(1)
+        terms = (below * inverse).exp_()
+        total[searched.rows, t] += (terms if searched.weights is None else terms * searched.weights).sum(1)
 
     row, column = (values[searched.ids] == targets[searched.rows, None]).nonzero(as_tuple=True)
     hit = (values[given.ids] == targets[given.rows]).nonzero().squeeze(1)
     rows = torch.cat([searched.rows[row], given.rows[hit]])
     ids = torch.cat([searched.ids[row, column], given.ids[hit]])
     scores = torch.cat([searched.scores[row, column], given.scores[hit]])
-    weights = None if given.weights is None else torch.cat([scores.new_ones(len(row)), given.weights[hit]])
+    weights = None
+    if given.weights is not None or searched.weights is not None:
+        found_weights = scores.new_ones(len(row)) if searched.weights is None else searched.weights[row, column]
+        given_weights = scores.new_ones(len(hit)) if given.weights is None else given.weights[hit]
+        weights = torch.cat([found_weights, given_weights])
     hit_peak = scores.new_full((len(targets),), -math.inf).scatter_reduce_(0, rows, scores, "amax")
     mass = _sums_of_exp(scores - hit_peak[rows], rows, weights, len(targets), inverse_temperatures)
 

@@ -34,18 +34,20 @@ def plain(candidates: list[tuple[float, int, float]], target: int, temperature: 
     return max(NO_MATCH, math.log(mass) - math.log(sum(term for _, term in terms))) if mass else NO_MATCH
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weighted", ["none", "given", "found", "both"])
 @pytest.mark.parametrize("seed", range(4))
-def test_votes_are_those_of_the_formula(way: str, seed: int, weighted: bool) -> None:
+def test_votes_are_those_of_the_formula(way: str, seed: int, weighted: str) -> None:
     rng = np.random.default_rng(seed)
     rows, k, size = 9, 5, 40
     values = torch.from_numpy(rng.integers(0, 3, size))
     targets = torch.from_numpy(rng.integers(0, 4, rows))  # 3 is nobody's value
     asked = torch.from_numpy(np.flatnonzero(rng.random(rows) < 0.5))
     ids = torch.from_numpy(rng.integers(-1, size, (len(asked), k)))
-    searched = Searched(asked, ids, torch.from_numpy(-rng.random((len(asked), k), np.float32) * 30))
+    votes = rng.random((len(asked), k), np.float32) * 9 if weighted in ("found", "both") else None
+    found_weights = None if votes is None else torch.from_numpy(votes)
+    searched = Searched(asked, ids, torch.from_numpy(-rng.random((len(asked), k), np.float32) * 30), found_weights)
     given_rows = torch.from_numpy(np.sort(rng.integers(0, rows - 1, 30)))  # the last row is given nothing
-    weights = torch.from_numpy(rng.random(30, np.float32) * 9) if weighted else None
+    weights = torch.from_numpy(rng.random(30, np.float32) * 9) if weighted in ("given", "both") else None
     scores = torch.from_numpy(-rng.random(30, np.float32) * 30)
     given = Entries(given_rows, torch.from_numpy(rng.integers(0, size, 30)), scores, weights)
     inverse = 1 / torch.tensor(TEMPERATURES)
@@ -55,7 +57,10 @@ def test_votes_are_those_of_the_formula(way: str, seed: int, weighted: bool) -> 
     matched = []
     for row in range(rows):
         place = {int(r): n for n, r in enumerate(asked)}.get(row)
-        found = [] if place is None else [(float(s), int(i), 1.0) for s, i in zip(searched.scores[place], ids[place])]
+        found = []
+        if place is not None:
+            weight = [1.0] * k if votes is None else votes[place].tolist()
+            found = list(zip(searched.scores[place].tolist(), ids[place].tolist(), weight))
         offered = [
             (float(scores[i]), int(given.ids[i]), 1.0 if weights is None else float(weights[i]))
             for i in range(30)

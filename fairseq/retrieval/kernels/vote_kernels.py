@@ -42,6 +42,7 @@ def count_votes(
     bounds: np.ndarray,
     searched: Arrays,
     offered: Arrays,
+    found_weights: np.ndarray,
     weights: np.ndarray,
     values: np.ndarray,
     targets: np.ndarray,
@@ -58,7 +59,7 @@ def count_votes(
 
     bounds (B + 1,) divides the work. searched: where a row's search is, -1 for none (B,); ids and scores (n, k), in the
     order of found_matches (n, k). offered: bounds (B + 1,), between which a row has its ids and scores (m,), and its
-    part of given_matches (m,). weights (m,), or (0,) where all are 1."""
+    part of given_matches (m,). found_weights (n, k) and weights (m,), or (0, 0) and (0,) where all are 1."""
     found_at, found_ids, found_scores = searched
     given_bounds, given_ids, given_scores = offered
     lowest = np.float32(-np.inf)
@@ -81,10 +82,17 @@ def count_votes(
         for t in range(len(inverse_temperatures)):
             inverse = inverse_temperatures[t]
             total, mass = np.float32(0), np.float32(0)
-            for place in range(len(found)):
-                total += exp_of_negative((found[place] - peak) * inverse)
-            for place in range(count):
-                mass += exp_of_negative((found[found_matches[at, place]] - hit_peak) * inverse)
+            if len(found_weights) == 0:
+                for place in range(len(found)):
+                    total += exp_of_negative((found[place] - peak) * inverse)
+                for place in range(count):
+                    mass += exp_of_negative((found[found_matches[at, place]] - hit_peak) * inverse)
+            else:
+                for place in range(len(found)):
+                    total += found_weights[at, place] * exp_of_negative((found[place] - peak) * inverse)
+                for place in range(count):
+                    match = found_matches[at, place]
+                    mass += found_weights[at, match] * exp_of_negative((found[match] - hit_peak) * inverse)
             if len(weights) == 0:
                 for place in range(len(given)):
                     total += exp_of_negative((given[place] - peak) * inverse)

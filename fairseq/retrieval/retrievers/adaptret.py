@@ -15,8 +15,8 @@ from fairseq.errors import BadFlag
 from fairseq.flag_types import unit_float
 from fairseq.refusals import refuse
 from fairseq.retrieval.datastore.provenance import check_gate
-from fairseq.retrieval.retrievers import Proposal, Resources, Retriever, Step, register_retriever
 from fairseq.retrieval.retrievers.adaptret_network import SMALLEST_WEIGHT, AdaptRet
+from fairseq.retrieval.retrievers.interface import Proposal, Resources, Retriever, Step, register_retriever
 from fairseq.retrieval.retrievers.ngrams import NgramTable
 from fairseq.retrieval.retrievers.retomaton import RetomatonRetriever
 

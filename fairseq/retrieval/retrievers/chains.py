@@ -18,7 +18,7 @@ from torch import Tensor
 from fairseq.flag_types import natural_float, positive_int
 from fairseq.retrieval.automaton import Automaton, best_of_rows
 from fairseq.retrieval.entries import Entries, no_entries, starts_of
-from fairseq.retrieval.retrievers import Proposal, Resources, Retriever, Step, register_retriever
+from fairseq.retrieval.retrievers.interface import Proposal, Resources, Retriever, Step, register_retriever
 
 HEAVIEST = 1e30  # votes of one entry, so that a sum of them is still a number
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from fairseq.flag_types import unit_float
-from fairseq.retrieval.retrievers import Proposal, Resources, Step, register_retriever
 from fairseq.retrieval.retrievers.adaptret import (
     AdaptRetRetriever,
     Gate,
@@ -19,6 +18,7 @@ from fairseq.retrieval.retrievers.adaptret import (
     weight_of,
 )
 from fairseq.retrieval.retrievers.chains import ChainsRetriever
+from fairseq.retrieval.retrievers.interface import Proposal, Resources, Step, register_retriever
 
 EXTREME = 1e-4  # how near to 0 and 1 a weight may be before its odds are taken
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fairseq.retrieval.retrievers import Proposal, Retriever, Step, register_retriever
+from fairseq.retrieval.retrievers.interface import Proposal, Retriever, Step, register_retriever
 
 
 @register_retriever("knnlm")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fairseq.flag_types import unit_float
-from fairseq.retrieval.retrievers import Proposal, Retriever, Step, register_retriever
+from fairseq.retrieval.retrievers.interface import Proposal, Retriever, Step, register_retriever
 
 
 @register_retriever("random_skip")

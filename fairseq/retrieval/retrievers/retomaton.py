@@ -7,7 +7,7 @@ import argparse
 
 from fairseq.retrieval.automaton import Automaton
 from fairseq.retrieval.entries import Entries
-from fairseq.retrieval.retrievers import Proposal, Resources, Retriever, Step, register_retriever
+from fairseq.retrieval.retrievers.interface import Proposal, Resources, Retriever, Step, register_retriever
 
 
 @register_retriever("retomaton")

@@ -49,7 +49,7 @@ def test_proposal(share: float) -> None:
     retriever = RETRIEVER_REGISTRY["random_skip"](args, Resources(100, 8, 0.25))
     ids, positions = coordinates(100, 100)
     count = len(ids)
-    proposal = retriever.propose(Step(ids, positions, torch.zeros(count, 4), torch.zeros(count)))
+    proposal = retriever.propose(Step(ids, positions, torch.zeros(count, 4)))
     assert abs(1 - proposal.search.double().mean() - share) < 5 * np.sqrt(0.25 / count)
     assert proposal.entries is None
     assert proposal.lmbda is not None

@@ -1,0 +1,193 @@
+"""The interface of retrieval strategies: who votes, when to search, how much to trust the votes.
+
+A strategy is a small class with up to three methods, called for one token of many sequences at a time:
+
+    propose   which tokens need a search, and which entries are candidates without one
+    weigh     what the candidates say before the right token is known: lambda, and how often each candidate votes
+    observe   which candidates had the right value
+
+`@register_retriever("name")` makes it available as `--strategy name`; `add_args` declares its own flags. See
+docs/extending.md for complete ones."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq.registry import class_registrar
+from fairseq.retrieval.clusters import Clusters
+from fairseq.retrieval.entries import Entries
+from fairseq.retrieval.voting import Searched
+
+RETRIEVER_REGISTRY: dict[str, type[Retriever]] = {}
+
+
+@dataclass
+class Resources:
+    """What a strategy may use: the datastore's size, neighbours a search returns, the constant lambda, the clusters (or
+    None), the device, and the temperature of the softmax over candidates."""
+
+    size: int
+    k: int
+    lmbda: float
+    clusters: Clusters | None = None
+    device: torch.device | str = "cpu"
+    temperature: float = 1.0
+
+
+@dataclass
+class Step:
+    """One token of each of B sequences, or (for strategies that are not sequential) any B tokens.
+
+    sample_ids, positions: (B,) int64, which token of which sample; queries: (B, D) float32; features: what the strategy
+    `needs`, rows as above. Nothing here depends on the tokens that are to be predicted."""
+
+    sample_ids: Tensor
+    positions: Tensor
+    queries: Tensor
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@dataclass
+class Proposal:
+    """search: (B,) bool, which tokens need a search; entries: further candidates (or None); lmbda: (B,) float32, the
+    weight of the retrieval distribution for each token, or None for the constant one."""
+
+    search: Tensor
+    entries: Entries | None = None
+    lmbda: Tensor | None = None
+
+
+@dataclass
+class Candidates:
+    """All candidates of a step with B tokens, before the right tokens are known, as flat arrays: what searches found
+    (the first `found` of them), then what the strategy proposed.
+
+    rows (C,) int64: the token of the step that each one is a candidate for; ids (C,) int64 datastore entries, -1 where
+    a search found fewer than k; scores (C,) float32, larger is nearer (minus the squared L2 distance, unless
+    `--knn-sim-func` says otherwise); values (C,) int64: the token that followed each entry; weights (C,) float32: how
+    often each votes; temperature: of the softmax over scores."""
+
+    tokens: int
+    found: int
+    rows: Tensor
+    ids: Tensor
+    scores: Tensor
+    values: Tensor
+    weights: Tensor
+    temperature: float
+
+    @classmethod
+    def of(cls, tokens: int, searched: Searched, given: Entries, values: Tensor, temperature: float) -> Candidates:
+        """What a search found and what was given, with their values out of `values` (N,), the datastore's."""
+        assert given.scores is not None
+        k = searched.ids.shape[1]
+        rows = torch.cat([searched.rows.repeat_interleave(k), given.rows])
+        ids = torch.cat([searched.ids.flatten(), given.ids])
+        scores = torch.cat([searched.scores.flatten(), given.scores])
+        found_weights = scores.new_ones(searched.ids.numel())
+        given_weights = scores.new_ones(len(given)) if given.weights is None else given.weights
+        weights = torch.cat([found_weights, given_weights])
+        return cls(tokens, len(found_weights), rows, ids, scores, values[ids].long(), weights, temperature)
+
+    def largest(self, numbers: Tensor) -> Tensor:
+        """(B,): each token's largest of `numbers` (C,), minus infinity for a token without candidates."""
+        none = numbers.new_full((self.tokens,), -math.inf)
+        return none.scatter_reduce_(0, self.rows, numbers, "amax")
+
+    def sums(self, numbers: Tensor) -> Tensor:
+        """(B,): each token's sum of `numbers` (C,)."""
+        return numbers.new_zeros(self.tokens).index_add_(0, self.rows, numbers)
+
+    def shares(self) -> Tensor:
+        """(C,): each candidate's part of its token's p_kNN, so that those of a token sum to one."""
+        peak = self.largest(self.scores)
+        below = (self.scores - torch.where(peak.isinf(), 0.0, peak)[self.rows]) / self.temperature
+        mass = self.weights * below.exp()
+        return mass / self.sums(mass).clamp(min=torch.finfo(mass.dtype).tiny)[self.rows]
+
+    def distribution(self) -> tuple[Tensor, Tensor, Tensor]:
+        """p_kNN of every token where it is not zero: rows (n,), values (n,) and probabilities (n,), in ascending order
+        of row and value. No array is as wide as the vocabulary."""
+        width = int(self.values.max()) + 1 if len(self.values) else 1
+        pairs, place = torch.unique(self.rows * width + self.values, return_inverse=True)
+        probabilities = self.scores.new_zeros(len(pairs)).index_add_(0, place, self.shares())
+        return pairs // width, pairs % width, probabilities
+
+    def top_probability(self) -> Tensor:
+        """(B,): the largest probability that p_kNN gives to a single token of the vocabulary; 0 without candidates."""
+        rows, _, probabilities = self.distribution()
+        return probabilities.new_zeros(self.tokens).scatter_reduce_(0, rows, probabilities, "amax")
+
+
+@dataclass
+class Weights:
+    """What `weigh` may return. lmbda: (B,) float32 from 0 to 1, instead of the proposal's; votes: (C,) float32, not
+    negative, how often each candidate votes, in the order of `Candidates`, instead of their `weights`."""
+
+    lmbda: Tensor | None = None
+    votes: Tensor | None = None
+
+
+class Retriever:
+    """Base of all strategies. What a strategy says about itself:
+
+    sequential: False when a token's retrieval does not depend on earlier tokens' (nor on --min-knns and --members);
+    only_mixes: True when --lmbda changes the mixture alone, neither who votes nor who is searched, so that a sweep may
+    try another lambda without evaluating again;
+    meets_target: True when the strategy reads --target-foss itself; for others --min-knns is chosen;
+    needs: which of `scored_sequences.FEATURES` it reads in `step.features`; they cost the LM a full softmax a token."""
+
+    needs: frozenset[str] = frozenset()
+    sequential = True
+    only_mixes = False
+    meets_target = False
+
+    def __init__(self, args: argparse.Namespace, resources: Resources) -> None:
+        self.args, self.resources = args, resources
+
+    @staticmethod
+    def add_args(parser: Any) -> None:
+        """Adds the strategy's own flags."""
+
+    @staticmethod
+    def check_asked_by(args: argparse.Namespace, asking: Mapping[str, Any], places: Sequence[str]) -> None:
+        """Refuses files of the strategy's own that were made for another model than the one `asking`, described as in a
+        datastore's sidecar; `places`: see `datastore.provenance.check_asked_by`."""
+
+    def twin(self) -> Retriever:
+        """Another like this one, with a state of its own, for sequences that advance in another thread."""
+        return type(self)(self.args, self.resources)
+
+    def start(self) -> None:
+        """Called when a new group of sequences begins."""
+
+    def propose(self, step: Step) -> Proposal:
+        """Decides about the tokens of `step`, before anything is searched. Sequence i of a step is sequence i of the
+        previous step; sequences that have ended are missing at the end."""
+        raise TypeError(f"{type(self).__name__} must define propose")
+
+    def weigh(self, step: Step, candidates: Candidates) -> Weights | None:
+        """Decides, once the candidates are known and before the right tokens are, about lambda and about how often each
+        candidate votes. None leaves both as they are. Called only where a class defines it."""
+        return None
+
+    def observe(self, step: Step, matched: Entries) -> None:
+        """Receives the candidates, searched or proposed, whose value was the token that came."""
+
+    @classmethod
+    def weighs(cls) -> bool:
+        """Whether the class has a `weigh` of its own."""
+        return cls.weigh is not Retriever.weigh
+
+
+register_retriever = class_registrar("--strategy", RETRIEVER_REGISTRY, Retriever)
