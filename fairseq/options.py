@@ -29,7 +29,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.optim import lr_scheduler  # noqa: F401
 from fairseq.refusals import add_force
 from fairseq.registry import REGISTRIES
-from fairseq.retrieval.index.open_index import EXACT
+from fairseq.retrieval.index.interface import add_index_arg
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.retrieval.retrievers.checks import CHOICES as CHECK_CHOICES
 from fairseq.tasks import TASK_REGISTRY
@@ -461,11 +461,6 @@ def add_knn_eval_args(parser: argparse.ArgumentParser) -> Any:
     )
     return group
 
-
-def add_index_arg(parser: Any) -> None:
-    """An index without a file."""
-    text = "exact: compare with every key; needs no --indexfile and no build"
-    parser.add_argument("--index", choices=[EXACT], help=text)
 
 
 def add_results_args(parser: argparse.ArgumentParser) -> Any:

@@ -24,7 +24,7 @@ from fairseq.flag_types import Parser, finite_float, output_file, positive_float
 from fairseq.knnlm import build_knnlm, open_stores
 from fairseq.refusals import add_force
 from fairseq.retrieval.datastore.provenance import SOURCE, check_asked_by
-from fairseq.retrieval.index.open_index import EXACT
+from fairseq.retrieval.index.interface import add_index_arg
 from fairseq.retrieval.retrievers.adaptret_network import FEATURES, AdaptRetRecipe, TrainingData, train
 from fairseq.retrieval.retrievers.ngrams import NgramTable, count_ngrams
 from fairseq.retrieval.saved.scores import ScoreCache
@@ -46,7 +46,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--save", required=True, metavar="FILE", help="checkpoint to write")
     add("--dstore-filename", required=True, metavar="PREFIX", help="prefix of the datastore's files")
     add("--indexfile", metavar="FILE", help="its index")
-    add("--index", choices=[EXACT], help="exact: compare with every key; needs no --indexfile")
+    add_index_arg(parser)
     add("--data", metavar="DIR", help="binarised data whose training text is counted for freq and fert")
     add("--ngram-split", default="train", metavar="SPLIT", help="split to count")
     add("--ngrams", metavar="DIR", help="folder for the counts (FILE.ngrams)")

@@ -33,7 +33,7 @@ from fairseq.knnlm import open_stores
 from fairseq.refusals import add_force
 from fairseq.retrieval.datastore import values_path
 from fairseq.retrieval.datastore.provenance import check_asked_by
-from fairseq.retrieval.index.open_index import EXACT
+from fairseq.retrieval.index.interface import add_index_arg
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.retrieval.saved.scores import ScoreCache
 from fairseq.retrieval.saved.searches import saved_searches, search_identity
@@ -62,7 +62,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add("--dstore-filename", required=True, metavar="PREFIX", help="prefix of the datastore's files")
     add("--indexfile", metavar="FILE", help="its index")
-    add("--index", choices=[EXACT], help="exact: compare with every key; needs no --indexfile")
+    add_index_arg(parser)
     add = parser.add_argument_group("What to combine").add_argument
     add("--strategy", nargs="+", default=["retomaton"], metavar="'NAME FLAGS'",
         help="strategies, with their flags, which --strategy NAME --help shows")

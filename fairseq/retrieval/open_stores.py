@@ -17,7 +17,8 @@ from fairseq.retrieval.datastore import Datastore, keys_path, read_weights
 from fairseq.retrieval.datastore.provenance import check_belongs
 from fairseq.retrieval.index import Index
 from fairseq.retrieval.index.faiss_index import check_dimension
-from fairseq.retrieval.index.open_index import EXACT, open_index, refinement
+from fairseq.retrieval.index.interface import index_needs_keys, named_index
+from fairseq.retrieval.index.open_index import index_of_flags, refinement
 from fairseq.retrieval.similarity import Similarity, WeightedSimilarity, build_similarity, needs_keys
 
 logger = logging.getLogger(__name__)
@@ -65,11 +66,11 @@ def open_stores(args: argparse.Namespace, dimension: int, device: torch.device |
     logger.info("datastore %s: %d entries of dimension %d", args.dstore_filename, datastore.size, dimension)
     if args.knnlm_gpu and torch.device(device).type == "cpu":
         logger.warning("--knnlm-gpu: no GPU is used in this run, so the index is searched on the CPU")
-    index = open_index(args.indexfile, datastore, args.probe, device)
+    index = index_of_flags(args, datastore, device)
+    check_dimension(index.dimension, dimension, args.indexfile or f"--index {args.index}")
     if args.indexfile is not None:
-        check_dimension(index.dimension, dimension, args.indexfile)
         check_belongs("--indexfile", args.indexfile, datastore)
-    logger.info("index %s: %s", args.indexfile or args.index, index.describe())
+    logger.info("index %s: %s", args.index or args.indexfile, index.describe())
     if getattr(args, "index_recall", None) is not None:
         datastore.require_keys("--index-recall")
         if index.inner_product:
@@ -83,27 +84,32 @@ def open_stores(args: argparse.Namespace, dimension: int, device: torch.device |
 def require_stores(args: argparse.Namespace) -> None:
     if args.dstore_filename is None:
         raise BadFlag("--dstore-filename", "nothing", "the prefix of the datastore to use with --knnlm")
-    if args.indexfile is None and args.index != EXACT:
+    takes_file = args.index is None or named_index(args.index).takes_file
+    if args.indexfile is None and takes_file:
         expected = "the index of the datastore to use with --knnlm"
         raise BadFlag("--indexfile", "nothing", expected, "give it, or --index exact")
-    if args.indexfile is not None and args.index == EXACT:
-        raise BadFlag("--index", "exact beside --indexfile", "one of them", "drop the other")
+    if args.indexfile is not None and not takes_file:
+        raise BadFlag("--index", f"{args.index} beside --indexfile", "one of them", "drop the other")
     if args.probe < 1:
         raise BadFlag("--probe", args.probe, "at least 1")
 
 
 def _index_needs_keys(args: argparse.Namespace) -> bool:
     recall = getattr(args, "index_recall", None) is not None
-    return recall or args.index == EXACT or refinement(args.indexfile) is not None
+    return recall or index_needs_keys(args.index) or _refinement(args) is not None
+
+
+def _refinement(args: argparse.Namespace) -> float | None:
+    return refinement(args.indexfile) if args.index is None else None
 
 
 def _without_keys(args: argparse.Namespace) -> str:
     """What to do when the keys are missing."""
-    if refinement(args.indexfile) is not None:
+    if _refinement(args) is not None:
         what = f"{args.indexfile} was built with --preset fast and needs them"
         return f"{what}: copy them here, or use an index built without that flag"
-    if args.index == EXACT:
-        return "--index exact compares with them: copy them here"
+    if index_needs_keys(args.index):
+        return f"--index {args.index} compares with them: copy them here"
     copy = "check --dstore-filename"
     if needs_keys(args.knn_sim_func, args.faiss_metric_type):
         return f"{copy}, or do without the keys: --knn-sim-func do_not_recomp_l2"

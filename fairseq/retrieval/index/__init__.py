@@ -1,5 +1,6 @@
 """Indexes: what answers `search` and `distances` (the protocol `Index`), from FAISS files or from the keys."""
 
-from fairseq.retrieval.index.faiss_index import FaissIndex, Index
+from fairseq.retrieval.index.faiss_index import FaissIndex
+from fairseq.retrieval.index.interface import INDEX_REGISTRY, Index, register_index
 
-__all__ = ["FaissIndex", "Index"]
+__all__ = ["INDEX_REGISTRY", "FaissIndex", "Index", "register_index"]

@@ -14,6 +14,7 @@ equally far, those that come first in the datastore are nearer."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 from typing import Any
 
@@ -23,14 +24,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairseq.retrieval import kernels
+from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.entries import starts_of
 from fairseq.retrieval.index.faiss_index import RECONSTRUCT_CHUNK, key_distances, pairwise, require_width
+from fairseq.retrieval.index.interface import register_index
 from fairseq.retrieval.kernels import exact_kernels
 from fairseq.retrieval.kernels.int8 import int8_kernels, products
 from fairseq.retrieval.kernels.intrinsics import TILE_COLUMNS
 
 logger = logging.getLogger(__name__)
 
+EXACT = "exact"
 UNFOUND = torch.finfo(torch.float32).max  # distance that goes with an id of -1, as in FAISS
 BATCH = 1024  # queries that share a pass over the keys
 BLOCK_SCORES = 1 << 22  # numbers that a matrix product makes: 16 MB
@@ -42,6 +46,7 @@ ENTRY_BITS = 32  # of an item that holds a distance and an entry
 NOTHING = np.uint64(2**64 - 1)
 
 
+@register_index(EXACT)
 class ExactIndex:
     """The index that is the keys (N, D) themselves, float16 or float32; distances are squared L2.
 
@@ -49,6 +54,12 @@ class ExactIndex:
 
     inner_product = False
     exact = True
+    needs_keys, takes_file = True, False
+
+    @classmethod
+    def open(cls, args: argparse.Namespace, datastore: Datastore, device: torch.device | str) -> ExactIndex:
+        """The exact index of a datastore's keys."""
+        return cls(datastore.require_keys("--index exact"), device)
 
     def __init__(
         self,

@@ -1,14 +1,12 @@
-"""Indexes: whatever answers `search` (the nearest entries of a query) and `distances` (from a query to given entries).
-
-`FaissIndex` wraps any FAISS file; pointer distances come from IVFPQ codes where the index has them (`pq_codes`), from
-FAISS's batched reconstruction elsewhere."""
+"""`FaissIndex` wraps any file that FAISS wrote. Pointer distances come from IVFPQ codes where the index has them
+(`pq_codes`), from FAISS's batched reconstruction elsewhere."""
 
 from __future__ import annotations
 
 import functools
 import logging
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,28 +26,6 @@ logger = logging.getLogger(__name__)
 
 RECONSTRUCT_CHUNK = 1 << 24  # floats rebuilt at a time: 64 MB
 FAR = 1e30  # squared distance of an entry that the index lacks: no weight, and still a number
-
-
-class Index(Protocol):
-    """What retrieval needs of an index. Distances are squared L2 (smaller is nearer) or inner products (larger is);
-    `exact` says that they are those of the keys themselves, whichever entries are found. `size` is the datastore's
-    number of entries, `count` the index's."""
-
-    size: int
-    count: int
-    device: torch.device
-    dimension: int
-    inner_product: bool
-    exact: bool
-
-    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """(distances (B, k) float32, ids (B, k) int64), nearest first; an id of -1 fills up when fewer were found."""
-
-    def distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-        """(n,) float32: the distance of `queries[rows[i]]` to entry `ids[i]`. queries (B, D), rows and ids (n,)."""
-
-    def describe(self) -> str:
-        """One line for the log: what is searched, and how."""
 
 
 class FaissIndex:

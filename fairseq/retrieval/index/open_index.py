@@ -1,7 +1,9 @@
-"""Opening the index that the flags name: a FAISS file, searched on the CPU or a GPU, one whose answers the keys refine,
-or the keys themselves (`--index exact`)."""
+"""Opening the index that the flags name: one that is registered (`--index exact`, or a user's own), a FAISS file that
+is searched on the CPU or a GPU, or one whose answers the keys refine."""
 
 from __future__ import annotations
+
+import argparse
 
 import torch
 
@@ -9,19 +11,25 @@ from fairseq.errors import BadFile
 from fairseq.files.sidecar import peek_sidecar, sidecar_path
 from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.index.device_search import DeviceIndex
-from fairseq.retrieval.index.exact_index import ExactIndex
-from fairseq.retrieval.index.faiss_index import FaissIndex, Index
+from fairseq.retrieval.index.exact_index import EXACT
+from fairseq.retrieval.index.faiss_index import FaissIndex
+from fairseq.retrieval.index.interface import Index, named_index
 from fairseq.retrieval.index.refined import RefinedIndex
 
-EXACT = "exact"
+__all__ = ["EXACT", "index_of_flags", "open_index", "refinement"]
+
+
+def index_of_flags(args: argparse.Namespace, datastore: Datastore, device: torch.device | str = "cpu") -> Index:
+    """The index that `--index` or `--indexfile` names, for entries of `datastore`."""
+    if args.index is not None:
+        return named_index(args.index).open(args, datastore, device)
+    return open_index(args.indexfile, datastore, args.probe, device)
 
 
 def open_index(
-    path: str | None, datastore: Datastore, probe: int | None = None, device: torch.device | str = "cpu"
+    path: str, datastore: Datastore, probe: int | None = None, device: torch.device | str = "cpu"
 ) -> Index:
-    """The index in the file `path`, of whose lists a search visits `probe`; without a file, exact search."""
-    if path is None:
-        return ExactIndex(datastore.require_keys("--index exact"), device)
+    """The index in the file `path`, of whose lists a search visits `probe`."""
     factor = refinement(path)
     if factor is not None:
         keys = datastore.require_keys(f"choosing from what {path} finds")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairseq.retrieval.index.exact_index import ExactIndex
-from fairseq.retrieval.index.faiss_index import Index
+from fairseq.retrieval.index.interface import Index
 
 NOISE = 0.1  # of a coordinate's standard deviation
 NOISE_ROWS = 1 << 14

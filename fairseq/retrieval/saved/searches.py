@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -32,7 +33,7 @@ from fairseq.files.sidecar import read_sidecar, remove_sidecar, write_sidecar
 from fairseq.retrieval.clusters.members import index_dtype
 from fairseq.retrieval.datastore import keys_path
 from fairseq.retrieval.index import Index
-from fairseq.retrieval.index.open_index import EXACT
+from fairseq.retrieval.index.interface import named_index
 from fairseq.retrieval.saved.scores import ScoreCache
 from fairseq.scored_sequences import ScoredSequence
 from fairseq.sizes import size_text
@@ -96,8 +97,13 @@ class SearchCache:
 def search_identity(args: argparse.Namespace, index: Index) -> dict[str, Any]:
     """The `identity` of searches of the `index` that eval_lm's flags name: its file and how many lists are visited, or
     the keys; and whether what was found was ranked anew by the keys."""
-    if args.index == EXACT:
-        return {"index": EXACT, "keys": quick_fingerprint(keys_path(args.dstore_filename)), "entries": index.size}
+    if args.index is not None:
+        cls = named_index(args.index)
+        code = None if cls.__module__.startswith("fairseq.") else quick_fingerprint(inspect.getfile(cls))
+        files = {"keys": keys_path(args.dstore_filename), "file": args.indexfile}
+        found = {name: quick_fingerprint(path) for name, path in files.items() if path and os.path.exists(path)}
+        of_name = {"index": args.index, "entries": index.size, **found}
+        return of_name if code is None else {**of_name, "code": code, "indexfile": args.indexfile, "probe": args.probe}
     identity = {"index": quick_fingerprint(args.indexfile), "probe": args.probe, "entries": index.size}
     return identity | ({"refined": True} if index.exact else {})
 

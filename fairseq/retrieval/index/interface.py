@@ -1,0 +1,71 @@
+"""Indexes: whatever answers `search` (the nearest entries of a query) and `distances` (from a query to given entries).
+
+`@register_index("name")` makes a class available as `--index name`; docs/extending.md has a complete one."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fairseq.errors import BadFlag
+from fairseq.registry import class_registrar
+from fairseq.retrieval.datastore import Datastore
+
+
+class Index(Protocol):
+    """What retrieval needs of an index. Distances are squared L2 (smaller is nearer) or inner products (larger is);
+    `exact` says that they are those of the keys themselves, whichever entries are found. `size` is the datastore's
+    number of entries, `count` the index's."""
+
+    size: int
+    count: int
+    device: torch.device
+    dimension: int
+    inner_product: bool
+    exact: bool
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """(distances (B, k) float32, ids (B, k) int64), nearest first; an id of -1 fills up when fewer were found."""
+
+    def distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """(n,) float32: the distance of `queries[rows[i]]` to entry `ids[i]`. queries (B, D), rows and ids (n,)."""
+
+    def describe(self) -> str:
+        """One line for the log: what is searched, and how."""
+
+
+class NamedIndex(Index, Protocol):
+    """An index that `--index NAME` opens. needs_keys: whether the datastore's keys have to be there; takes_file:
+    whether `--indexfile` says which file or files to open."""
+
+    needs_keys: bool
+    takes_file: bool
+
+    @classmethod
+    def open(cls, args: argparse.Namespace, datastore: Datastore, device: torch.device | str) -> Index:
+        """The index that the flags describe; UserError where it cannot be opened."""
+
+
+INDEX_REGISTRY: dict[str, type[NamedIndex]] = {}
+register_index = class_registrar("--index", INDEX_REGISTRY)
+
+
+def named_index(name: str) -> type[NamedIndex]:
+    """The class that is registered for `--index name`; BadFlag when there is none."""
+    if name not in INDEX_REGISTRY:
+        raise BadFlag("--index", name, "one of " + ", ".join(sorted(INDEX_REGISTRY)), "check the name and --user-dir")
+    return INDEX_REGISTRY[name]
+
+
+def index_needs_keys(name: str | None) -> bool:
+    """Whether the index that `--index` names reads the datastore's keys."""
+    return name is not None and bool(getattr(named_index(name), "needs_keys", False))
+
+
+def add_index_arg(parser: Any) -> None:
+    """`--index NAME`."""
+    text = "an index by name: exact compares with every key and needs no --indexfile and no build; or one of --user-dir"
+    parser.add_argument("--index", metavar="NAME", help=text)
