@@ -6,8 +6,8 @@ by this one; the result is the same, byte for byte. File layout and counting rul
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
+import re
 import signal
 import threading
 from collections import Counter
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import Pipe, Process, parent_process
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from fairseq.data.text_words import LINE_END, Words, file_size, part_offsets, re
 from fairseq.data.vocabulary import Progress, Vocabulary
 from fairseq.data.word_table import WordTable
 from fairseq.errors import UserError
+from fairseq.files.atomic_io import PROCESS, discard, process_name, temporary_path, writing
+from fairseq.files.output_lock import holds_lock_for
 from fairseq.tokenizer import tokenize_line
 
 LINE_END_MARK = np.iinfo(np.int32).max  # in the place of an id, until it becomes an eos
@@ -122,11 +125,11 @@ def _spool(prefix: str | None, pieces: Iterator[tuple[np.ndarray, np.ndarray]]) 
         for _ in pieces:
             pass
         return
-    # New files, not truncated ones: a worker of a killed run may still be writing to those.
-    for name in (".tokens", ".sizes"):
+    names = [prefix + ".tokens", prefix + ".sizes"]
+    for name in names:
         with contextlib.suppress(FileNotFoundError):
-            os.remove(prefix + name)
-    with open(prefix + ".tokens", "xb") as tokens_file, open(prefix + ".sizes", "xb") as sizes_file:
+            os.remove(name)
+    with writing(prefix), open(names[0], "xb") as tokens_file, open(names[1], "xb") as sizes_file:
         for tokens, sizes in pieces:
             tokens_file.write(tokens.data)
             sizes_file.write(sizes.data)
@@ -164,7 +167,7 @@ def _worker(answers: Connection, work: Callable[..., Any], *args: Any) -> None:
 
 
 def _scratch_prefix(prefix: str | None, part: int) -> str | None:
-    return None if prefix is None else f"{prefix}.part{part}.tmp"
+    return None if prefix is None else str(temporary_path(f"{prefix}.part{part}"))
 
 
 @contextlib.contextmanager
@@ -219,9 +222,15 @@ def _scratch(prefix: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for path in glob.glob(glob.escape(prefix) + ".part*.tmp.*"):
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(path)
+        discard(_scratch_files(prefix))
+
+
+def _scratch_files(prefix: str) -> list[Path]:
+    """The scratch files of this process; those of killed ones too, where the lock of the output keeps others away."""
+    path, everyone = Path(prefix), holds_lock_for(prefix)
+    pattern = re.compile(re.escape(path.name) + rf"\.part[0-9]+\.({PROCESS})\.tmp\.(tokens|sizes)")
+    matches = [match for match in map(pattern.fullmatch, os.listdir(path.parent)) if match]
+    return [path.with_name(match[0]) for match in matches if everyone or match[1] == process_name()]
 
 
 class NumberedText:
@@ -261,7 +270,7 @@ class NumberedText:
             raise ValueError("this text was only counted")
         ids, unknown = self.vocabulary.ids(dictionary)
         for part, part_ids in enumerate([ids, *(ids[numbers] for numbers in self._numbers)]):
-            for numbers, sizes in _pieces(f"{self.prefix}.part{part}.tmp"):
+            for numbers, sizes in _pieces(str(temporary_path(f"{self.prefix}.part{part}"))):
                 builder.add_items(part_ids.take(numbers), sizes)
         counts = self.vocabulary.counts()
         return Summary(int(counts[0]), int(counts.sum()), unknown, Counter(self.vocabulary.odd))
@@ -287,7 +296,7 @@ def binarize_file(
         for ids, sizes in encoder.encode_file(path, 0, end, progress=progress):
             builder.add_items(ids, sizes)
         for part, summary in enumerate(others, start=1):
-            for ids, sizes in _pieces(f"{prefix}.part{part}.tmp"):
+            for ids, sizes in _pieces(str(temporary_path(f"{prefix}.part{part}"))):
                 builder.add_items(ids, sizes)
             encoder.summary.add(summary)
     return encoder.summary

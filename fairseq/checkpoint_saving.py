@@ -19,7 +19,8 @@ import torch
 
 from fairseq import distributed_utils
 from fairseq.errors import UserError
-from fairseq.files.atomic_io import atomic_write, make_folder, publish, temporary_path, torch_writing
+from fairseq.files.atomic_io import atomic_write, discard, leftovers, publish, temporary_path, torch_writing
+from fairseq.files.folders import make_folder
 from fairseq.flag_types import literal_dict
 
 logger = logging.getLogger(__name__)
@@ -72,8 +73,8 @@ def save_state(
 
 def torch_persistent_save(content: Any, filename: str) -> None:
     """`torch.save` under a temporary name, then a rename."""
-    with atomic_write(filename) as stream, torch_writing():
-        torch.save(content, stream)
+    with atomic_write(filename) as stream, torch_writing(stream) as output:
+        torch.save(content, output)
 
 
 def to_cpu(content: Any, dtype: torch.dtype | None = None, _seen: dict[Any, torch.Tensor] | None = None) -> Any:
@@ -183,12 +184,13 @@ def checkpoint_names(
 def duplicate(source: str, path: str) -> None:
     """Gives a finished file a second name. Files are replaced, never rewritten, so a hard link is as good as a copy."""
     temporary = temporary_path(path)
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
+    discard([temporary, *leftovers(path)])
     try:
         os.link(source, temporary)
     except OSError:
-        shutil.copyfile(source, temporary)
+        with open(source, "rb") as stream, atomic_write(path) as copy:
+            shutil.copyfileobj(stream, copy, 16 << 20)
+        return
     publish(temporary, path)
 
 

@@ -19,6 +19,7 @@ from fairseq import options
 from fairseq.data import Dictionary, data_utils
 from fairseq.errors import BadFile, BadFlag
 from fairseq.files.fingerprint import split_fingerprints
+from fairseq.files.outputs import ARCHIVE, GATE, claimed, described
 from fairseq.files.provenance import write_results
 from fairseq.flag_types import Parser, finite_float, output_file, positive_float, positive_int, seed_int, unit_float
 from fairseq.knnlm import build_knnlm, open_stores
@@ -81,6 +82,12 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Searches (or reads what is saved), counts n-grams, trains."""
+    files = described(args.save, GATE) | {args.save + ".last": ARCHIVE}
+    with claimed("--save", args.save, files), claimed("--results-json", args.results_json):
+        _train(args)
+
+
+def _train(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     scores = ScoreCache.open(args.scores)
     ngrams = _ngrams(args, scores) if {"freq", "fert"} & set(args.features) else None

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 import time
 from typing import Any
 
 from fairseq.errors import BadFlag
-from fairseq.files.atomic_io import make_parent
+from fairseq.files.outputs import claimed, index_files
 from fairseq.files.provenance import write_results
 from fairseq.flag_types import Parser, natural_int, output_file, positive_int, seed_int
 from fairseq.refusals import add_force
@@ -70,10 +69,13 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Builds the index."""
+    files = index_files(args.faiss_index)
+    with claimed("--faiss_index", args.faiss_index, files), claimed("--results-json", args.results_json):
+        _build(args)
+
+
+def _build(args: argparse.Namespace) -> None:
     started = time.perf_counter()
-    if os.path.isdir(args.faiss_index):
-        raise BadFlag("--faiss_index", f"the folder {args.faiss_index}", "the name of a file to write")
-    make_parent(args.faiss_index)
     datastore = Datastore.open(
         args.dstore_mmap, args.dstore_size, args.dimension, args.dstore_fp16 or None, fallback_dimension=1024
     )

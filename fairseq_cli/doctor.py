@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from fairseq import options
 from fairseq.evaluation.datastore_checks import OK, WRONG, Finding, verify_artefact
 from fairseq.evaluation.doctor import examine
+from fairseq.files.outputs import claimed
 from fairseq.files.provenance import write_results
 from fairseq.flag_types import Parser, output_file
 from fairseq_cli.entry import cli_entry
@@ -63,7 +64,8 @@ def main(words: list[str]) -> int:
     """Runs the doctor; returns the exit status."""
     if words[:1] == [VERIFY]:
         args = get_verify_parser().parse_args(words[1:])
-        return report(verify(args.artefact), args)
+        with claimed("--results-json", args.results_json):
+            return report(verify(args.artefact), args)
     parser = options.get_eval_lm_parser()
     parser.prog, parser.usage, parser.description = "fairseq-doctor", USAGE, EXAMINING
     return run(options.parse_args_and_arch(parser, words))
@@ -72,7 +74,8 @@ def main(words: list[str]) -> int:
 def run(args: argparse.Namespace) -> int:
     """Examines what eval_lm.py's flags name; returns the exit status."""
     args.knnlm = args.knnlm or args.dstore_filename is not None
-    return report(examine(args), args)
+    with claimed("--results-json", args.results_json):
+        return report(examine(args), args)
 
 
 def cli_main() -> None:

@@ -14,7 +14,9 @@ from typing import TextIO
 
 from fairseq import refusals
 from fairseq.errors import BadFlag, UserError
-from fairseq.files.atomic_io import forget_folders, is_full, remove_empty_folders
+from fairseq.files.atomic_io import is_full
+from fairseq.files.folders import forget_folders, remove_empty_folders
+from fairseq.files.output_lock import release_all
 
 LOG_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
 DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
@@ -49,6 +51,8 @@ def cli_entry(main: Callable[[], object], stream: TextIO | None = None, goes_on:
     except KeyboardInterrupt:
         remedy = "run the same command again to go on" if goes_on else "the same command starts from the beginning"
         sys.exit(_say(program, f"interrupted; {remedy}", 130))
+    finally:
+        release_all()
 
 
 @contextlib.contextmanager
@@ -72,6 +76,7 @@ def _no_lost_interrupt() -> Iterator[None]:
 
 
 def _say(program: str, sentence: str, status: int) -> int:
+    release_all()
     remove_empty_folders()
     sys.stdout.flush()
     sys.stderr.write(f"{program}: error: {' '.join(sentence.split())}\n")

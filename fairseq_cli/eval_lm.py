@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import logging
 import os
@@ -23,13 +24,15 @@ from fairseq.evaluation.saved_searches import SavedSearches
 from fairseq.evaluation.target_foss import Choice, choose_min_knns, first_tokens, needs_choice
 from fairseq.evaluation.word_accounting import WordAccounting
 from fairseq.evaluation.word_boundaries import check_encoder_flags
-from fairseq.files.atomic_io import make_folder
+from fairseq.files.atomic_io import open_log
+from fairseq.files.outputs import LOG, claimed, score_files, stored_files
 from fairseq.files.provenance import write_results
 from fairseq.knnlm import KNNLM, RetrievalResult, build_knnlm, strategy_name
 from fairseq.refusals import refuse
 from fairseq.retrieval.index.recall import QuerySample, measure_recall
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
-from fairseq.retrieval.saved.scores import ScoreCache, ScoreWriter
+from fairseq.retrieval.saved.scores import KIND as SCORES
+from fairseq.retrieval.saved.scores import NAMES, ScoreCache, ScoreWriter
 from fairseq.retrieval.saved.searches import saved_searches, search_identity
 from fairseq.scored_sequences import FEATURES, ScoredSequence, lockstep_groups
 from fairseq_cli.entry import DATE_FORMAT, LOG_FORMAT, cli_entry
@@ -261,22 +264,36 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.save_searches and not (args.knnlm and args.save_scores):
         raise BadFlag("--save-searches", "it alone", "--knnlm and --save-scores DIR beside it")
     check_encoder_flags(args)
-    if args.results_path is not None:
-        _log_to_folder(args.results_path)
-    if args.check:
-        from fairseq_cli import doctor  # it knows this command's flags
+    with contextlib.ExitStack() as stack:
+        if args.results_path is not None:
+            log = os.path.join(args.results_path, "eval_lm.log")
+            stack.enter_context(claimed("--results-path", log, {log: LOG}))
+            _log_to(log)
+        if args.check:
+            from fairseq_cli import doctor  # it knows this command's flags
 
-        sys.exit(doctor.run(args))
+            sys.exit(doctor.run(args))
+        stack.enter_context(claimed("--results-json", args.results_json))
+        return _evaluate_or_save(args)
+
+
+def _evaluate_or_save(args: argparse.Namespace) -> dict[str, Any]:
     logger.info("%s", args)
-    results = save_datastore(LMScoring(args), args) if args.save_knnlm_dstore else Evaluation(args).run()
+    if args.save_knnlm_dstore:
+        with claimed("--dstore-mmap", args.dstore_mmap, stored_files(args.dstore_mmap or "")):
+            results = save_datastore(LMScoring(args), args)
+    else:
+        folder = args.save_scores
+        scores = None if folder is None else os.path.join(folder, SCORES)
+        with claimed("--save-scores", scores, score_files(folder or "", NAMES)):
+            results = Evaluation(args).run()
     if args.results_json is not None:
         write_results(args.results_json, results, args)
     return results
 
 
-def _log_to_folder(folder: str) -> None:
-    make_folder(folder)
-    handler = logging.FileHandler(os.path.join(folder, "eval_lm.log"))
+def _log_to(path: str) -> None:
+    handler = logging.StreamHandler(open_log(path))
     handler.setFormatter(logging.Formatter(LOG_FORMAT, DATE_FORMAT))
     logging.getLogger().addHandler(handler)
 

@@ -15,12 +15,13 @@ import numpy as np
 
 from fairseq.errors import BadFlag
 from fairseq.files.fingerprint import quick_fingerprint
+from fairseq.files.outputs import ARRAY, PROGRESS, RAW, check_files, claimed, cluster_files, described, stored_files
 from fairseq.files.provenance import write_results
 from fairseq.flag_types import Parser, output_file, positive_int, seed_int
 from fairseq.refusals import add_force
 from fairseq.retrieval.clusters import Clusters, save_clusters, save_members_pickle
 from fairseq.retrieval.clusters.greedy_merge import dump_neighbours, merge, write_merged
-from fairseq.retrieval.datastore import Datastore
+from fairseq.retrieval.datastore import Datastore, weights_path
 from fairseq.retrieval.datastore.provenance import check_belongs, datastore_files, datastore_identity
 from fairseq.retrieval.index import FaissIndex
 from fairseq_cli.entry import cli_entry
@@ -53,16 +54,23 @@ def get_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     """Writes `PREFIX_merge{K}_members.pkl` and `..._clusters`, and `PREFIX_merge{K}_size{n}_embed{D}_fp16_keys.npy` and
     the like."""
-    started = time.perf_counter()
     if args.merge >= args.k:
         raise BadFlag("--merge", args.merge, f"less than --k {args.k}, since an entry is its own neighbour")
+    save = args.save or os.path.join(os.path.dirname(args.dstore), "dstore")
+    files = cluster_files(f"{save}_merge{args.merge}_clusters", f"{save}_merge{args.merge}_members.pkl")
+    with claimed("--save", save, files), claimed("--results-json", args.results_json):
+        _merge(args, save)
+
+
+def _merge(args: argparse.Namespace, save: str) -> None:
+    started = time.perf_counter()
     datastore = Datastore.open(args.dstore, args.dstore_size, args.dim, fallback_dimension=1024)
     index = FaissIndex(args.indexfile, datastore.size, args.probe)
     check_belongs("--indexfile", args.indexfile, datastore)
-    save = args.save or os.path.join(os.path.dirname(args.dstore), "dstore")
     identity = {"index": quick_fingerprint(args.indexfile), "probe": args.probe}
     identity["datastore"] = datastore_identity(datastore)
     path = f"{save}_size{datastore.size}_k{args.k}_int32.npy"
+    check_files("--save", described(path, ARRAY) | {path + ".progress.json": PROGRESS})
     neighbours = dump_neighbours(datastore, index, args.k, path, identity, not args.no_progress_bar)
     result = merge(neighbours, datastore.values, args.merge, args.seed)
     kept, largest = len(result.kept), int(result.weights.max(initial=0))
@@ -77,6 +85,7 @@ def main(args: argparse.Namespace) -> None:
     if "datastore" in args.output:
         precision = "fp16" if datastore.require_keys("merging").dtype == np.float16 else "fp32"
         prefix = f"{save}_merge{args.merge}_size{kept}_embed{datastore.dimension}_{precision}"
+        check_files("--save", stored_files(prefix) | {weights_path(prefix): RAW})
         write_merged(datastore, result, prefix, info)
         logger.info("wrote %s_keys.npy, _vals.npy and _weights.npy; use it with --dstore-weights", prefix)
     if args.results_json:

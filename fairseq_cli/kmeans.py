@@ -9,7 +9,7 @@ import sys
 import time
 
 from fairseq.errors import BadFlag
-from fairseq.files.atomic_io import make_parent
+from fairseq.files.outputs import ARCHIVE, claimed, cluster_files
 from fairseq.files.provenance import write_results
 from fairseq.flag_types import Parser, output_file, positive_float, positive_int, small_seed_int
 from fairseq.refusals import add_force
@@ -45,15 +45,20 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Clusters and writes `PREFIX_s{sample}_k{clusters}_members.pkl` and the folder `..._clusters`."""
+    save = args.save or os.path.join(os.path.dirname(args.dstore), "kmeans")
+    prefix = f"{save}_s{args.sample}_k{args.num_clusters}"
+    files = cluster_files(prefix + "_clusters", prefix + "_members.pkl") | {prefix + ".kmeans.tmp": ARCHIVE}
+    with claimed("--save", prefix, files), claimed("--results-json", args.results_json):
+        _cluster(args, prefix)
+
+
+def _cluster(args: argparse.Namespace, prefix: str) -> None:
     started = time.perf_counter()
     datastore = Datastore.open(args.dstore, args.dstore_size, args.dim, fallback_dimension=1024)
     keys = datastore.require_keys("clustering")
     if args.num_clusters > datastore.size:
         raise BadFlag("--num-clusters", args.num_clusters, f"at most the datastore's {datastore.size} entries")
-    save = args.save or os.path.join(os.path.dirname(args.dstore), "kmeans")
-    prefix = f"{save}_s{args.sample}_k{args.num_clusters}"
     recipe = KMeansRecipe(args.num_clusters, args.sample, args.iterations, args.seed, args.algorithm)
-    make_parent(prefix)
     described = datastore_identity(datastore)
     shown = not args.no_progress_bar
     assignment, state = cluster_keys(keys, recipe, args.batch_size, shown, args.memory_gb, prefix, described)

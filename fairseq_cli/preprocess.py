@@ -30,7 +30,8 @@ from fairseq.data.text_encoder import TextEncoder
 from fairseq.data.text_words import read_pieces
 from fairseq.data.vocabulary import Progress, build_dictionary
 from fairseq.errors import BadFile, BadFlag, MissingFile, UserError
-from fairseq.files.atomic_io import atomic_write, make_parent, publish, temporary_path
+from fairseq.files.atomic_io import atomic_write, open_log
+from fairseq.files.outputs import ITEMS_INDEX, LOG, RAW, Kind, claimed
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("fairseq_cli.preprocess")
@@ -116,6 +117,15 @@ class Preprocessor:
             vocabularies.append(self.numbered[path].vocabulary)
         threshold, nwords = [(args.thresholdsrc, args.nwordssrc), (args.thresholdtgt, args.nwordstgt)][k]
         return build_dictionary(vocabularies, threshold, nwords, args.padding_factor)
+
+    def output_files(self, log: str) -> dict[str, Kind]:
+        """What a run may write."""
+        files = {log: LOG} | {self.dict_path(lang): LOG for lang in self.langs}
+        for split, _ in self.splits():
+            for lang in self.langs:
+                output = self.output_prefix(split, lang)
+                files |= {output + ".bin": RAW, output + ".idx": ITEMS_INDEX}
+        return files
 
     def check_inputs(self, log: str) -> None:
         """Says what is missing, or in the way, before anything is written. `log` is the log of earlier runs."""
@@ -214,11 +224,11 @@ class Preprocessor:
         name = f"{split}.{self.args.source_lang}-{self.args.target_lang}" + (f".{lang}" if lang else "")
         output = os.path.join(self.args.destdir, name)
         encoder, odd = self.encoders[lang], Counter[str]()
-        if encoder is None:
-            shutil.copyfile(text, temporary_path(output))
-            publish(temporary_path(output), output)
-            return
         with atomic_write(output) as stream:
+            if encoder is None:
+                with open(text, "rb") as source:
+                    shutil.copyfileobj(source, stream, 16 << 20)
+                return
             for piece in read_pieces(text, whole_lines=True):
                 stream.write(encoder.encode(piece, odd))
 
@@ -263,7 +273,7 @@ class Preprocessor:
 @contextlib.contextmanager
 def _log_file(path: str) -> Iterator[None]:
     """Appends the bare messages to `preprocess.log`, also where the caller keeps logging quiet."""
-    handler, level = logging.FileHandler(path, encoding="utf-8"), logger.level
+    handler, level = logging.StreamHandler(open_log(path)), logger.level
     logger.addHandler(handler)
     if not logger.isEnabledFor(logging.INFO):
         logger.setLevel(logging.INFO)
@@ -273,6 +283,7 @@ def _log_file(path: str) -> Iterator[None]:
         logger.setLevel(level)
         logger.removeHandler(handler)
         handler.close()
+        handler.stream.close()
 
 
 def main(args: argparse.Namespace) -> None:
@@ -284,8 +295,7 @@ def main(args: argparse.Namespace) -> None:
     preprocessor = Preprocessor(args)
     log = os.path.join(args.destdir, "preprocess.log")
     preprocessor.check_inputs(log)
-    make_parent(log)
-    with _log_file(log):
+    with claimed("--destdir", os.path.join(args.destdir, "preprocess"), preprocessor.output_files(log)), _log_file(log):
         logger.info(args)
         if not args.only_source and not (args.source_lang or args.target_lang):
             logger.warning("neither a language nor --only-source is given: language modelling needs --only-source")

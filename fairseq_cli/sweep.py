@@ -27,6 +27,7 @@ from fairseq.evaluation.sweep import Sweep, Walk
 from fairseq.evaluation.sweep_figures import FIGURES, PAPER, draw_figures
 from fairseq.files.atomic_io import atomic_write, read_json
 from fairseq.files.fingerprint import quick_fingerprint
+from fairseq.files.outputs import PNG, RESULTS, SVG, Kind, claimed, text_beginning
 from fairseq.files.provenance import write_results
 from fairseq.flag_types import Parser, natural_int, output_prefix, positive_float, positive_int, seed_int, unit_float
 from fairseq.knnlm import open_stores
@@ -188,6 +189,22 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     """Sweeps, writing the results after every walk; returns what PREFIX.json holds."""
     utils.import_user_module(args)
     walks = list(walks_of(args))
+    with claimed("--output", args.output, _files(args.output)), claimed("--figure", args.figure, _figure_files(args)):
+        return _sweep(args, walks)
+
+
+def _files(prefix: str) -> dict[str, Kind]:
+    """What a sweep writes beside its walks."""
+    table = text_beginning("a sweep's table", "strategy,", "LM alone:")
+    return {prefix + ".json": RESULTS, prefix + ".csv": table, prefix + ".md": table}
+
+
+def _figure_files(args: argparse.Namespace) -> dict[str, Kind]:
+    """The figures that a sweep may draw."""
+    return {f"{args.figure}{name}": PNG if name.endswith("png") else SVG for name in FIGURES}
+
+
+def _sweep(args: argparse.Namespace, walks: list[Walk]) -> dict[str, Any]:
     scores = ScoreCache.open(args.scores)
     device = torch.device("cuda" if args.knnlm_gpu and torch.cuda.is_available() else "cpu")
     stores = open_stores(argparse.Namespace(**{**vars(args), "k": max(args.k)}), scores.dimension, device)

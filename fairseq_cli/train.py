@@ -5,6 +5,7 @@ rules are fairseq's."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import logging
@@ -23,6 +24,7 @@ from fairseq import checkpoint_saving, distributed_utils, metrics, options, prog
 from fairseq.data import iterators
 from fairseq.errors import BadFlag, UserError
 from fairseq.files import provenance
+from fairseq.files.outputs import CHECKPOINT, claimed
 from fairseq.meters import TimeMeter
 from fairseq.sizes import size_text
 from fairseq.trainer import Trainer, training_device
@@ -56,6 +58,23 @@ def main(args: argparse.Namespace, init_distributed: bool = False) -> None:
     torch.manual_seed(args.seed)
     if not args.no_save:
         checkpoint_saving.verify_checkpoint_directory(args.save_dir)
+    with _outputs(args):
+        _run(args)
+
+
+def _outputs(args: argparse.Namespace) -> contextlib.ExitStack:
+    """The locks of what this process writes: the folder of checkpoints and the results file."""
+    with contextlib.ExitStack() as stack:
+        if distributed_utils.is_master(args):
+            if not args.no_save:
+                names = [] if args.no_last_checkpoints else [checkpoint_saving.LAST]
+                files = {os.path.join(args.save_dir, name): CHECKPOINT for name in [*names, "checkpoint_best.pt"]}
+                stack.enter_context(claimed("--save-dir", os.path.join(args.save_dir, "checkpoint"), files))
+            stack.enter_context(claimed("--results-json", args.results_json))
+        return stack.pop_all()
+
+
+def _run(args: argparse.Namespace) -> None:
     logger.info("%s", args)
 
     task = tasks.setup_task(args)

@@ -22,7 +22,7 @@ BASE: dict[str, set[str]] = {
     "tokenizer": set(),
     "refusals": {"errors", "sizes"},
     "files": {"errors", "refusals", "sizes"},
-    "flag_types": {"errors"},
+    "flag_types": {"errors", "files"},
     "registry": {"errors"},
     "distributed_utils": {"errors"},
     "training_state": {"errors"},

@@ -290,7 +290,7 @@ def test_control_c_where_python_ignores_it(
 
 def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "r.json").mkdir()
-    with pytest.raises(UserError, match="r.json: cannot be written"):
+    with pytest.raises(UserError, match="r.json: found a folder"):
         write_json(tmp_path / "r.json", {})
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 

@@ -20,7 +20,7 @@ import torch
 from fairseq.data.fairseq_dataset import SizedDataset
 from fairseq.data.mmap_dataset import code, data_file_path, dtypes, index_file_path
 from fairseq.errors import BadFile, MissingFile, UserError
-from fairseq.files.atomic_io import publish, staged, temporary_path
+from fairseq.files.atomic_io import publish, staged, temporary_path, together, writing
 
 MAGIC = b"TNTIDX\x00\x00"
 HEADER = struct.Struct("<8sQQQQQ")
@@ -156,14 +156,16 @@ class IndexedDatasetBuilder:
     def add_item(self, tensor: torch.Tensor | np.ndarray) -> None:
         """Appends one item of any shape; its elements are stored plus one."""
         values = np.asarray(tensor)
-        self._data.write((values + 1).astype(self.dtype).tobytes())
+        with writing(self._out_file):
+            self._data.write((values + 1).astype(self.dtype).tobytes())
         self.data_offsets.append(self.data_offsets[-1] + values.size)
         self.sizes.extend(values.shape)
         self.dim_offsets.append(self.dim_offsets[-1] + values.ndim)
 
     def add_items(self, values: np.ndarray, sizes: np.ndarray) -> None:
         """Appends many 1-D items at once: their elements back to back, and their lengths."""
-        self._data.write((values.astype(np.int64) + 1).astype(self.dtype).tobytes())
+        with writing(self._out_file):
+            self._data.write((values.astype(np.int64) + 1).astype(self.dtype).tobytes())
         sizes = np.asarray(sizes, dtype=np.int64)
         self.data_offsets.frombytes((self.data_offsets[-1] + np.cumsum(sizes)).tobytes())
         self.dim_offsets.frombytes((self.dim_offsets[-1] + np.arange(1, len(sizes) + 1)).tobytes())
@@ -179,20 +181,23 @@ class IndexedDatasetBuilder:
         self.dim_offsets.frombytes((dims + other.dim_offsets[1:]).tobytes())
         self.sizes.frombytes(other.shapes.tobytes())
         for i in range(0, int(other.data_offsets[-1]), 1 << 22):
-            self._data.write(other._read(i, min(i + (1 << 22), int(other.data_offsets[-1]))).tobytes())
+            with writing(self._out_file):
+                self._data.write(other._read(i, min(i + (1 << 22), int(other.data_offsets[-1]))).tobytes())
 
     def finalize(self, index_file: str) -> None:
         """Writes `.idx` and names both files. A stale `.idx` goes first, so that no mixed pair is ever visible."""
         n, s = len(self.data_offsets) - 1, len(self.sizes)
         stream = self._closing.enter_context(staged(index_file))
-        stream.write(HEADER.pack(MAGIC, 1, code(self.dtype), self.dtype.itemsize, n, s))
-        for column in (self.dim_offsets, self.data_offsets, self.sizes):
-            stream.write(np.frombuffer(column, dtype=np.int64).astype("<i8").tobytes() if column else b"")
+        with writing(index_file):
+            stream.write(HEADER.pack(MAGIC, 1, code(self.dtype), self.dtype.itemsize, n, s))
+            for column in (self.dim_offsets, self.data_offsets, self.sizes):
+                stream.write(np.frombuffer(column, dtype=np.int64).astype("<i8").tobytes() if column else b"")
         self._closing.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(index_file)
-        publish(temporary_path(self._out_file), self._out_file)
-        publish(temporary_path(index_file), index_file)
+        with together():
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(index_file)
+            publish(temporary_path(self._out_file), self._out_file)
+            publish(temporary_path(index_file), index_file)
 
     def abandon(self) -> None:
         """Gives up: the temporary file is removed and nothing appears."""

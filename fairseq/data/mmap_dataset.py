@@ -19,7 +19,7 @@ import torch
 
 from fairseq.data.fairseq_dataset import SizedDataset
 from fairseq.errors import BadFile, MissingFile, UserError
-from fairseq.files.atomic_io import publish, staged, temporary_path
+from fairseq.files.atomic_io import publish, staged, temporary_path, together, writing
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -180,7 +180,8 @@ class MMapIndexedDatasetBuilder:
         limits = np.iinfo(self._dtype) if self._dtype.kind in "iu" else None
         if limits and values.size and (values.min() < limits.min or values.max() > limits.max):
             raise UserError(f"{self._out_file}: values up to {values.max()} do not fit {self._dtype.name}")
-        self._data.write(np.ascontiguousarray(values, dtype=self._dtype).data)
+        with writing(self._out_file):
+            self._data.write(np.ascontiguousarray(values, dtype=self._dtype).data)
         self.add_sizes(sizes)
 
     def add_sizes(self, sizes: np.ndarray) -> None:
@@ -194,7 +195,7 @@ class MMapIndexedDatasetBuilder:
             raise BadFile(index_file_path(another_file), f"elements of type {other.dtype}", f"{self._dtype}")
         if not other.contiguous:
             raise BadFile(index_file_path(another_file), "items with gaps between them", "items back to back")
-        with open(data_file_path(another_file), "rb") as stream:
+        with open(data_file_path(another_file), "rb") as stream, writing(self._out_file):
             shutil.copyfileobj(stream, self._data, 16 << 20)
         self.add_sizes(other.sizes)
 
@@ -202,15 +203,17 @@ class MMapIndexedDatasetBuilder:
         """Writes `.idx` and names both files. A stale `.idx` goes first, so that no mixed pair is ever visible."""
         sizes = np.frombuffer(self._sizes, dtype=np.int32)
         stream = self._closing.enter_context(staged(index_file))
-        stream.write(HEADER.pack(MAGIC, VERSION, code(self._dtype), len(sizes)))
-        stream.write(sizes.astype("<i4").data)
-        for offsets in _offsets(sizes, self._dtype.itemsize):
-            stream.write(offsets.astype("<i8").data)
+        with writing(index_file):
+            stream.write(HEADER.pack(MAGIC, VERSION, code(self._dtype), len(sizes)))
+            stream.write(sizes.astype("<i4").data)
+            for offsets in _offsets(sizes, self._dtype.itemsize):
+                stream.write(offsets.astype("<i8").data)
         self._closing.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(index_file)
-        publish(temporary_path(self._out_file), self._out_file)
-        publish(temporary_path(index_file), index_file)
+        with together():
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(index_file)
+            publish(temporary_path(self._out_file), self._out_file)
+            publish(temporary_path(index_file), index_file)
 
     def abandon(self) -> None:
         """Gives up: the temporary file is removed and nothing appears."""

@@ -6,6 +6,7 @@ over the rows that were written, or none."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -17,8 +18,17 @@ from numpy.typing import NDArray
 
 from fairseq.errors import BadFile
 from fairseq.files.array_files import map_array
-from fairseq.files.atomic_io import make_parent, publish, read_json, temporary_path
+from fairseq.files.atomic_io import (
+    adopt,
+    open_temporary,
+    publish,
+    read_json,
+    require_replaceable,
+    temporary_path,
+    writing,
+)
 from fairseq.files.checksums import describe_content
+from fairseq.files.folders import make_parent
 
 READ = 1 << 22
 REMEDY = "delete the folder and make it again"
@@ -55,12 +65,15 @@ class ArrayStream:
         self.path, self.dtype, self.row_shape, self.rows = path, np.dtype(dtype), row_shape, rows
         make_parent(path)
         self._temporary = temporary_path(path)
+        self.finished = False
         header = self._header()
         self._row_bytes = self.dtype.itemsize * int(np.prod(row_shape, dtype=np.int64))
         end = len(header) + rows * self._row_bytes
-        if rows and (not self._temporary.exists() or self._temporary.stat().st_size < end):
+        if rows and (not adopt(path) or self._temporary.stat().st_size < end):
             raise BadFile(self._temporary, f"fewer than {rows} rows", f"{rows} rows of an earlier run", "delete it")
-        self._stream = open(self._temporary, "r+b" if rows else "w+b")  # noqa: SIM115  (closed in finish and close)
+        require_replaceable(path)
+        with writing(path):
+            self._stream = open_temporary(path, "r+b" if rows else "w+b")
         self._digest = RowDigest()
         if rows:
             self._stream.seek(len(header))
@@ -70,9 +83,10 @@ class ArrayStream:
                 found, expected = "rows that differ from those that were written", f"{rows} rows of an earlier run"
                 raise BadFile(self._temporary, found, expected, "delete it")
             self._stream.seek(0)
-        self._stream.truncate(end)
-        self._stream.write(header)
-        self._stream.seek(end)
+        with writing(path):
+            self._stream.truncate(end)
+            self._stream.write(header)
+            self._stream.seek(end)
 
     def _header(self) -> bytes:
         buffer = io.BytesIO()
@@ -84,18 +98,21 @@ class ArrayStream:
         """Adds rows (n, *row_shape), converted to the file's type."""
         assert rows.shape[1:] == self.row_shape, (rows.shape, self.row_shape)
         content = np.ascontiguousarray(rows, self.dtype).reshape(-1).view(np.uint8).data
-        self._stream.write(content)
+        with writing(self.path):
+            self._stream.write(content)
         self._digest.add(content)
         self.rows += len(rows)
 
     def flush(self) -> None:
         """Makes the rows so far survive a kill."""
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        with writing(self.path):
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
 
     def close(self) -> None:
         """Leaves the unfinished file for a later run."""
-        self._stream.close()
+        with contextlib.suppress(OSError):  # a full disk, which is what stopped the run
+            self._stream.close()
 
     @property
     def digest(self) -> str:
@@ -104,11 +121,13 @@ class ArrayStream:
 
     def finish(self) -> dict[str, Any]:
         """Gives the file its name; returns its digests for a sidecar."""
-        self._stream.seek(0)
-        self._stream.write(self._header())
-        self._stream.close()
+        with writing(self.path):
+            self._stream.seek(0)
+            self._stream.write(self._header())
+            self._stream.close()
         content = describe_content(self._temporary)
         publish(self._temporary, self.path)
+        self.finished = True
         return content
 
 

@@ -1,6 +1,10 @@
 """Files that are either whole or absent: written under a temporary name in the same folder, flushed to the disk,
 renamed. Everything the programs produce goes through here, so that a kill, a full disk or a second run never leaves
-half a file."""
+half a file.
+
+Temporary names are this process's own (`NAME.<process id>-<random>.tmp`) and are created anew, never opened through a
+link. What a killed process left of a file that can be continued is adopted: renamed to this process's name. Both happen
+only under the output's lock (`output_lock`), where nobody else can be writing it."""
 
 from __future__ import annotations
 
@@ -8,22 +12,88 @@ import contextlib
 import errno
 import json
 import os
+import re
+import secrets
 import shutil
+import signal
+import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from fairseq.errors import BadFile, UserError
+from fairseq.files.folders import make_parent
 from fairseq.files.inputs import open_input
+from fairseq.files.output_lock import holds_lock_for
 from fairseq.refusals import refuse
 from fairseq.sizes import size_text
 
+PROCESS = r"[0-9]+-[0-9a-f]{8}"
+_process: list[str] = []
+_LEFTOVER = re.compile(PROCESS + r"\.tmp")
+
+os.register_at_fork(after_in_child=_process.clear)
+
+
+def process_name() -> str:
+    """What tells this process's temporary files from those of others, on whatever machine; of the form `PROCESS`."""
+    if not _process:
+        _process.append(f"{os.getpid()}-{secrets.token_hex(4)}")
+    return _process[0]
+
 
 def temporary_path(path: str | os.PathLike[str]) -> Path:
-    """The name under which `path` is written before it is whole; the same on every run, so leftovers are
-    overwritten."""
+    """The name under which this process writes `path` until it is whole."""
     path = Path(path)
-    return path.with_name(path.name + ".tmp")
+    return path.with_name(f"{path.name}.{process_name()}.tmp")
+
+
+def leftovers(path: str | os.PathLike[str]) -> list[Path]:
+    """Temporary files of `path` that other processes left; none unless this process holds a lock on the output."""
+    path = Path(path)
+    if not holds_lock_for(path) or not path.parent.is_dir():
+        return []
+    own, begin = temporary_path(path).name, path.name + "."
+    names = (name for name in os.listdir(path.parent) if name.startswith(begin) and name != own)
+    found = (path.with_name(name) for name in names if _LEFTOVER.fullmatch(name[len(begin) :]))
+    return [leftover for leftover in found if stat.S_ISREG(os.lstat(leftover).st_mode)]
+
+
+def adopt(path: str | os.PathLike[str]) -> bool:
+    """Takes over the temporary file of `path` that a killed process left; whether this process has one now. Of several,
+    nobody knows which is the right one: they are removed."""
+    own, left = temporary_path(path), leftovers(path)
+    if len(left) == 1 and not own.exists():
+        os.replace(left[0], own)
+        return True
+    discard(left)
+    return own.exists()
+
+
+def discard(paths: list[Path]) -> None:
+    """Removes files that may be gone already."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def open_temporary(path: str | os.PathLike[str], mode: str = "wb", encoding: str | None = None) -> IO[Any]:
+    """Creates and opens the temporary file of `path`; in the mode `r+b` opens the one that is there."""
+    temporary = temporary_path(path)
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    if mode != "r+b":
+        discard([temporary, *leftovers(path)])
+        flags |= os.O_CREAT | os.O_EXCL
+    return open(os.open(temporary, flags, 0o666), mode, encoding=encoding)
+
+
+def open_log(path: str | os.PathLike[str]) -> IO[str]:
+    """Opens a text to append to, which is created if need be; through no link, and no device or pipe."""
+    make_parent(path)
+    require_replaceable(path)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    with writing(path):
+        return open(os.open(path, flags, 0o666), "a", encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager
@@ -31,18 +101,18 @@ def staged(path: str | os.PathLike[str], mode: str = "wb", encoding: str | None 
     """Opens the temporary file of `path`, for `publish` to rename; it is removed when an exception leaves.
 
     UserError naming `path` when the disk is full, or whatever else keeps it from being written."""
-    temporary = temporary_path(path)
     make_parent(path)
+    require_replaceable(path)
     if "b" not in mode and encoding is None:
         encoding = "utf-8"
     try:
-        with writing(path), open(temporary, mode, encoding=encoding) as stream:
+        with writing(path), open_temporary(path, mode, encoding) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
     except BaseException:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            temporary_path(path).unlink()
         raise
 
 
@@ -53,10 +123,38 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb", encoding: str |
         yield stream
     try:
         with writing(path):
+            require_replaceable(path)
             os.replace(temporary_path(path), path)
     except UserError:
         temporary_path(path).unlink(missing_ok=True)
         raise
+
+
+def kind_of_node(path: str | os.PathLike[str]) -> str | None:
+    """What has the name `path`, other than a regular file: "a symbolic link", "a folder", ...; None for a regular file,
+    or for nothing. Links are not followed."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if stat.S_ISREG(mode):
+        return None
+    kinds = {
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "no regular file")
+
+
+def require_replaceable(path: str | os.PathLike[str]) -> None:
+    """BadFile when something other than a regular file has the name `path`: nothing else is ever replaced."""
+    kind = kind_of_node(path)
+    if kind is not None:
+        raise BadFile(path, kind, "a regular file or nothing", "choose another name, or remove it yourself")
 
 
 def is_full(error: OSError) -> bool:
@@ -83,13 +181,34 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
+class _Remembering:
+    """A stream for a library that hides what the system said when its writing fails: the error is kept."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """As the stream's."""
+        try:
+            return self.stream.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """As the stream's."""
+        self.stream.flush()
+
+
 @contextlib.contextmanager
-def torch_writing() -> Iterator[None]:
-    """For `torch.save` into a stream: it hides what the system said, and raises something of its own."""
+def torch_writing(stream: IO[bytes]) -> Iterator[Any]:
+    """A stream for `torch.save` into `stream`; what the system said is raised instead of torch's own error."""
+    remembering = _Remembering(stream)
     try:
-        yield
+        yield remembering
     except RuntimeError as error:
-        raise OSError(None, f"torch.save: {str(error).splitlines()[0][-120:]}") from error
+        raise remembering.error or OSError(None, "torch could not store it") from error
 
 
 def sync(path: str | os.PathLike[str]) -> None:
@@ -101,38 +220,24 @@ def sync(path: str | os.PathLike[str]) -> None:
 def publish(temporary: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """Renames a file that another library wrote, after making sure that its bytes are on the disk."""
     sync(temporary)
+    require_replaceable(path)
     os.replace(temporary, path)
 
 
-_created: list[Path] = []
-
-
-def make_folder(folder: str | os.PathLike[str]) -> None:
-    """Creates a folder, and those above it."""
-    folder = Path(folder)
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Around the renaming of files that belong together: Ctrl-C waits for its end, so that none of them is missing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot create this folder ({error.strerror}); choose a writable place") from error
-    _created.extend(reversed(missing))
-
-
-def make_parent(path: str | os.PathLike[str]) -> None:
-    """Creates the folder that `path` goes into."""
-    make_folder(Path(path).parent)
-
-
-def forget_folders() -> None:
-    """The folders created so far are here to stay."""
-    _created.clear()
-
-
-def remove_empty_folders() -> None:
-    """Removes what `make_folder` created and nothing was written to: for a command that fails."""
-    while _created:
-        with contextlib.suppress(OSError):
-            _created.pop().rmdir()
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

@@ -16,6 +16,7 @@ from fairseq.data import Dictionary, IndexedRawTextDataset, MMapIndexedDataset, 
 from fairseq.data.indexed_dataset import make_builder
 from fairseq.data.vocabulary import Vocabulary, build_dictionary
 from fairseq.errors import UserError
+from fairseq.files.output_lock import exclusive
 
 TOKENS = ["a", "b", "é", "<unk>", "</s>", "longer-than-eight-bytes", "x" * 40, " ", "\u3000", "\x1c", "\x85", "\u2028"]
 TEXT = st.lists(st.sampled_from([*TOKENS, " ", "\n", "\r", "\r\n", "\ufeff", "n\x00ul"]), max_size=60).map("".join)
@@ -88,8 +89,13 @@ def test_many_workers_give_the_same_bytes(odd_text, tmp_path, monkeypatch, worke
     dictionary = plain_dictionary(odd_text)
     one = write(tmp_path / "one", dictionary, text=str(odd_text))
     done = []
-    (tmp_path / "many.part7.tmp.tokens").write_bytes(b"left by a killed run with more workers")
-    assert write(tmp_path / "many", dictionary, text=str(odd_text), workers=workers, progress=done.append) == one
+    leftover = tmp_path / "many.part7.4242-0123abcd.tmp.tokens"
+    leftover.write_bytes(b"left by a killed run with more workers, or written by another run at this moment")
+    write(tmp_path / "many", dictionary, text=str(odd_text), workers=workers)
+    assert leftover.exists()
+    with exclusive(tmp_path / "many"):  # now there is no other run
+        assert write(tmp_path / "many", dictionary, text=str(odd_text), workers=workers, progress=done.append) == one
+    assert not leftover.exists()
     assert sum(done) == odd_text.stat().st_size
     assert len(done) == workers
     with NumberedText(str(odd_text), str(tmp_path / "numbered"), workers) as numbered:

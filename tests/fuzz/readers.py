@@ -23,7 +23,7 @@ from fairseq import checkpoint_utils, options, tasks
 from fairseq.data import Dictionary, TokenBlockDataset, data_utils
 from fairseq.data.indexed_dataset import make_builder
 from fairseq.evaluation.datastore_checks import verify_artefact
-from fairseq.files.atomic_io import write_json
+from fairseq.files.atomic_io import temporary_path, write_json
 from fairseq.retrieval.automaton import Automaton
 from fairseq.retrieval.clusters import Clusters, load_clusters, save_clusters, save_members_pickle
 from fairseq.retrieval.clusters.kmeans import KMeansRecipe, cluster_keys
@@ -170,8 +170,9 @@ def _read_sidecars(folder: Path) -> object:
 def _unfinished(folder: Path) -> list[Path]:
     clusters, state = cluster_keys(small_keys(), RECIPE, 16, False, prefix=str(folder / "k"))
     assert state.path is not None and state.assignment_path is not None and len(clusters) == ENTRIES
-    os.truncate(state.assignment_path, 4 * 32)
-    return [folder / "k.kmeans.tmp", folder / "k.assignment.tmp"]
+    assignment = temporary_path(state.assignment_path)
+    os.truncate(assignment, 4 * 32)
+    return [folder / "k.kmeans.tmp", assignment]
 
 
 def _read_unfinished(folder: Path) -> object:

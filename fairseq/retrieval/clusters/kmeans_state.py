@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from fairseq.errors import BadFile
 from fairseq.files.array_files import read_sealed, same_identity, write_sealed
-from fairseq.files.atomic_io import writing
+from fairseq.files.atomic_io import adopt, discard, leftovers, open_temporary, temporary_path, writing
 from fairseq.files.inputs import open_input
 
 logger = logging.getLogger(__name__)
@@ -30,11 +31,12 @@ MOST_OF_THE_TIME = 10  # a safe point may take a tenth of the time between two o
 class KMeansState:
     """Arrays by name, as `keep` last wrote them. Without a prefix nothing touches the disk.
 
-    Files: `PREFIX.kmeans.tmp` (sealed), `PREFIX.assignment.tmp` (int32, one a key, and a digest after each batch)."""
+    Files: `PREFIX.kmeans.tmp` (sealed), the temporary file of `PREFIX.assignment` (int32, one a key, and
+    a digest after each batch). The caller holds the lock of `PREFIX`."""
 
     def __init__(self, prefix: str | None = None, identity: dict[str, Any] | None = None) -> None:
         self.path = None if prefix is None else prefix + ".kmeans.tmp"
-        self.assignment_path = None if prefix is None else prefix + ".assignment.tmp"
+        self.assignment_path = None if prefix is None else prefix + ".assignment"
         self.identity = identity or {}
         self.arrays: dict[str, NDArray[Any]] = self._read()
         if not self.arrays:
@@ -79,9 +81,9 @@ class KMeansState:
 
     def clear(self) -> None:
         """Removes the files, once the results are in place."""
-        for path in (self.path, self.assignment_path):
-            if path is not None and os.path.exists(path):
-                os.unlink(path)
+        if self.path is not None and self.assignment_path is not None:
+            assignment = [temporary_path(self.assignment_path), *leftovers(self.assignment_path)]
+            discard([Path(self.path), *leftovers(self.path), *assignment])
 
 
 class Assignment:
@@ -93,8 +95,8 @@ class Assignment:
         self._clusters = np.empty(count, np.int32)
         self._synced = time.monotonic()
         if path is not None:
-            whole = self._take_over(batch, clusters) if os.path.exists(path) else 0
-            self._stream = open(path, "r+b" if whole else "wb")  # noqa: SIM115  (closed in result)
+            whole = self._take_over(batch, clusters) if adopt(path) else 0
+            self._stream = open_temporary(path, "r+b" if whole else "wb")
             self._stream.truncate(whole)
             self._stream.seek(0, os.SEEK_END)
 
@@ -102,7 +104,7 @@ class Assignment:
         """Bytes of the whole batches at the start of the file, which are taken over."""
         assert self.path is not None
         whole = 0
-        with open_input(self.path) as stream:
+        with open_input(temporary_path(self.path)) as stream:
             while self.done < self.count:
                 expected = min(batch, self.count - self.done) * 4 + DIGEST_BYTES
                 record = stream.read(expected)

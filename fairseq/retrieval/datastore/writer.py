@@ -15,16 +15,20 @@ from numpy.typing import NDArray
 from fairseq.errors import BadFile, UserError
 from fairseq.files.array_stream import RowDigest
 from fairseq.files.atomic_io import (
-    make_parent,
+    adopt,
+    open_temporary,
     publish,
     read_json,
     require_free_space,
+    require_replaceable,
     temporary_path,
+    together,
     write_json,
     writing,
 )
 from fairseq.files.checksums import describe_content
 from fairseq.files.inputs import open_input
+from fairseq.files.output_lock import exclusive
 from fairseq.files.sidecar import remove_sidecar, write_sidecar
 from fairseq.retrieval.datastore.reader import KEY_DTYPES, KIND, VALUE_DTYPES, keys_path, values_path
 
@@ -46,10 +50,22 @@ class DatastoreWriter:
         self.written = 0
         self._last_safe_point = time.monotonic()
         self._progress = prefix + ".progress.json"
-        self._paths = (temporary_path(keys_path(prefix)), temporary_path(values_path(prefix)))
+        self._names = (keys_path(prefix), values_path(prefix))
+        self._paths = tuple(temporary_path(name) for name in self._names)
         self._digests = [RowDigest(), RowDigest()]
         self._row_bytes = (dimension * self.key_dtype.itemsize, self.value_dtype.itemsize)
-        make_parent(prefix)
+        self._lock = contextlib.ExitStack()
+        self._lock.enter_context(exclusive(prefix))
+        try:
+            self._open()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self) -> None:
+        prefix, rows = self.prefix, self.rows
+        for name in self._names:
+            require_replaceable(name)
         self._resume()
         if os.path.exists(values_path(prefix)):
             logger.warning("%s: the datastore that is there will be replaced when this one is complete", prefix)
@@ -58,7 +74,7 @@ class DatastoreWriter:
         except UserError:
             self._remove_if_empty()
             raise
-        self._files = [open(path, "r+b") for path in self._paths]  # noqa: SIM115  (closed in finish and close)
+        self._files = [open_temporary(path, "r+b") for path in self._names]
         for stream, row_bytes in zip(self._files, self._row_bytes, strict=True):
             stream.truncate(self.written * row_bytes)
             stream.seek(0, os.SEEK_END)
@@ -81,12 +97,13 @@ class DatastoreWriter:
                 logger.warning("%s: rows that differ from those that were written; saving all again", self.prefix)
                 self._digests = [RowDigest(), RowDigest()]
             os.unlink(self._progress)  # or its run, started again, would take this one's rows for its own
-        for path in self._paths:
-            path.write_bytes(b"")
+        for name in self._names:
+            open_temporary(name).close()
 
     def _take_over(self, rows: int, digests: Any) -> bool:
         """Whether the files begin with `rows` rows of these digests, which are then read, once."""
-        if not all(path.exists() for path in self._paths):
+        adopted = [adopt(name) for name in self._names]
+        if not all(adopted):
             return False
         for path, row_bytes, digest in zip(self._paths, self._row_bytes, self._digests, strict=True):
             with open_input(path) as stream:
@@ -95,10 +112,9 @@ class DatastoreWriter:
 
     def _take_back(self) -> None:
         """Undoes the renaming of an earlier run that was killed between the first file and the second."""
-        names = (keys_path(self.prefix), values_path(self.prefix))
-        for temporary, path, row_bytes in zip(self._paths, names, self._row_bytes, strict=True):
-            if not temporary.exists() and os.path.exists(path) and os.path.getsize(path) == self.rows * row_bytes:
-                os.replace(path, temporary)
+        for path, row_bytes in zip(self._names, self._row_bytes, strict=True):
+            if not adopt(path) and os.path.isfile(path) and os.path.getsize(path) == self.rows * row_bytes:
+                os.replace(path, temporary_path(path))
 
     def _remove_if_empty(self) -> None:
         if not self.written:
@@ -145,6 +161,10 @@ class DatastoreWriter:
 
     def close(self) -> None:
         """Leaves an unfinished datastore in a state from which the same command goes on; nothing if it is empty."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
         if self._files[0].closed:
             return
         if not self.written:
@@ -163,6 +183,10 @@ class DatastoreWriter:
     def finish(self, info: dict[str, Any], staged: dict[str, str] | None = None) -> None:
         """Pads with zero rows to the requested size (as the original leaves them), names the files, writes the
         sidecar. staged: further files of the datastore, by name, that wait under their temporary names."""
+        self._finish(info, staged or {})
+        self._lock.close()
+
+    def _finish(self, info: dict[str, Any], staged: dict[str, str]) -> None:
         filled = self.written
         with writing(keys_path(self.prefix)):
             for stream, row_bytes in zip(self._files, self._row_bytes, strict=True):
@@ -170,12 +194,9 @@ class DatastoreWriter:
                 stream.truncate(self.rows * row_bytes)
                 os.fsync(stream.fileno())
                 stream.close()
-        files = {"keys": keys_path(self.prefix), "values": values_path(self.prefix), **(staged or {})}
+        files = {"keys": keys_path(self.prefix), "values": values_path(self.prefix), **staged}
         content = {name: describe_content(temporary_path(path)) for name, path in files.items()}
         self._note_progress(finishing=True)
-        remove_sidecar(self.prefix)
-        for path in files.values():
-            publish(temporary_path(path), path)
         description = {
             "rows": self.rows,
             "filled_rows": filled,
@@ -184,6 +205,10 @@ class DatastoreWriter:
             "value_dtype": self.value_dtype.str,
             "content": content,
         }
-        write_sidecar(self.prefix, KIND, {**info, **description})
+        with together():
+            remove_sidecar(self.prefix)
+            for path in files.values():
+                publish(temporary_path(path), path)
+            write_sidecar(self.prefix, KIND, {**info, **description})
         if os.path.exists(self._progress):
             os.unlink(self._progress)

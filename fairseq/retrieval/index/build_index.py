@@ -7,11 +7,13 @@ once, never the whole index a hundred times, and holds one chunk of keys and the
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +23,17 @@ from tqdm import tqdm
 from fairseq.errors import BadFile, BadFlag, UserError
 from fairseq.files.array_stream import RowDigest
 from fairseq.files.atomic_io import (
-    make_parent,
+    adopt,
+    discard,
+    leftovers,
+    open_temporary,
     publish,
     read_json,
     require_free_space,
+    require_replaceable,
     sync,
     temporary_path,
+    together,
     write_json,
     writing,
 )
@@ -34,12 +41,14 @@ from fairseq.files.checksums import check_opened, describe_content
 from fairseq.files.fingerprint import file_fingerprint
 from fairseq.files.inputs import open_input
 from fairseq.files.number_checks import require_range
+from fairseq.files.output_lock import exclusive
+from fairseq.files.outputs import check_files, index_files
 from fairseq.files.sidecar import read_sidecar, remove_sidecar, sidecar_path, write_sidecar
-from fairseq.refusals import refuse, require_memory
+from fairseq.refusals import require_memory
 from fairseq.retrieval.datastore import Datastore, keys_path, values_path
 from fairseq.retrieval.datastore.provenance import datastore_files, datastore_identity
 from fairseq.retrieval.faiss_import import require_faiss
-from fairseq.retrieval.index.faiss_files import looks_like_an_index, read_faiss_index, reason
+from fairseq.retrieval.index.faiss_files import read_faiss_index, reason
 from fairseq.sizes import size_text
 
 logger = logging.getLogger(__name__)
@@ -49,6 +58,7 @@ CODE_SIZE = 64  # unless --code_size says another
 LEAST_A_LIST = 39  # training vectors for each list, below which FAISS's k-means warns
 TRAINING_SAMPLE = 1_000_000
 SAFE_POINT_SECONDS = 30.0
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS)
 REFINE = 1.3
 ROTATION_ITERATIONS = 15
 TRAIN_AGAIN = "delete this file to train again"
@@ -84,7 +94,7 @@ class IndexBuilder:
         self.keys = datastore.require_keys("building an index")[:size]
         self.dimension = self.keys.shape[1]
         self.trained_path = path + ".trained"
-        self.codes_path = path + ".codes.tmp"
+        self.codes_path = path + ".codes"
         self.progress_path = path + ".progress.json"
         self.identity = {**recipe.identity(), "size": size, "dimension": self.dimension}
         self.identity["datastore"] = datastore_identity(datastore)
@@ -104,19 +114,22 @@ class IndexBuilder:
             raise BadFlag("--code_size", found, f"a divisor of {'half ' * (parts == 2)}the dimension {width}", remedy)
 
     def _refuse_to_replace_others(self) -> None:
-        """BadFlag when the index would replace a file that is no index: never the datastore's, others with --force."""
+        """BadFlag when a file would replace one of another kind: never the datastore's, others with --force."""
         prefix = self.datastore.prefix
         own = {os.path.realpath(path) for path in (keys_path(prefix), values_path(prefix), sidecar_path(prefix))}
         if os.path.realpath(self.path) in own:
             raise BadFlag("--faiss_index", f"{self.path}, which the datastore consists of", "another file")
-        if os.path.isfile(self.path) and not looks_like_an_index(self.path):
-            found, expected = f"{self.path}, which is no index", "a new file, or an index to replace"
-            refuse(BadFlag("--faiss_index", found, expected, "choose another name, or go on with --force"))
+        check_files("--faiss_index", index_files(self.path))
 
     def build(self, show_progress: bool = True) -> Any:
         """Trains (or reads the trained index of an earlier run), adds everything, writes the index and its sidecar."""
+        with exclusive(self.path):
+            return self._build(show_progress)
+
+    def _build(self, show_progress: bool) -> Any:
         started = time.perf_counter()
-        make_parent(self.path)
+        for path in (self.path, self.trained_path):
+            require_replaceable(path)
         self._log_plan()
         index = self._trained_index()
         trained = time.perf_counter()
@@ -165,9 +178,8 @@ class IndexBuilder:
             ivf.nprobe = self.recipe.probe
             logger.info("using the trained index %s", self.trained_path)
             return index
-        for stale in (self.codes_path, self.progress_path, self.trained_path):
-            if os.path.exists(stale):
-                os.unlink(stale)
+        discard([temporary_path(self.codes_path), *leftovers(self.codes_path)])
+        discard([Path(self.progress_path), Path(self.trained_path)])
         index = self._new_index()
         sample = self._training_sample()
         logger.info("training on %d keys", len(sample))
@@ -267,7 +279,7 @@ class IndexBuilder:
         hidden = None if show_progress else True
         with (
             writing(self.codes_path),
-            open(self.codes_path, "r+b" if done else "wb") as stream,
+            open_temporary(self.codes_path, "r+b" if done else "w+b") as stream,
             tqdm(total=self.size, initial=done, unit="keys", unit_scale=True, disable=hidden) as bar,
         ):
             stream.truncate(done * width)
@@ -301,7 +313,7 @@ class IndexBuilder:
         """Keys whose codes an unfinished run with the same identity has left, and the digest of these codes, which are
         read once for it; 0 when they are not those that were written."""
         nothing = 0, RowDigest()
-        if not (os.path.exists(self.progress_path) and os.path.exists(self.codes_path)):
+        if not (adopt(self.codes_path) and os.path.exists(self.progress_path)):
             return nothing
         try:
             progress = read_json(self.progress_path)
@@ -313,7 +325,7 @@ class IndexBuilder:
         done, digest = progress.get("encoded", 0), RowDigest()
         if type(done) is not int or not 0 < done <= self.size:
             return nothing
-        with open_input(self.codes_path) as stream:
+        with open_input(temporary_path(self.codes_path)) as stream:
             digest.add_from(stream, done * width)
         if digest.text() != progress.get("digest"):
             logger.warning("%s: the codes differ from those that were written; encoding again", self.codes_path)
@@ -326,7 +338,7 @@ class IndexBuilder:
         faiss = require_faiss()
         width = index.sa_code_size()
         ivf = faiss.extract_index_ivf(index)
-        codes = np.memmap(self.codes_path, np.uint8, "r", shape=(self.size, width))
+        codes = np.memmap(temporary_path(self.codes_path), np.uint8, "r", shape=(self.size, width))
         for start in range(0, self.size, self.chunk):
             part = np.ascontiguousarray(codes[start : start + self.chunk])
             require_range(self.codes_path, _list_numbers(part, ivf), 0, ivf.nlist, "lists", "delete it and build again")
@@ -348,13 +360,14 @@ class IndexBuilder:
         """Writes the index under the temporary name of `path`, which it returns."""
         faiss = require_faiss()
         temporary = str(temporary_path(path))
+        with writing(path):
+            open_temporary(path).close()
         try:
             faiss.write_index(index, temporary)
         except RuntimeError as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-            said = f"FAISS could not write it ({reason(error)})"
-            raise UserError(f"{path}: {said}; free some space, then run again") from error
+            raise UserError(f"{path}: {_why_not_written(error)}; free some space, then run again") from error
         return temporary
 
     def _publish(self, index: Any) -> None:
@@ -362,11 +375,17 @@ class IndexBuilder:
         content = {"index": describe_content(temporary)}
         origin = {"datastore_files": datastore_files(self.datastore), "content": content}
         sync(temporary)  # now, since it takes time: between here and the new sidecar there is none
-        remove_sidecar(self.path)
-        publish(temporary, self.path)
-        write_sidecar(self.path, KIND, {**self.identity, **origin, "entries": int(index.ntotal)})
-        for leftover in (self.codes_path, self.progress_path):
-            os.unlink(leftover)
+        with together():
+            remove_sidecar(self.path)
+            publish(temporary, self.path)
+            write_sidecar(self.path, KIND, {**self.identity, **origin, "entries": int(index.ntotal)})
+        discard([temporary_path(self.codes_path), Path(self.progress_path)])
+
+
+def _why_not_written(error: RuntimeError) -> str:
+    """What the system said when FAISS could not write; FAISS's own text names its source and nothing else."""
+    said = next((os.strerror(number) for number in WRITE_ERRORS if os.strerror(number) in str(error)), None)
+    return "cannot be written" if said is None else f"cannot be written ({said})"
 
 
 def _list_numbers(codes: NDArray[np.uint8], ivf: Any) -> NDArray[np.int64]:

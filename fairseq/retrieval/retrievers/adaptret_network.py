@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from fairseq.errors import BadFile, UserError
 from fairseq.files.array_files import read_sealed, same_identity, write_sealed
-from fairseq.files.atomic_io import publish, staged, temporary_path, torch_writing
+from fairseq.files.atomic_io import publish, staged, temporary_path, together, torch_writing
 from fairseq.files.checksums import check_opened, describe_content
 from fairseq.files.fingerprint import file_fingerprint
 from fairseq.files.inputs import regular_size
@@ -140,12 +140,13 @@ class AdaptRet:
             "thresholds": self.thresholds,
             "info": self.info,
         }
-        with staged(path) as stream, torch_writing():
-            torch.save(content, stream)
+        with staged(path) as stream, torch_writing(stream) as output:
+            torch.save(content, output)
         digests = {"checkpoint": describe_content(temporary_path(path))}
-        remove_sidecar(path)
-        publish(temporary_path(path), path)
-        write_sidecar(path, KIND, {"of": self.info.get("of", {}), "content": digests})
+        with together():
+            remove_sidecar(path)
+            publish(temporary_path(path), path)
+            write_sidecar(path, KIND, {"of": self.info.get("of", {}), "content": digests})
 
     @classmethod
     def load(cls, path: str) -> AdaptRet:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from fairseq.errors import BadFile
 from fairseq.files.array_stream import ArrayStream, open_array
 from fairseq.files.checksums import check_opened
+from fairseq.files.output_lock import exclusive
 from fairseq.files.sidecar import read_sidecar, remove_sidecar, write_sidecar
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,13 @@ def count_ngrams(
 
     `info`: plain values that say which text this is. A folder that was finished for the same text is used again."""
     identity = {**(info or {}), "tokens": len(tokens), "eos": eos, "by_sentence": by_sentence}
+    with exclusive(os.path.join(folder, KIND)):
+        return _counted(tokens, folder, identity, memory, show_progress)
+
+
+def _counted(
+    tokens: NDArray[Any], folder: str, identity: dict[str, Any], memory: int, show_progress: bool
+) -> NgramTable:
     known = read_sidecar(os.path.join(folder, KIND), KIND, {"contexts": list})
     if known is not None and {**known, **json.loads(json.dumps(identity))} == known:
         return NgramTable.open(folder)
@@ -138,7 +146,7 @@ def count_ngrams(
         for order in range(1, ORDERS + 1):
             streams = {name: ArrayStream(_path(folder, name, order), dtype) for name, dtype in ARRAYS.items()}
             for part in range(parts):
-                counts = _count_part(tokens, order, eos, by_sentence, part, parts)
+                counts = _count_part(tokens, order, identity["eos"], identity["by_sentence"], part, parts)
                 for name, rows in zip(ARRAYS, counts, strict=True):
                     streams[name].append(rows)
                 progress.update()

@@ -10,6 +10,7 @@ int64. `scores.json` is written last and says which model and data they came fro
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,8 +22,11 @@ from numpy.typing import NDArray
 
 from fairseq.errors import BadFile, UserError
 from fairseq.files.array_stream import ArrayStream, open_array
+from fairseq.files.atomic_io import discard, temporary_path
 from fairseq.files.checksums import check_opened
 from fairseq.files.number_checks import require_numbers, require_range
+from fairseq.files.output_lock import exclusive
+from fairseq.files.outputs import check_files, score_files
 from fairseq.files.sidecar import read_sidecar, remove_sidecar, write_sidecar
 from fairseq.scored_sequences import CONTEXT_TOKENS, ScoredSequence
 
@@ -35,18 +39,23 @@ DTYPES: dict[str, tuple[str, ...]] = {
 }
 FEATURE_DTYPES: dict[str, tuple[str, ...]] = {"lm_max": ("<f4",), "lm_entropy": ("<f4",), "context": ("<i4",)}
 PER_SAMPLE = ("sample_ids", "lengths")
+NAMES = (*DTYPES, *FEATURE_DTYPES, *PER_SAMPLE)
 LARGEST_LOG_PROB = 1e-3  # nats; above 0 only by rounding
 REMEDY = "save the scores again"
 
 
 class ScoreWriter:
     """Writes a folder sequence by sequence. Nothing has its final name before `finish`; an earlier content of the
-    folder stops counting at once, because its description is removed first."""
+    folder stops counting at once, because its description is removed first. The folder's scores are locked until
+    `close`."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         if os.path.exists(folder) and not os.path.isdir(folder):
             raise BadFile(folder, "a file", "a folder, or a name that is not taken", "choose another --save-scores")
+        check_files("--save-scores", score_files(folder, NAMES))
+        self._lock = contextlib.ExitStack()
+        self._lock.enter_context(exclusive(os.path.join(folder, KIND)))
         self._streams: dict[str, ArrayStream] = {}
 
     def _open(self, sequence: ScoredSequence) -> None:
@@ -91,6 +100,15 @@ class ScoreWriter:
         }
         content = {name: stream.finish() for name, stream in self._streams.items()}
         write_sidecar(os.path.join(self.folder, KIND), KIND, {**info, **counts, "content": content})
+        self.close()
+
+    def close(self) -> None:
+        """Lets others write; nothing is left of what was not finished."""
+        unfinished = [stream.path for stream in self._streams.values() if not stream.finished]
+        for stream in self._streams.values():
+            stream.close()
+        discard([temporary_path(path) for path in unfinished])
+        self._lock.close()
 
 
 def _storable(dtype: torch.dtype) -> torch.dtype:

@@ -29,6 +29,7 @@ from fairseq.files.atomic_io import require_free_space, write_json
 from fairseq.files.checksums import check_opened
 from fairseq.files.fingerprint import quick_fingerprint
 from fairseq.files.number_checks import require_no_nan, require_range
+from fairseq.files.output_lock import exclusive
 from fairseq.files.sidecar import read_sidecar, remove_sidecar, write_sidecar
 from fairseq.retrieval.clusters.members import index_dtype
 from fairseq.retrieval.datastore import keys_path
@@ -126,7 +127,8 @@ def saved_searches(
     if info is not None and info.get("identity") != json.loads(json.dumps(identity)):
         raise BadFile(folder, "searches of another index, or asked otherwise", f"those of {identity}", REMEDY)
     if info is None or info["k"] < k or info.get("of") != tokens:
-        _search_all(scores, index, k, folder, {"identity": identity, "of": tokens}, device, show_progress)
+        with exclusive(os.path.join(folder, KIND)):
+            _search_all(scores, index, k, folder, {"identity": identity, "of": tokens}, device, show_progress)
         info = {"k": k}
     shape = (len(scores), int(info["k"]))
     paths = {name: os.path.join(folder, name + ".npy") for name in ("ids", "distances")}

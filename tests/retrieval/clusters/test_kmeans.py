@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq.errors import BadFlag
+from fairseq.files.atomic_io import temporary_path
 from fairseq.retrieval.clusters import kmeans, kmeans_state, kmeans_two_level
 from fairseq.retrieval.clusters.kmeans import KMeansRecipe, Plan, cluster_keys, sample_keys, train_centroids
 from fairseq.retrieval.clusters.kmeans_state import KMeansState
@@ -206,7 +207,7 @@ def test_damaged_state_is_started_afresh(tmp_path: Path) -> None:
 def test_assignment_cut_short_within_a_batch(tmp_path: Path) -> None:
     keys, recipe = planted(900, 30), KMeansRecipe(20, 900, iterations=3)
     first = run(keys, recipe, tmp_path / "run")
-    path = tmp_path / "run.assignment.tmp"
+    path = temporary_path(tmp_path / "run.assignment")
     path.write_bytes(path.read_bytes()[: 4 * 450 + 2])
     np.testing.assert_array_equal(run(keys, recipe, tmp_path / "run"), first)
 
@@ -225,7 +226,7 @@ def test_an_assignment_that_a_dead_machine_left_is_made_again(tmp_path: Path) ->
     keys = np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32)
     recipe, prefix = KMeansRecipe(5, 100, 3), str(tmp_path / "k")
     whole, _ = cluster_keys(keys, recipe, 50, False, prefix=prefix)
-    np.full(100, 77, np.int32).tofile(prefix + ".assignment.tmp")
+    np.full(100, 77, np.int32).tofile(temporary_path(prefix + ".assignment"))
     again, state = cluster_keys(keys, recipe, 50, False, prefix=prefix)
     np.testing.assert_array_equal(again, whole)
     state.clear()

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from fairseq.errors import UserError
+from fairseq.files.atomic_io import temporary_path
 from fairseq.retrieval.datastore import Datastore, count_filled_rows
 from fairseq.retrieval.datastore.writer import DatastoreWriter
+from tests.processes import die
 
 ROWS, DIMENSION = 100, 4
 RNG = np.random.default_rng(0)
@@ -97,8 +99,9 @@ def test_killed_without_warning(tmp_path: Path, flushed: bool, uninterrupted: di
     if flushed:
         for stream in first._files:
             stream.flush()
-        with open(folder / "store_keys.npy.tmp", "ab") as stream:
+        with open(temporary_path(folder / "store_keys.npy"), "ab") as stream:
             stream.write(b"x")
+    die()
     again = start(folder)
     assert again.written == 40
     write(again)
@@ -118,11 +121,12 @@ def test_starts_afresh_when_in_doubt(tmp_path: Path, damage: str, uninterrupted:
     elif damage == "damaged progress":
         progress.write_bytes(progress.read_bytes()[:10])
     elif damage == "short keys":
-        path = folder / "store_keys.npy.tmp"
+        path = temporary_path(folder / "store_keys.npy")
         path.write_bytes(path.read_bytes()[:100])
     else:
         written = 1000 if damage == "boastful progress" else -5
         progress.write_text(json.dumps({**json.loads(progress.read_text()), "written": written}))
+    die()
     again = start(folder)
     assert again.written == 0
     write(again)
