@@ -1,4 +1,4 @@
-"""The strategy in docs/extending.md, run as written: through the command line as a plug-in, and within forty lines."""
+"""The recipes of docs/extending.md, run as they are written: through the command line, as plug-ins."""
 
 from __future__ import annotations
 
@@ -7,53 +7,108 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import faiss
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "fixtures" / "golden"
+CODE = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.fixture(scope="module")
-def plug_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
-    assert code is not None
-    assert len(code[1].splitlines()) <= 40
-    package = tmp_path_factory.mktemp("user") / "my_ideas"
-    package.mkdir()
-    (package / "__init__.py").write_text(code[1])
-    return package
+@pytest.fixture
+def plug_in(tmp_path: Path) -> Any:
+    """plug_in(word): the folder of a package with the recipe that has this word in its code."""
+
+    def plug_in(word: str) -> Path:
+        (code,) = [code for code in CODE if word in code]
+        assert len(code.splitlines()) <= 48
+        package = tmp_path / "user" / "my_ideas"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(code)
+        return package
+
+    return plug_in
 
 
-def evaluate(tmp_path: Path, *flags: str) -> dict[str, float]:
+def run(command: list[str], cwd: Path) -> None:
+    done = subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def evaluate(tmp_path: Path, *flags: str, index: str = "--indexfile checkpoints/knn16.index") -> dict[str, float]:
     words = (
         "data-bin --path checkpoints/checkpoint_best.pt --sample-break-mode complete --max-tokens 128 "
         "--context-window 96 --batch-size 2 --gen-subset valid --no-progress-bar "
-        "--dstore-filename checkpoints/dstore16 --indexfile checkpoints/knn16.index --knnlm --dstore-fp16 "
+        f"--dstore-filename checkpoints/dstore16 {index} --knnlm --dstore-fp16 "
         "--k 256 --probe 8 --lmbda 0.25 "
         "--knn-sim-func do_not_recomp_l2 --no-load-keys"
     ).split()
     results = tmp_path / "results.json"
-    command = [sys.executable, str(ROOT / "eval_lm.py"), *words, *flags, "--results-json", str(results)]
-    run = subprocess.run(command, cwd=GOLDEN, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    run([str(ROOT / "eval_lm.py"), *words, *flags, "--results-json", str(results)], GOLDEN)
     return json.loads(results.read_text())
 
 
-def test_the_documented_strategy_runs_as_a_plug_in(plug_in: Path, tmp_path: Path) -> None:
-    every_fourth = evaluate(tmp_path, "--user-dir", str(plug_in), "--strategy", "periodic", "--search-every", "4")
+def test_the_documented_strategy_runs_as_a_plug_in(plug_in: Any, tmp_path: Path) -> None:
+    folder = str(plug_in("PeriodicRetriever"))
+    every_fourth = evaluate(tmp_path, "--user-dir", folder, "--strategy", "periodic", "--search-every", "4")
     # at least every fourth token is searched, so at most three quarters of the searches are saved
     assert 0 < every_fourth["searches_saved_percent"] <= 75
     always = evaluate(
-        tmp_path, "--user-dir", str(plug_in), "--strategy", "periodic", "--search-every", "1", "--min-knns", "9999999"
+        tmp_path, "--user-dir", folder, "--strategy", "periodic", "--search-every", "1", "--min-knns", "9999999"
     )
     assert always["searches_saved_percent"] == 0
     plain = evaluate(tmp_path, "--min-knns", "9999999")
     assert always["loss_base2"] == pytest.approx(plain["loss_base2"], abs=1e-9)  # no token is idle, so nothing decays
 
 
-def test_an_unknown_strategy_is_refused(tmp_path: Path) -> None:
+def test_the_documented_weight_runs_as_a_plug_in(plug_in: Any, tmp_path: Path) -> None:
+    flags = ("--user-dir", str(plug_in("ConfidentRetriever")), "--strategy", "confident", "--confidence")
+    plain, constant, varying = evaluate(tmp_path), evaluate(tmp_path, *flags, "0"), evaluate(tmp_path, *flags, "1")
+    assert constant["loss_base2"] == pytest.approx(plain["loss_base2"], abs=1e-6)
+    assert varying["loss_base2"] != pytest.approx(plain["loss_base2"], abs=1e-3)
+    assert varying["searches_saved_percent"] == plain["searches_saved_percent"]
+
+
+def test_the_documented_index_runs_as_a_plug_in(plug_in: Any, tmp_path: Path) -> None:
+    folder = str(plug_in("PartsIndex"))
+    size = (GOLDEN / "checkpoints" / "dstore16_vals.npy").stat().st_size // 8
+    keys = np.fromfile(GOLDEN / "checkpoints" / "dstore16_keys.npy", np.float16).reshape(size, -1).astype(np.float32)
+    for name, part in {"all": keys, "first": keys[: size // 3], "second": keys[size // 3 :]}.items():
+        index = faiss.IndexFlatL2(keys.shape[1])
+        index.add(part)
+        faiss.write_index(index, str(tmp_path / f"{name}.index"))
+    whole = evaluate(tmp_path, index=f"--indexfile {tmp_path}/all.index")
+    both = f"{tmp_path}/first.index:{tmp_path}/second.index"
+    parts = evaluate(tmp_path, index=f"--user-dir {folder} --index parts --indexfile {both}")
+    assert parts["loss_base2"] == pytest.approx(whole["loss_base2"], abs=1e-6)
+    assert parts["searches_saved_percent"] == whole["searches_saved_percent"]
+
+
+def test_the_documented_language_model_stands_before_retrieval(tmp_path: Path) -> None:
+    (code,) = [code for code in CODE if "class OwnModel" in code]
+    (tmp_path / "own_model.py").write_text(code)
+    run(["own_model.py", "own"], tmp_path)
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^    fairseq-sweep (--scores own.*)$", text, re.MULTILINE)
+    run(["-m", "fairseq_cli.sweep", *command.split(), "--no-progress-bar"], tmp_path)
+    points = json.loads((tmp_path / "own" / "sweep.json").read_text())["points"]
+    assert len(points) == 2
+    assert all(point["perplexity"] < 50 for point in points)  # of the model alone: 50 words, all equally likely
+
+
+def test_an_unknown_strategy_is_refused() -> None:
     command = [sys.executable, str(ROOT / "eval_lm.py"), "data-bin", "--path", "x", "--strategy", "periodic"]
     run = subprocess.run(command, cwd=GOLDEN, capture_output=True, text=True)
     assert run.returncode == 2
     assert "periodic" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_an_unknown_index_is_refused() -> None:
+    words = "data-bin --path checkpoints/checkpoint_best.pt --knnlm --dstore-filename checkpoints/dstore16 --index parts"
+    command = [sys.executable, str(ROOT / "eval_lm.py"), *words.split()]
+    run = subprocess.run(command, cwd=GOLDEN, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "--index: found parts, expected one of exact" in run.stderr and "Traceback" not in run.stderr
