@@ -12,6 +12,10 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from fairseq.errors import BadFlag, UserError
+from fairseq.files.atomic_io import kind_of_node, name_problem
+
+LARGEST = (1 << 31) - 1  # of counts; products of two of them fit 64 bits
+MOST_ROWS = 1 << 48
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,11 +38,27 @@ def literal_dict(flag: str, text: str | dict[str, Any] | None) -> dict[str, Any]
     return value
 
 
+def output_name(text: str) -> str:
+    """argparse type: a name, or the beginning of names, of files to write."""
+    if problem := name_problem(text):
+        raise argparse.ArgumentTypeError(f"found {problem}, expected the name of a file to write")
+    return text
+
+
+def output_folder(text: str) -> str:
+    """argparse type: the name of a folder to write to."""
+    if problem := name_problem(text, folder=True):
+        raise argparse.ArgumentTypeError(f"found {problem}, expected the name of a folder")
+    return text
+
+
 def output_file(text: str) -> str:
     """argparse type: a file that a command writes in the end; whether it can is known in the beginning."""
-    if os.path.exists(text) and not os.path.isfile(text):
-        kind = "the folder" if os.path.isdir(text) else "the device or pipe"
-        raise argparse.ArgumentTypeError(f"found {kind} {text}, expected the name of a file to write")
+    output_name(text)
+    kind = kind_of_node(text)
+    if kind is not None:
+        found = f"{kind.replace('a ', 'the ', 1)} {text}"
+        raise argparse.ArgumentTypeError(f"found {found}, expected the name of a file to write")
     folder = os.path.dirname(os.path.abspath(text))
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
@@ -70,8 +90,8 @@ def int_list(text: str) -> list[int]:
         numbers = [int(word) for word in text.strip("[]() ").split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number or a list such as 1,2") from None
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected numbers of at least 1")
+    if min(numbers) < 1 or max(numbers) > LARGEST:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected numbers from 1 to {LARGEST}")
     return numbers
 
 
@@ -96,14 +116,31 @@ def _number(text: str, kind: Callable[[str], Any], fits: Callable[[Any], bool], 
     return number
 
 
+def _integer(text: str, least: int, most: int) -> int:
+    number: int = _number(text, int, lambda number: number >= least, f"an integer of at least {least}")
+    if number > most:
+        raise argparse.ArgumentTypeError(f"found {text[:40]}, expected an integer of at most {most}")
+    return number
+
+
 def positive_int(text: str) -> int:
-    """argparse type: an integer of at least 1."""
-    return _number(text, int, lambda number: number >= 1, "an integer of at least 1")
+    """argparse type: an integer of at least 1, as large as counts may be."""
+    return _integer(text, 1, LARGEST)
 
 
 def natural_int(text: str) -> int:
-    """argparse type: an integer of at least 0."""
-    return _number(text, int, lambda number: number >= 0, "an integer of at least 0")
+    """argparse type: an integer of at least 0, as large as counts may be."""
+    return _integer(text, 0, LARGEST)
+
+
+def any_int(text: str) -> int:
+    """argparse type: an integer, of which negative ones mean something of their own (mostly: no limit)."""
+    return _integer(text, -LARGEST, LARGEST)
+
+
+def row_count(text: str) -> int:
+    """argparse type: how many rows a datastore has; no disk holds more."""
+    return _integer(text, 1, MOST_ROWS)
 
 
 def seed_int(text: str) -> int:

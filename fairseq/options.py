@@ -14,11 +14,14 @@ from fairseq.data.indexed_dataset import get_available_dataset_impl
 from fairseq.errors import BadFlag, UserError
 from fairseq.flag_types import (
     Parser,
+    any_int,
     finite_float,
     int_list,
     natural_float,
     natural_int,
     output_file,
+    output_folder,
+    output_name,
     positive_float,
     positive_int,
     rate_list,
@@ -82,7 +85,7 @@ def get_parser(description: str, default_task: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--no-progress-bar", action="store_true", help="disable the progress bar")
-    add("--log-interval", type=int, default=1000, metavar="N", help="log progress every N batches")
+    add("--log-interval", type=any_int, default=1000, metavar="N", help="log progress every N batches")
     add("--log-format", choices=["json", "none", "simple", "tqdm"], help="form of progress lines")
     add("--tensorboard-logdir", default="", metavar="DIR", help="write tensorboard logs here")
     add("--seed", type=seed_int, default=1, metavar="N", help="seed of all random number generators")
@@ -108,8 +111,8 @@ def get_parser(description: str, default_task: str) -> argparse.ArgumentParser:
     )
     add("--threshold-loss-scale", type=positive_float, help="never let the loss scale fall below this")
     add("--user-dir", help="folder of a Python package with extensions; its code is executed")
-    add("--empty-cache-freq", type=int, default=0, help="empty the CUDA cache every N updates (0: never)")
-    add("--all-gather-list-size", type=int, default=16384, help="accepted for compatibility")
+    add("--empty-cache-freq", type=any_int, default=0, help="empty the CUDA cache every N updates (0: never)")
+    add("--all-gather-list-size", type=any_int, default=16384, help="accepted for compatibility")
     for name, registry in REGISTRIES.items():
         add(registry.flag, default=registry.default, choices=sorted(registry.classes), help=f"{name} to use")
     add("--task", metavar="TASK", default=default_task, choices=sorted(TASK_REGISTRY), help="task")
@@ -209,13 +212,13 @@ def add_preprocess_args(parser: argparse.ArgumentParser) -> Any:
     add("--validpref", metavar="FP", help="validation text files, separated by commas")
     add("--testpref", metavar="FP", help="test text files, separated by commas")
     add("--align-suffix", metavar="FP", help="suffix of alignment files")
-    add("--destdir", metavar="DIR", default="data-bin", help="folder to write to")
+    add("--destdir", type=output_folder, metavar="DIR", default="data-bin", help="folder to write to")
     add("--thresholdtgt", metavar="N", default=0, type=natural_int, help="target words rarer than this become <unk>")
     add("--thresholdsrc", metavar="N", default=0, type=natural_int, help="words rarer than this become <unk>")
     add("--tgtdict", metavar="FP", help="use this target dictionary")
     add("--srcdict", metavar="FP", help="use this dictionary instead of counting the training text")
-    add("--nwordstgt", metavar="N", default=-1, type=int, help="largest number of target words to keep")
-    add("--nwordssrc", metavar="N", default=-1, type=int, help="largest number of words to keep")
+    add("--nwordstgt", metavar="N", default=-1, type=any_int, help="largest number of target words to keep")
+    add("--nwordssrc", metavar="N", default=-1, type=any_int, help="largest number of words to keep")
     add("--alignfile", metavar="ALIGN", help="an alignment file")
     add("--dataset-impl", default="mmap", choices=get_available_dataset_impl(), help="file format to write")
     add("--joined-dictionary", action="store_true", help="one dictionary for source and target")
@@ -275,11 +278,11 @@ def add_distributed_training_args(parser: argparse.ArgumentParser) -> Any:
     group = parser.add_argument_group("Distributed training")
     add = group.add_argument
     add("--distributed-world-size", type=positive_int, default=1, help="number of processes")
-    add("--distributed-rank", default=0, type=int, help="rank of this process")
+    add("--distributed-rank", default=0, type=any_int, help="rank of this process")
     add("--distributed-backend", default="nccl", help="distributed backend")
     add("--distributed-init-method", help="address used to meet the other processes")
-    add("--distributed-port", default=-1, type=int, help="port used to meet the other processes")
-    add("--device-id", "--local_rank", default=0, type=int, help="GPU to use")
+    add("--distributed-port", default=-1, type=any_int, help="port used to meet the other processes")
+    add("--device-id", "--local_rank", default=0, type=any_int, help="GPU to use")
     add("--distributed-no-spawn", action="store_true", help="do not start further processes")
     add(
         "--ddp-backend",
@@ -287,7 +290,7 @@ def add_distributed_training_args(parser: argparse.ArgumentParser) -> Any:
         choices=["c10d", "no_c10d", "pytorch_ddp", "legacy_ddp"],
         help="gradient exchange; adaptive_loss needs no_c10d (also called legacy_ddp)",
     )
-    add("--bucket-cap-mb", default=25, type=int, metavar="MB", help="bucket size of gradient exchange")
+    add("--bucket-cap-mb", default=25, type=any_int, metavar="MB", help="bucket size of gradient exchange")
     add("--fix-batches-to-gpus", action="store_true", help="keep a batch on its GPU in every epoch")
     add("--find-unused-parameters", action="store_true", help="accepted for compatibility")
     add("--broadcast-buffers", action="store_true", help="accepted for compatibility")
@@ -341,7 +344,7 @@ def add_checkpoint_args(parser: argparse.ArgumentParser) -> Any:
     """Saving and restoring."""
     group = parser.add_argument_group("Checkpointing")
     add = group.add_argument
-    add("--save-dir", metavar="DIR", default="checkpoints", help="folder for checkpoints")
+    add("--save-dir", type=output_folder, metavar="DIR", default="checkpoints", help="folder for checkpoints")
     add("--restore-file", default="checkpoint_last.pt", help="checkpoint to start from")
     add("--finetune-from-model", metavar="FILE", help="start from these weights only, unless a last checkpoint exists")
     add("--reset-dataloader", action="store_true", help="do not restore the position in the data")
@@ -351,16 +354,16 @@ def add_checkpoint_args(parser: argparse.ArgumentParser) -> Any:
     add("--optimizer-overrides", default="{}", metavar="DICT", help="replaces optimiser settings on restoring")
     add("--save-interval", type=positive_int, default=1, metavar="N", help="save every N epochs")
     add("--save-interval-updates", type=natural_int, default=0, metavar="N", help="save and validate every N updates")
-    add("--keep-interval-updates", type=int, default=-1, metavar="N", help="keep the last N of these")
-    add("--keep-last-epochs", type=int, default=-1, metavar="N", help="keep the last N epoch checkpoints")
-    add("--keep-best-checkpoints", type=int, default=-1, metavar="N", help="keep the N best checkpoints")
+    add("--keep-interval-updates", type=any_int, default=-1, metavar="N", help="keep the last N of these")
+    add("--keep-last-epochs", type=any_int, default=-1, metavar="N", help="keep the last N epoch checkpoints")
+    add("--keep-best-checkpoints", type=any_int, default=-1, metavar="N", help="keep the N best checkpoints")
     add("--no-save", action="store_true", help="save nothing")
     add("--no-epoch-checkpoints", action="store_true", help="only keep the last and the best checkpoint")
     add("--no-last-checkpoints", action="store_true", help="do not keep the last checkpoint")
     add("--no-save-optimizer-state", action="store_true", help="leave the optimiser out of checkpoints")
     add("--best-checkpoint-metric", default="loss", help="quantity that decides which checkpoint is best")
     add("--maximize-best-checkpoint-metric", action="store_true", help="the largest value is best")
-    add("--patience", type=int, default=-1, metavar="N", help="stop after more than N validations without progress")
+    add("--patience", type=any_int, default=-1, metavar="N", help="stop after more than N validations without progress")
     return group
 
 
@@ -379,7 +382,10 @@ def add_common_eval_args(group: Any) -> None:
     )
     add("--quiet", action="store_true", help="only print final scores")
     add("--model-overrides", default="{}", metavar="DICT", help="replaces settings stored in the checkpoint")
-    add("--results-path", metavar="DIR", help="folder that also receives the evaluation's log as a file")
+    add(
+        "--results-path", type=output_folder, metavar="DIR",
+        help="folder that also receives the evaluation's log as a file",
+    )
 
 
 def add_eval_lm_args(parser: argparse.ArgumentParser) -> Any:
@@ -407,7 +413,7 @@ def add_knn_eval_args(parser: argparse.ArgumentParser) -> Any:
     add = group.add_argument
     add("--knnlm", action="store_true", help="mix the LM with a distribution formed from a datastore")
     add("--save-knnlm-dstore", action="store_true", help="save keys and values of this split as a datastore")
-    add("--dstore-mmap", metavar="PREFIX", help="prefix of the datastore to save")
+    add("--dstore-mmap", type=output_name, metavar="PREFIX", help="prefix of the datastore to save")
     add("--knnlm-gpu", action="store_true", help="search on the GPU")
     add_index_arg(parser)
     add(
@@ -441,7 +447,10 @@ def add_knn_eval_args(parser: argparse.ArgumentParser) -> Any:
         help="tokens whose sequences advance together; changes memory and speed, never results",
     )
     add("--dstore-weights", action="store_true", help="the datastore is merged: PREFIX_weights.npy counts its entries")
-    add("--save-scores", metavar="DIR", help="keep queries, targets and LM log-probabilities here, for fairseq-sweep")
+    add(
+        "--save-scores", type=output_folder, metavar="DIR",
+        help="keep queries, targets and LM log-probabilities here, for fairseq-sweep",
+    )
     add("--save-searches", action="store_true", help="with --save-scores and --knnlm: keep all neighbours too")
     add("--save-features", action="store_true", help="with --save-scores: keep what fairseq-adaptret learns from too")
     add("--check", action="store_true", help="say what is wrong or suspicious about the files instead (fairseq-doctor)")

@@ -21,7 +21,18 @@ from fairseq.errors import BadFile, BadFlag
 from fairseq.files.fingerprint import split_fingerprints
 from fairseq.files.outputs import ARCHIVE, GATE, claimed, described
 from fairseq.files.provenance import write_results
-from fairseq.flag_types import Parser, finite_float, output_file, positive_float, positive_int, seed_int, unit_float
+from fairseq.flag_types import (
+    Parser,
+    finite_float,
+    output_file,
+    output_folder,
+    output_name,
+    positive_float,
+    positive_int,
+    row_count,
+    seed_int,
+    unit_float,
+)
 from fairseq.knnlm import build_knnlm, open_stores
 from fairseq.refusals import add_force
 from fairseq.retrieval.datastore.provenance import SOURCE, check_asked_by
@@ -44,13 +55,13 @@ def get_parser() -> argparse.ArgumentParser:
     recipe = AdaptRetRecipe()
     add = parser.add_argument_group("Files").add_argument
     add("--scores", required=True, metavar="DIR", help="scores of a held-out split with features")
-    add("--save", required=True, metavar="FILE", help="checkpoint to write")
+    add("--save", required=True, type=output_name, metavar="FILE", help="checkpoint to write")
     add("--dstore-filename", required=True, metavar="PREFIX", help="prefix of the datastore's files")
     add("--indexfile", metavar="FILE", help="its index")
     add_index_arg(parser)
     add("--data", metavar="DIR", help="binarised data whose training text is counted for freq and fert")
     add("--ngram-split", default="train", metavar="SPLIT", help="split to count")
-    add("--ngrams", metavar="DIR", help="folder for the counts (FILE.ngrams)")
+    add("--ngrams", type=output_folder, metavar="DIR", help="folder for the counts (FILE.ngrams)")
     add("--ngram-memory", type=positive_float, default=2.0, metavar="GB", help="memory for counting")
     add("--results-json", type=output_file, metavar="FILE", help="write figures, times and versions here")
     add_force(parser)
@@ -61,7 +72,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--knn-sim-func", help="do_not_recomp_l2 (the index's distance), dot; default: exact L2 from the keys")
     add("--faiss-metric-type", default="l2", help="metric of the index: l2 or ip")
     add("--knn-temp", type=positive_float, default=1.0, metavar="T", help="temperature of retrieval")
-    add("--dstore-size", type=positive_int, help="entries of the datastore")
+    add("--dstore-size", type=row_count, help="entries of the datastore")
     add("--dstore-fp16", action="store_true", help="the keys are float16")
     add("--no-load-keys", action="store_true", help="do not open the keys")
     add("--move-dstore-to-mem", action="store_true", help="copy the values (and keys, if opened) into memory")

@@ -11,7 +11,7 @@ from typing import Any
 from fairseq.errors import BadFlag
 from fairseq.files.outputs import claimed, index_files
 from fairseq.files.provenance import write_results
-from fairseq.flag_types import Parser, natural_int, output_file, positive_int, seed_int
+from fairseq.flag_types import Parser, natural_int, output_file, output_name, positive_int, row_count, seed_int
 from fairseq.refusals import add_force
 from fairseq.retrieval.datastore import Datastore, count_filled_rows
 from fairseq.retrieval.index.build_index import CODE_SIZE, IndexBuilder, IndexRecipe
@@ -29,14 +29,14 @@ def get_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--dstore_mmap", "--dstore-mmap", required=True, metavar="PREFIX", help="prefix of the datastore's files")
-    add("--dstore_size", "--dstore-size", type=positive_int, help="rows of the files (default: known from them)")
+    add("--dstore_size", "--dstore-size", type=row_count, help="rows of the files (default: known from them)")
     add("--dimension", type=positive_int, help="width of the keys (default: from the sidecar, else 1024)")
     add("--dstore_fp16", "--dstore-fp16", action="store_true", help="the keys are float16")
     add("--seed", type=seed_int, default=1, help="seed of the training sample")
     add("--ncentroids", type=positive_int, default=4096, help="inverted lists")
     add("--code_size", "--code-size", type=positive_int, default=CODE_SIZE, help="bytes of a quantised vector")
     add("--probe", type=positive_int, default=8, help="lists visited by a search, stored in the file")
-    add("--faiss_index", "--faiss-index", required=True, metavar="FILE", help="index to write")
+    add("--faiss_index", "--faiss-index", required=True, type=output_name, metavar="FILE", help="index to write")
     add("--num_keys_to_add_at_a_time", "--num-keys-to-add-at-a-time", type=positive_int, default=1000000, metavar="N",
         help="keys read and added at a time; bounds the memory")
     add("--starting_point", "--starting-point", type=natural_int, default=0, help="accepted; a build goes on by itself")
@@ -44,7 +44,7 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--actual_dstore_size",
         "--actual-dstore-size",
-        type=positive_int,
+        type=row_count,
         metavar="N",
         help="rows that hold entries (default: all before an all-zero tail)",
     )

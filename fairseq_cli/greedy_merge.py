@@ -17,7 +17,7 @@ from fairseq.errors import BadFlag
 from fairseq.files.fingerprint import quick_fingerprint
 from fairseq.files.outputs import ARRAY, PROGRESS, RAW, check_files, claimed, cluster_files, described, stored_files
 from fairseq.files.provenance import write_results
-from fairseq.flag_types import Parser, output_file, positive_int, seed_int
+from fairseq.flag_types import Parser, output_file, output_name, positive_int, row_count, seed_int
 from fairseq.refusals import add_force
 from fairseq.retrieval.clusters import Clusters, save_clusters, save_members_pickle
 from fairseq.retrieval.clusters.greedy_merge import dump_neighbours, merge, write_merged
@@ -36,14 +36,17 @@ def get_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--dstore", required=True, metavar="PREFIX", help="prefix of the datastore's files")
-    add("--dstore-size", type=positive_int, help="entries (default: known from the files)")
+    add("--dstore-size", type=row_count, help="entries (default: known from the files)")
     add("--dim", type=positive_int, help="width of the keys (default: from the sidecar, else 1024)")
     add("--indexfile", required=True, metavar="FILE", help="index of the datastore")
     add("--probe", type=positive_int, default=32, help="lists of the index that a search visits")
     add("--k", type=positive_int, default=30, help="neighbours to keep of every entry")
     add("--merge", type=positive_int, default=9, metavar="K", help="neighbours that an entry may absorb; below --k")
     add("--output", nargs="+", choices=OUTPUTS, default=list(OUTPUTS), help="what to write")
-    add("--save", metavar="PREFIX", help="prefix of the files to write (default: dstore, beside the datastore)")
+    add(
+        "--save", type=output_name, metavar="PREFIX",
+        help="prefix of the files to write (default: dstore, beside the datastore)",
+    )
     add("--seed", type=seed_int, default=22, help="seed of the order in which entries absorb")
     add("--no-progress-bar", action="store_true", help="no progress bar")
     add("--results-json", type=output_file, metavar="FILE", help="write counts, times and versions here")

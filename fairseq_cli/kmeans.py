@@ -11,7 +11,7 @@ import time
 from fairseq.errors import BadFlag
 from fairseq.files.outputs import ARCHIVE, claimed, cluster_files
 from fairseq.files.provenance import write_results
-from fairseq.flag_types import Parser, output_file, positive_float, positive_int, small_seed_int
+from fairseq.flag_types import Parser, output_file, output_name, positive_float, positive_int, row_count, small_seed_int
 from fairseq.refusals import add_force
 from fairseq.retrieval.clusters import Clusters, save_clusters, save_members_pickle
 from fairseq.retrieval.clusters.kmeans import ALGORITHMS, KMeansRecipe, cluster_keys
@@ -27,11 +27,14 @@ def get_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--dstore", required=True, metavar="PREFIX", help="prefix of the datastore's files")
-    add("--dstore-size", type=positive_int, help="entries (default: known from the files)")
+    add("--dstore-size", type=row_count, help="entries (default: known from the files)")
     add("--num-clusters", type=positive_int, required=True, help="number of clusters; about entries / 100")
     add("--sample", type=positive_int, required=True, help="most keys from which centroids are computed")
     add("--dim", type=positive_int, help="width of the keys (default: from the sidecar, else 1024)")
-    add("--save", nargs="?", metavar="PREFIX", help="prefix of the files to write (default: beside the datastore)")
+    add(
+        "--save", nargs="?", type=output_name, metavar="PREFIX",
+        help="prefix of the files to write (default: beside the datastore)",
+    )
     add("--batch-size", type=positive_int, default=500000, help="keys assigned at a time")
     add("--iterations", type=positive_int, default=20, help="iterations of k-means")
     add("--seed", type=small_seed_int, default=1, help="seed of sample and k-means")

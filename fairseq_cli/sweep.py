@@ -29,7 +29,16 @@ from fairseq.files.atomic_io import atomic_write, read_json
 from fairseq.files.fingerprint import quick_fingerprint
 from fairseq.files.outputs import PNG, RESULTS, SVG, Kind, claimed, text_beginning
 from fairseq.files.provenance import write_results
-from fairseq.flag_types import Parser, natural_int, output_prefix, positive_float, positive_int, seed_int, unit_float
+from fairseq.flag_types import (
+    Parser,
+    natural_int,
+    output_prefix,
+    positive_float,
+    positive_int,
+    row_count,
+    seed_int,
+    unit_float,
+)
 from fairseq.knnlm import open_stores
 from fairseq.refusals import add_force
 from fairseq.retrieval.datastore import values_path
@@ -78,7 +87,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--probe", default=8, type=positive_int, help="lists of the index that a search visits")
     add("--knn-sim-func", help="do_not_recomp_l2 (the index's distance), dot; default: exact L2 from the keys")
     add("--faiss-metric-type", default="l2", help="metric of the index: l2 or ip")
-    add("--dstore-size", type=positive_int, help="entries of the datastore")
+    add("--dstore-size", type=row_count, help="entries of the datastore")
     add("--dstore-fp16", action="store_true", help="the keys are float16")
     add("--no-load-keys", action="store_true", help="do not open the keys")
     add("--move-dstore-to-mem", action="store_true", help="copy the values (and keys, if opened) into memory")

@@ -4,11 +4,14 @@ that the original documents. A change here is a change for everybody's scripts: 
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Callable
 
 import pytest
 
 from fairseq import options
+from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.tasks import TASK_REGISTRY
 from fairseq_cli import build_dstore, kmeans, sweep
 
 RECIPE = (
@@ -171,3 +174,35 @@ def test_defaults(get_parser: Callable[[], argparse.ArgumentParser]) -> None:
 def test_nothing_may_be_abbreviated() -> None:
     with pytest.raises(ValueError, match="--dstore-file"):
         options.parse_args_and_arch(options.get_eval_lm_parser(), ["data", "--dstore-file", "x"])
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """Each command's parser, with the flags of the language model's task and of every choice."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    for name, parser in (
+        ("train", options.get_training_parser("language_modeling")),
+        ("eval_lm", options.get_eval_lm_parser()),
+        ("preprocess", options.get_preprocessing_parser()),
+    ):
+        TASK_REGISTRY["language_modeling"].add_args(parser)
+        if name == "train":
+            ARCH_MODEL_REGISTRY["transformer_lm"].add_args(parser)
+        found[name] = parser
+    for name in ("build_dstore", "kmeans", "greedy_merge", "adaptret", "sweep"):
+        found[name] = importlib.import_module(f"fairseq_cli.{name}").get_parser()
+    return found
+
+
+def test_integers_have_bounds() -> None:
+    """No flag takes an integer that its use cannot hold: NumPy, torch and FAISS count in 64 bits, some in 32."""
+    checked = 0
+    for command, parser in parsers().items():
+        for action in parser._actions:
+            name = getattr(action.type, "__name__", "")
+            if not (name == "row_count" or "int" in name):
+                continue
+            checked += 1
+            for text in ("99999999999999999999", "9" * 5000, str(1 << 63)):
+                with pytest.raises(argparse.ArgumentTypeError):
+                    print(command, action.option_strings, action.type(text))  # type: ignore[operator]
+    assert checked > 80

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fairseq.errors import BadFile, BadFlag, UserError
 from fairseq.files.atomic_io import atomic_write
+from fairseq.flag_types import any_int
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("prepare_sotu")
@@ -85,9 +86,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("destination", type=Path, help="folder for train.txt, valid.txt and test.txt")
     parser.add_argument("--text", type=Path, metavar="FOLDER", help="use the .txt files of this folder instead")
-    parser.add_argument("--test", type=int, default=1, metavar="N", help="the newest N texts are the test set")
-    parser.add_argument("--valid", type=int, default=2, metavar="N", help="the N texts before those are for validation")
-    parser.add_argument("--train", type=int, metavar="N", help="train on the newest N of the others (default: all)")
+    parser.add_argument("--test", type=any_int, default=1, metavar="N", help="the newest N texts are the test set")
+    parser.add_argument("--valid", type=any_int, default=2, metavar="N", help="the N texts before those validate")
+    parser.add_argument("--train", type=any_int, metavar="N", help="train on the newest N of the others (default: all)")
     return parser
 
 

@@ -29,6 +29,7 @@ from fairseq.files.output_lock import holds_lock_for
 from fairseq.refusals import refuse
 from fairseq.sizes import size_text
 
+LONGEST_NAME = 255 - 60  # bytes that file systems allow, less what temporary names and endings add
 PROCESS = r"[0-9]+-[0-9a-f]{8}"
 _process: list[str] = []
 _LEFTOVER = re.compile(PROCESS + r"\.tmp")
@@ -128,6 +129,18 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb", encoding: str |
     except UserError:
         temporary_path(path).unlink(missing_ok=True)
         raise
+
+
+def name_problem(name: str, folder: bool = False) -> str | None:
+    """What is wrong with the name of an output; None when a file (or a `folder`) can have it."""
+    if not name or (not folder and not os.path.basename(name)):
+        return f"the empty name {name!r}" if not name else f"{name}, which ends in a slash"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return f"{ascii(name)}, which is not UTF-8"
+    longest = max(len(part) for part in os.fsencode(name).split(b"/"))
+    return f"a name of {longest} bytes, {longest - LONGEST_NAME} too long" if longest > LONGEST_NAME else None
 
 
 def kind_of_node(path: str | os.PathLike[str]) -> str | None:

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairseq.errors import BadFlag
-from fairseq.files.atomic_io import kind_of_node
+from fairseq.files.atomic_io import kind_of_node, name_problem
 from fairseq.files.output_lock import exclusive
 from fairseq.refusals import refuse
 
 FAISS_CODES = (b"Ix", b"Iw", b"Iv", b"IH", b"IF", b"IB", b"Il", b"IL")  # with which its index files begin
 HEAD = 4096  # bytes by which a kind is recognised
 LARGEST_JSON = 1 << 30
-LONGEST_NAME = 255 - len(".4194304-01234567.tmp")  # bytes that file systems allow, less a temporary name's
 
 
 @dataclass(frozen=True)
@@ -125,22 +124,11 @@ def cluster_files(folder: str, pickle: str) -> dict[str, Kind]:
     return arrays | {os.path.join(folder, "clusters.json"): DESCRIPTION} | described(pickle, PICKLE)
 
 
-def check_name(flag: str, name: str, ends_in_slash: bool = False) -> None:
-    """BadFlag for a name that is empty, too long, or that no text can show."""
-    if not name or (not ends_in_slash and not os.path.basename(name)):
-        raise BadFlag(flag, repr(name), "the name of a file to write")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise BadFlag(flag, ascii(name), "a name in UTF-8, since results and descriptions contain it") from None
-    if max(len(part) for part in os.fsencode(name).split(b"/")) > LONGEST_NAME:
-        raise BadFlag(flag, f"a name of {len(name)} characters", f"names of at most {LONGEST_NAME} bytes each")
-
-
 def check_files(flag: str, files: Mapping[str, Kind]) -> None:
     """BadFlag unless each of `files` is free, or a file of its kind (an empty one is of every kind)."""
     for path, kind in files.items():
-        check_name(flag, path)
+        if problem := name_problem(path):
+            raise BadFlag(flag, problem, "the name of a file to write")
         node = kind_of_node(path)
         if node is not None:
             expected = "the name of a regular file to write"

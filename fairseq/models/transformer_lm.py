@@ -11,7 +11,7 @@ from typing import Any
 
 from fairseq import utils
 from fairseq.errors import BadFlag, UserError
-from fairseq.flag_types import natural_int, positive_float, positive_int, unit_float
+from fairseq.flag_types import any_int, natural_int, positive_float, positive_int, unit_float
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.fairseq_model import FairseqLanguageModel
 from fairseq.models.transformer import Embedding, TransformerDecoder
@@ -59,8 +59,8 @@ class TransformerLanguageModel(FairseqLanguageModel):
         add("--share-decoder-input-output-embed", action="store_true", help="output matrix = token embeddings")
         add("--character-embeddings", action="store_true", help="not supported; accepted to say so")
         add("--character-filters", metavar="LIST", default=CHARACTER_FILTERS, help="of character embeddings")
-        add("--character-embedding-dim", type=int, metavar="N", default=4, help="of character embeddings")
-        add("--char-embedder-highway-layers", type=int, metavar="N", default=2, help="of character embeddings")
+        add("--character-embedding-dim", type=any_int, metavar="N", default=4, help="of character embeddings")
+        add("--char-embedder-highway-layers", type=any_int, metavar="N", default=2, help="of character embeddings")
         add("--adaptive-input", action="store_true", help="token embeddings in bands of falling width")
         add("--adaptive-input-factor", type=positive_float, metavar="N", help="by which the bands' widths shrink")
         add("--adaptive-input-cutoff", metavar="EXPR", help="first word ids of the bands after the first")

@@ -21,7 +21,7 @@ from fairseq.data import (
     data_utils,
 )
 from fairseq.errors import BadFile, BadFlag, MissingFile
-from fairseq.flag_types import finite_float, positive_int
+from fairseq.flag_types import any_int, finite_float, positive_int, row_count
 from fairseq.tasks import FairseqTask, register_task
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class LanguageModelingTask(FairseqTask):
             type=positive_int,
             help="longest sample; evaluation uses the checkpoint's",
         )
-        add("--output-dictionary-size", default=-1, type=int, help="keep only this many words in the targets")
+        add("--output-dictionary-size", default=-1, type=any_int, help="keep only this many words in the targets")
         add("--self-target", action="store_true", help="include the token itself as target")
         add("--future-target", action="store_true", help="include the next token as target")
         add("--past-target", action="store_true", help="include the previous token as target")
@@ -58,9 +58,9 @@ class LanguageModelingTask(FairseqTask):
         )
         add("--truncate-sequence", action="store_true", help="cut each line to --tokens-per-sample")
         add("--knn-keytype", help="which activation is the key: last_ffn_input")
-        add("--probe", default=8, type=int, help="lists of the index that a search visits")
-        add("--k", default=1024, type=int, help="neighbours that a search returns")
-        add("--dstore-size", type=positive_int, help="entries of the datastore (default: known from its files)")
+        add("--probe", default=8, type=any_int, help="lists of the index that a search visits")
+        add("--k", default=1024, type=any_int, help="neighbours that a search returns")
+        add("--dstore-size", type=row_count, help="entries of the datastore (default: known from its files)")
         add("--dstore-filename", metavar="PREFIX", help="prefix of the datastore's files")
         add("--indexfile", metavar="FILE", help="FAISS index of the datastore's keys")
         add("--lmbda", default=0.0, type=finite_float, help="weight of the retrieval distribution")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from fairseq.flag_types import natural_float, natural_int
+from fairseq.flag_types import any_int, natural_float, natural_int
 from fairseq.optim.fairseq_optimizer import FairseqOptimizer
 from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
 
@@ -30,7 +30,7 @@ class FixedSchedule(FairseqLRScheduler):
     @staticmethod
     def add_args(parser: Any) -> None:
         add = parser.add_argument
-        add("--force-anneal", "--fa", default=None, type=int, metavar="N", help="anneal from this epoch on")
+        add("--force-anneal", "--fa", default=None, type=any_int, metavar="N", help="anneal from this epoch on")
         add("--lr-shrink", "--ls", default=0.1, type=natural_float, metavar="LS", help="factor per annealed epoch")
         add(
             "--warmup-updates", default=0, type=natural_int, metavar="N", help="linear warm-up over the first N updates"

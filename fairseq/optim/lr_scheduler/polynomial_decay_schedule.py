@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from fairseq.errors import BadFlag
-from fairseq.flag_types import finite_float, natural_float, natural_int, positive_int
+from fairseq.flag_types import any_int, finite_float, natural_float, natural_int, positive_int
 from fairseq.optim.fairseq_optimizer import FairseqOptimizer
 from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
 from fairseq.optim.lr_scheduler.fixed_schedule import annealed
@@ -26,7 +26,7 @@ class PolynomialDecaySchedule(FairseqLRScheduler):
     @staticmethod
     def add_args(parser: Any) -> None:
         add = parser.add_argument
-        add("--force-anneal", "--fa", default=None, type=int, metavar="N", help="ignore the list of --lr from here on")
+        add("--force-anneal", "--fa", default=None, type=any_int, metavar="N", help="ignore --lr's list from here on")
         add(
             "--warmup-updates", default=0, type=natural_int, metavar="N", help="linear warm-up over the first N updates"
         )
