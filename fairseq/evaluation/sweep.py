@@ -86,6 +86,9 @@ class Walked:
         if {name: (array.dtype.str[1:], array.shape) for name, array in arrays.items()} != layout:
             logger.warning("%s: found arrays of another form than those of %d tokens; walking again", path, tokens)
             return None
+        if np.isnan(arrays["by_temperature"]).any():
+            logger.warning("%s: found log-probabilities that are no numbers; walking again", path)
+            return None
         figures = {name: float(arrays.pop(name)) for name in ("mean_candidates", "cpu_seconds")}
         return cls(arrays.pop("temperatures").tolist(), **arrays, **figures)  # type: ignore[arg-type]
 

@@ -264,9 +264,9 @@ def read_json(path: str | os.PathLike[str], limit: int = 16 << 20) -> Any:
     """Reads a JSON file of at most `limit` bytes."""
     with open_input(path) as stream:
         size = os.fstat(stream.fileno()).st_size
-        text = stream.read(min(size, limit))
-    if size > limit:
-        raise BadFile(path, f"{size} bytes", f"a JSON file of at most {limit} bytes")
+        if size > limit:
+            raise BadFile(path, f"{size} bytes", f"a JSON file of at most {limit} bytes")
+        text = stream.read(size)
     try:
         return json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError, MemoryError) as error:  # numbers of too many digits, too deep

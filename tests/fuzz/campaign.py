@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.fuzz.mutation import mutate
 
 GOOD = ("read", "refused", "unharmed")
@@ -88,6 +90,7 @@ def run_share(name: str, first: int, last: int, folder: Path) -> Outcome:
 
         reader = READERS[name]
     logging.disable(logging.CRITICAL)
+    torch.set_num_threads(1)  # readers are small, and other shares may run
     work = folder / "files"
     work.mkdir(exist_ok=True)
     paths = reader.prepare(work)

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from fairseq.evaluation.sweep import Walked
-from fairseq.files.atomic_io import write_json
+from fairseq.files.array_stream import RowDigest
+from fairseq.files.atomic_io import temporary_path, write_json
 from fairseq.retrieval.clusters.greedy_merge import dump_neighbours, merge
 from fairseq.retrieval.clusters.kmeans import KMeansRecipe, cluster_keys
 from fairseq.retrieval.clusters.members import Clusters, load_clusters, save_clusters, save_members_pickle
@@ -56,7 +57,7 @@ def stored_values() -> np.ndarray:
 
 def files_in(folder: Path) -> list[Path]:
     """All files of a folder and below it."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
 
 
 def _bytes(*arrays: Any) -> bytes:
@@ -68,7 +69,7 @@ def write_datastore(folder: Path, seed: int = 3, weights: bool = False) -> Datas
     writer = DatastoreWriter(str(folder / "d"), ENTRIES, WIDTH, True, {"vocabulary": VOCABULARY})
     writer.append(stored_keys(seed), stored_values())
     if weights:
-        (np.arange(ENTRIES) % 7 + 1).astype("<i8").tofile(folder / "d_weights.npy.tmp")
+        (np.arange(ENTRIES) % 7 + 1).astype("<i8").tofile(temporary_path(folder / "d_weights.npy"))
     staged = {"weights": str(folder / "d_weights.npy")} if weights else {}
     writer.finish({"vocabulary": VOCABULARY, "weights": ["abc"]}, staged)
     return Datastore.open(str(folder / "d"))
@@ -125,8 +126,8 @@ def prepare_trained(folder: Path) -> list[Path]:
     return [folder / "i.index.trained", folder / "i.index.trained.json"]
 
 
-def prepare_half_index(folder: Path) -> list[Path]:
-    write_datastore(folder)
+def build_half(folder: Path) -> None:
+    """Encodes all keys, and ends before they are in an index."""
     unfinished = builder(folder)
 
     def stop(index: Any) -> None:
@@ -135,7 +136,12 @@ def prepare_half_index(folder: Path) -> list[Path]:
     unfinished._fill = stop  # type: ignore[method-assign]
     with contextlib.suppress(Stopped):
         unfinished.build(show_progress=False)
-    return [folder / "i.index.codes.tmp", folder / "i.index.progress.json"]
+
+
+def prepare_half_index(folder: Path) -> list[Path]:
+    write_datastore(folder)
+    build_half(folder)
+    return [temporary_path(folder / "i.index.codes"), folder / "i.index.progress.json"]
 
 
 def read_built(folder: Path) -> bytes:
@@ -164,7 +170,8 @@ def read_clusters(name: str, folder: Path) -> bytes:
 def prepare_kmeans(folder: Path) -> list[Path]:
     _, state = cluster_keys(stored_keys(), RECIPE, 64, False, prefix=str(folder / "k"))
     assert state.path is not None
-    path = folder / "k.assignment.tmp"
+    assert state.assignment_path is not None
+    path = temporary_path(state.assignment_path)
     path.write_bytes(path.read_bytes()[: 3 * (64 * 4 + 16)])
     return files_in(folder)
 
@@ -323,6 +330,13 @@ def read_neighbours(folder: Path, seed: int = 3) -> bytes:
     neighbours = dump_neighbours(datastore, index, 6, str(folder / "n.npy"), {"probe": seed}, show_progress=False)
     result = merge(neighbours, datastore.values, 5)
     return _bytes(result.weights, result.absorber)
+
+
+def row_digest(rows: np.ndarray) -> str:
+    """As progress files keep it."""
+    digest = RowDigest()
+    digest.add(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+    return digest.text()
 
 
 Part = Callable[[Path], Any]

@@ -37,8 +37,7 @@ from fairseq.files.atomic_io import (
     write_json,
     writing,
 )
-from fairseq.files.checksums import check_opened, describe_content
-from fairseq.files.fingerprint import file_fingerprint
+from fairseq.files.checksums import check_opened, describe_content, sample_digest
 from fairseq.files.inputs import open_input
 from fairseq.files.number_checks import require_range
 from fairseq.files.output_lock import exclusive
@@ -307,7 +306,7 @@ class IndexBuilder:
 
     def _codes_identity(self) -> dict[str, Any]:
         """What codes are made from: the keys, the recipe, and the trained index."""
-        return {"identity": self.identity, "trained": file_fingerprint(self.trained_path)}
+        return {"identity": self.identity, "trained": sample_digest(self.trained_path)}
 
     def _resume_point(self, width: int) -> tuple[int, RowDigest]:
         """Keys whose codes an unfinished run with the same identity has left, and the digest of these codes, which are

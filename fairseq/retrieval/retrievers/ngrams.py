@@ -9,6 +9,7 @@ thousand such tables has a pair."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -75,7 +76,7 @@ class NgramTable:
     freq: list[NDArray[np.uint32]]
     fert: list[NDArray[np.uint32]]
     by_sentence: bool
-    identity: dict[str, Any] = field(default_factory=dict)  # the text that was counted: its digests, length and eos
+    identity: dict[str, Any] = field(default_factory=dict)  # the text that was counted, and the counts, by digests
 
     def look_up(self, contexts: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(log(1 + freq), log(1 + fert)), each (T, 4) for orders 1 to 4, of contexts (T, 4), nearest token first.
@@ -106,6 +107,9 @@ class NgramTable:
         for (name, order), path in paths.items():
             arrays[name].append(open_array(path, (ARRAYS[name],), (counts[order - 1],)))
         identity = {name: value for name, value in info.items() if name not in NOT_OF_THE_TEXT}
+        if "content" in info:
+            counts_digest = hashlib.blake2b(json.dumps(info["content"], sort_keys=True).encode(), digest_size=16)
+            identity["counts"] = counts_digest.hexdigest()
         return cls(arrays["hashes"], arrays["freq"], arrays["fert"], bool(info.get("by_sentence")), identity)
 
 
