@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fairseq.errors import BadFile, UserError
 from fairseq.files.checksums import verify
-from fairseq.files.sidecar import read_any_sidecar
+from fairseq.files.sidecar import FOLDER_KINDS, read_any_sidecar
 from fairseq.retrieval.clusters import Clusters
 from fairseq.retrieval.datastore import Datastore, count_filled_rows
 from fairseq.retrieval.index import Index
@@ -194,7 +194,7 @@ def _file_of(artefact: str, kind: Any, name: str) -> str:
     name = os.path.basename(name)  # a sidecar must not send the reader elsewhere
     if kind == "datastore":
         return artefact + {"keys": "_keys.npy", "values": "_vals.npy"}.get(name, f"_{name}.npy")
-    if kind == "clusters":
+    if kind in FOLDER_KINDS:
         return os.path.join(os.path.dirname(artefact), name + ".npy")
     return artefact
 

@@ -26,7 +26,9 @@ import scipy.sparse
 import torch
 
 from fairseq.errors import UserError
+from fairseq.evaluation.datastore_checks import OK, WRONG, verify_artefact
 from fairseq.files.atomic_io import read_json, temporary_path
+from fairseq.files.sidecar import FOLDER_KINDS
 from fairseq.retrieval.clusters.members import load_clusters
 from fairseq.retrieval.datastore.provenance import check_asked_by, check_belongs, check_gate
 from fairseq.retrieval.retrievers.adaptret import Gate
@@ -669,3 +671,23 @@ def test_own_kinds(name: str, number: int, tmp_path: Path) -> None:
     cell = CELLS[name][number]
     if not isinstance(cell, str):
         cell(tmp_path)
+
+
+DESCRIBED = [name for name in ARTEFACTS if name not in (*SEALED, *PARTLY)]
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_the_doctor_reads_every_byte(name: str, place: Path) -> None:
+    """Of each artefact that has a sidecar, whatever kind it is."""
+    originals, paths, _ = whole(name, place / name)
+    restore(place / name, originals)
+    data = [path for path in paths if path.suffix != ".json"]
+    (description,) = (path for path in paths if path.suffix == ".json")
+    artefact = data[0].parent if description.stem in FOLDER_KINDS else description.with_suffix("")
+    assert {finding.level for finding in verify_artefact(str(artefact))} == {OK}
+    raw = bytearray(data[-1].read_bytes())
+    raw[len(raw) // 2] ^= 1
+    data[-1].write_bytes(raw)
+    wrong = [finding.text for finding in verify_artefact(str(artefact)) if finding.level == WRONG]
+    assert len(wrong) == 1 and data[-1].name in wrong[0]
+    restore(place / name, originals)
