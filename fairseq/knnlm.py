@@ -173,7 +173,8 @@ def build_knnlm(
     stores = stores or open_stores(args, dimension, device)
     name = strategy_name(args)
     clusters = stores.clusters(args.members) if args.members is not None and name != "knnlm" else None
-    resources = Resources(stores.datastore.size, args.k, args.lmbda, clusters, stores.device, args.knn_temp)
+    common = (stores.datastore.size, args.k, args.lmbda, clusters, stores.device, args.knn_temp)
+    resources = Resources(*common, similarity=stores.similarity)
     retriever = RETRIEVER_REGISTRY[name](args, resources)
     checked = are_needed(retriever, getattr(args, "check_strategy", "auto"))
     logger.info("strategy %s, k %d, lambda %g, temperature %g", name, args.k, args.lmbda, args.knn_temp)

@@ -17,6 +17,8 @@ from fairseq.retrieval import kernels
 from fairseq.retrieval.clusters import Clusters
 from fairseq.retrieval.entries import Entries, as_tensor, no_entries, starts_of
 from fairseq.retrieval.kernels import automaton_kernels
+from fairseq.retrieval.tie_order import Mixed, numpy_orders, original_order, rows_with_ties
+
 
 
 def best_first(values: Tensor, rows: Tensor) -> Tensor:
@@ -52,11 +54,72 @@ class Automaton:
         """Forgets everything; called when new sequences begin."""
         self.kept = no_entries(self.device)
 
-    def keep(self, matched: Entries) -> None:
-        """Takes over the entries whose value was the token that came. The datastore's last entry has no successor, so
-        it is dropped; ends of documents inside the datastore are ignored, as in the original."""
-        has_last = len(matched) and int(matched.ids.max()) >= self.size - 1
-        self.kept = matched.select(matched.ids < self.size - 1) if has_last else matched
+    def keep(self, matched: Entries, mixed: Mixed | None = None) -> None:
+        """Takes over the entries whose value was the token that came, of each row those that a search found first. The
+        datastore's last entry has no successor, so it is dropped; ends of documents inside the datastore are ignored,
+        as in the original.
+
+        Rows with ties are put into the original's order (`tie_order`), the others stay as they are: whatever needs
+        their order sorts them. `mixed`: rows whose entries come from a search and from pointers, if there may be any
+        in which scores of the two differ."""
+        if len(matched) and int(matched.ids.max()) >= self.size - 1:
+            matched = matched.select(matched.ids < self.size - 1)
+        if len(matched):
+            count = int(matched.rows[-1]) + 1
+            norms = None if mixed is None else mixed.norms[:count]
+            assert matched.scores is not None
+            tied = rows_with_ties(matched.within(count), matched.ids, matched.scores, norms)
+            if len(tied):
+                matched = self._with_ties_ordered(matched, tied, mixed)
+        self.kept = matched
+
+    def _with_ties_ordered(self, matched: Entries, tied: Tensor, mixed: Mixed | None) -> Entries:
+        """`matched`, its rows `tied` (C,) in the original's order."""
+        assert matched.scores is not None
+        count = int(tied[-1]) + 1
+        chosen = torch.zeros(count, dtype=torch.bool, device=self.device)
+        chosen[tied] = True
+        bounds = matched.within(count)
+        places = chosen.repeat_interleave(bounds[1:] - bounds[:-1]).nonzero().squeeze(1)
+        ordered = self._as_they_came(matched.select(places), chosen, mixed)
+        assert ordered.scores is not None
+        order = original_order(ordered.scores, ordered.counts(count))
+        ids, scores = matched.ids.clone(), matched.scores.clone()
+        ids[places], scores[places] = ordered.ids[order], ordered.scores[order]
+        return Entries(matched.rows, ids, scores, bounds=matched.bounds)
+
+    def _as_they_came(self, matched: Entries, chosen: Tensor, mixed: Mixed | None) -> Entries:
+        """`matched`, all of the rows `chosen` (B,) bool, in the order in which the original has them before it sorts:
+        what a search found, then what was given, and this in the order that the sort of the step before left.
+
+        The candidates of a step need not have been in that order, as it matters for rows with ties only; so it is made
+        again, from the entries that were kept at the step before."""
+        assert matched.scores is not None
+        count = len(chosen)
+        kept = self.kept.of_first(count)
+        kept = kept.select(chosen[kept.rows])
+        if not len(kept):
+            return matched
+        given = self.expand(self._best(kept, count), count, all_by_votes=True)
+        followed = given.select(torch.isin(self._keys(given), self._keys(matched)))
+        found = matched.counts(count) - followed.counts(count)  # by a search; the value of an entry is that of copies
+        rank = torch.arange(len(matched), device=self.device) - matched.within(count)[matched.rows]
+        given_before = matched.select(rank >= found[matched.rows])
+        assert given_before.scores is not None
+        known, by_key = self._keys(given_before).sort()
+        scores = given_before.scores[by_key][torch.searchsorted(known, self._keys(followed))]
+        if mixed is not None:
+            both = (mixed.norms[followed.rows] >= 0).nonzero().squeeze(1)
+            scores[both] = mixed.score(followed.rows[both], followed.ids[both])
+        first = matched.select(rank < found[matched.rows])
+        assert first.scores is not None
+        rows = torch.cat([first.rows, followed.rows])
+        together = Entries(rows, torch.cat([first.ids, followed.ids]), torch.cat([first.scores, scores]))
+        return together.select(torch.argsort(rows, stable=True))
+
+    def _keys(self, entries: Entries) -> Tensor:
+        """(n,) a number for each row and id; an id may be -1."""
+        return entries.rows * (self.size + 1) + entries.ids + 1
 
     def pointers(self, sequences: int) -> tuple[Entries, Tensor]:
         """Pointers of the first `sequences` sequences and how many each had before the cut to `max_knns`.
@@ -65,19 +128,26 @@ class Automaton:
         kept = self.kept.of_first(sequences)
         counts = kept.counts(sequences)
         if len(kept) and int(counts.max()) > self.max_knns:
-            assert kept.scores is not None
-            kept = kept.select(best_of_rows(kept.scores, kept.rows, counts, self.max_knns))
+            return self._best(kept, sequences), counts
         return Entries(kept.rows, kept.ids + 1, bounds=kept.within(sequences)), counts
 
-    def expand(self, pointers: Entries, sequences: int) -> Entries:
+    def _best(self, kept: Entries, sequences: int) -> Entries:
+        """Pointers of at most `max_knns` entries a row, best first. Equals stay as `keep` has left them."""
+        assert kept.scores is not None
+        kept = kept.select(best_of_rows(kept.scores, kept.rows, kept.counts(sequences), self.max_knns))
+        return Entries(kept.rows, kept.ids + 1)
+
+    def expand(self, pointers: Entries, sequences: int, all_by_votes: bool = False) -> Entries:
         """Adds the members of the pointers' clusters, up to `max_knns` entries a sequence.
 
         Clusters with more pointers come first, members in ascending order; a pointer is its own cluster's member and so
-        stands twice, which the original's softmax counts. Without clusters: the pointers themselves."""
+        stands twice, which the original's softmax counts. Without clusters: the pointers themselves.
+
+        all_by_votes: also where all members fit, for which the order decides nothing unless there are ties."""
         if self.clusters is None or not len(pointers):
             return pointers
         if kernels.AVAILABLE and self.device.type == "cpu":
-            return self._expand_compiled(pointers, sequences)
+            return self._expand_compiled(pointers, sequences, all_by_votes)
         counts = pointers.counts(sequences)
         room = (self.max_knns - counts).clamp_(min=0)
         own = self.cluster_of[pointers.ids]
@@ -90,7 +160,7 @@ class Automaton:
         sizes = end - begin
         widths = torch.bincount(rows, minlength=sequences)
         available = torch.zeros_like(room).index_add_(0, rows, sizes)
-        order = self._most_voted_first(rows, votes, widths, available > room)
+        order = _most_voted_first(votes, widths, (available > room) | all_by_votes)
         clusters = clusters[order]
         rows, sizes = rows[order], sizes[order]
 
@@ -106,7 +176,7 @@ class Automaton:
         added = Entries(torch.repeat_interleave(rows, take, output_size=total), found)
         return merge_by_row(pointers, added, counts, sequences)
 
-    def _expand_compiled(self, pointers: Entries, sequences: int) -> Entries:
+    def _expand_compiled(self, pointers: Entries, sequences: int, all_by_votes: bool) -> Entries:
         """The same by compiled loops."""
         assert self.clusters is not None
         starts, named = pointers.within(sequences).numpy(), pointers.ids.numpy()
@@ -118,7 +188,7 @@ class Automaton:
         self.clusters.require(int(available.min()) >= 0)
         counts = starts[1:] - starts[:-1]
         room = np.maximum(self.max_knns - counts, 0)  # how many members each sequence may add
-        crowded = np.flatnonzero((available > room) & (widths > 1))
+        crowded = np.flatnonzero(((available > room) | all_by_votes) & (widths > 1))
         if len(crowded):
             _sort_by_votes(clusters, votes, starts[crowded], widths[crowded])
         bounds = np.zeros(sequences + 1, np.int64)
@@ -136,15 +206,14 @@ class Automaton:
         if self.device.type == "cpu":
             self.clusters.require(bool(fine.all()))
 
-    def _most_voted_first(self, rows: Tensor, votes: Tensor, widths: Tensor, crowded: Tensor) -> Tensor:
-        """A permutation that puts each sequence's clusters in descending order of votes. Only sequences whose clusters
-        do not all fit need it: `crowded` (B,) bool; widths (B,) are the sequences' numbers of clusters. Off the CPU,
-        clusters with equal votes stand in ascending order."""
-        if self.device.type != "cpu":
-            return best_first(votes, rows)
-        order, chosen = np.arange(len(rows)), (crowded & (widths > 1)).numpy()
-        _sort_by_votes(order, votes.numpy(), starts_of(widths).numpy()[chosen], widths.numpy()[chosen])
-        return torch.from_numpy(order)
+
+def _most_voted_first(votes: Tensor, widths: Tensor, chosen: Tensor) -> Tensor:
+    """A permutation that puts the clusters of the sequences `chosen` (B,) bool in descending order of votes; widths
+    (B,) are the sequences' numbers of clusters."""
+    device, order = votes.device, np.arange(len(votes))
+    these, sizes = (chosen & (widths > 1)).cpu().numpy(), widths.cpu().numpy()
+    _sort_by_votes(order, votes.cpu().numpy(), (np.cumsum(sizes) - sizes)[these], sizes[these])
+    return torch.from_numpy(order).to(device)
 
 
 def _sort_by_votes(
@@ -154,10 +223,8 @@ def _sort_by_votes(
 
     Clusters with equal votes stand as numpy's default sort leaves them: the original's truncation, and so its numbers,
     depend on that."""
-    for width in np.unique(widths).tolist():
-        these = starts[widths == width][:, None] + np.arange(width)
-        order = np.argsort(-votes[these], axis=1)
-        clusters[these] = np.take_along_axis(clusters[these], order, 1)
+    for places, order in numpy_orders(-votes, starts, widths):
+        clusters[places] = np.take_along_axis(clusters[places], order, 1)
 
 
 def merge_by_row(first: Entries, second: Entries, first_counts: Tensor, sequences: int) -> Entries:

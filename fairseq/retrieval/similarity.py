@@ -11,19 +11,25 @@ from torch import Tensor
 from fairseq.errors import BadFlag
 from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.index import Index
-from fairseq.retrieval.index.faiss_index import key_distances
+from fairseq.retrieval.index.faiss_index import FaissIndex, key_distances
 
 CHOICES = "do_not_recomp_l2, dot, or leave the flag out for exact L2 distances"
 
 
 class Similarity(Protocol):
-    """Scores of searched and of given entries."""
+    """Scores of searched and of given entries. rebuilds: whether `of_rebuilt` differs from `of_entries`."""
+
+    @property
+    def rebuilds(self) -> bool: ...
 
     def of_search(self, queries: Tensor, distances: Tensor, ids: Tensor) -> Tensor:
         """(B, k) float32 from a search's (B, k) distances and ids; queries (B, D)."""
 
     def of_entries(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         """(n,) float32 for entry ids[i] seen from query rows[i]; queries (B, D)."""
+
+    def of_rebuilt(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """As `of_entries`, to the last bit as the original computes it."""
 
 
 class IndexSimilarity:
@@ -41,9 +47,21 @@ class IndexSimilarity:
         """See `Similarity`."""
         return self.index.distances(queries, rows, ids) * self.sign
 
+    @property
+    def rebuilds(self) -> bool:
+        """See `Similarity`."""
+        return isinstance(self.index, FaissIndex) and self.index.rebuilds
+
+    def of_rebuilt(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """See `Similarity`."""
+        assert isinstance(self.index, FaissIndex)
+        return self.index.rebuilt_distances(queries, rows, ids) * self.sign
+
 
 class KeySimilarity:
     """Exact distances, or inner products, recomputed from the stored keys."""
+
+    rebuilds = False
 
     def __init__(self, datastore: Datastore, inner_product: bool) -> None:
         self.keys = datastore.require_keys("recomputing distances (or use --knn-sim-func do_not_recomp_l2)")
@@ -59,6 +77,10 @@ class KeySimilarity:
         distances = key_distances(self.keys, queries, rows, ids, self.inner_product)
         return distances if self.inner_product else -distances
 
+    def of_rebuilt(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """See `Similarity`."""
+        return self.of_entries(queries, rows, ids)
+
 
 class WeightedSimilarity:
     """Scores of a merged datastore's entries: the log of how many each stands for is added (before the temperature)."""
@@ -73,6 +95,15 @@ class WeightedSimilarity:
     def of_entries(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         """See `Similarity`."""
         return self.similarity.of_entries(queries, rows, ids) + self.log_weights[ids]
+
+    @property
+    def rebuilds(self) -> bool:
+        """See `Similarity`."""
+        return self.similarity.rebuilds
+
+    def of_rebuilt(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """See `Similarity`."""
+        return self.similarity.of_rebuilt(queries, rows, ids) + self.log_weights[ids]
 
 
 def needs_keys(function: str | None, metric: str) -> bool:

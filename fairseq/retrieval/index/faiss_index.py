@@ -75,6 +75,19 @@ class FaissIndex:
 
     def distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         """See `Index.distances`. An entry that the index does not hold is farther than any that it holds."""
+        return self._measured(queries, rows, ids, from_codes=True)
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether `rebuilt_distances` differ from `distances`, in the last bits."""
+        return self.code_table() is not None
+
+    def rebuilt_distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """As `distances`, but by the sum that the original writes: of the squares of the query less the rebuilt entry,
+        number by number, as torch adds them."""
+        return self._measured(queries, rows, ids, from_codes=False)
+
+    def _measured(self, queries: Tensor, rows: Tensor, ids: Tensor, from_codes: bool) -> Tensor:
         require_width(queries, self.dimension)
         if self._transforms:
             queries = self._transformed(queries)
@@ -84,8 +97,10 @@ class FaissIndex:
             absent = ids < 0
             ids = ids.clamp(min=0)
         codes = self.code_table()
-        if codes is not None:
+        if codes is not None and from_codes:
             result = codes.distances(queries, rows, ids)
+        elif codes is not None:
+            result = pairwise(queries, rows, codes.rebuilt(ids), self.inner_product)
         else:
             result = self._reconstructed_distances(queries, rows, ids, absent)
         if absent is not None:

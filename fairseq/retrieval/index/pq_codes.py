@@ -105,6 +105,12 @@ class PQCodes:
             result[start : start + step] = part
         return result
 
+    def rebuilt(self, ids: Tensor) -> Tensor:
+        """(n, D) float32: the vectors that the codes of entries `ids` (n,) stand for, as FAISS rebuilds them."""
+        codes = self.codes[ids].long()
+        vectors = self.codebook[torch.arange(self.m, device=codes.device), codes].flatten(1)
+        return vectors.add_(self.coarse[self.lists[ids].long()].float()) if self.by_residual else vectors
+
     def _compiled_distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         if self._compiled is None:
             records = self.records.numpy().view(np.uint32)

@@ -26,6 +26,7 @@ class RefinedIndex(FaissIndex):
     are on `device`."""
 
     exact = True
+    rebuilds = False  # distances are those of the keys
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ from torch import Tensor
 from fairseq.registry import class_registrar
 from fairseq.retrieval.clusters import Clusters
 from fairseq.retrieval.entries import Entries
+from fairseq.retrieval.similarity import Similarity
 from fairseq.retrieval.voting import Searched
 
 RETRIEVER_REGISTRY: dict[str, type[Retriever]] = {}
@@ -31,7 +32,7 @@ RETRIEVER_REGISTRY: dict[str, type[Retriever]] = {}
 @dataclass
 class Resources:
     """What a strategy may use: the datastore's size, neighbours a search returns, the constant lambda, the clusters (or
-    None), the device, and the temperature of the softmax over candidates."""
+    None), the device, the temperature of the softmax over candidates, and what scores entries (or None)."""
 
     size: int
     k: int
@@ -39,6 +40,7 @@ class Resources:
     clusters: Clusters | None = None
     device: torch.device | str = "cpu"
     temperature: float = 1.0
+    similarity: Similarity | None = None
 
 
 @dataclass

@@ -4,10 +4,14 @@ digit."""
 from __future__ import annotations
 
 import argparse
+import functools
+
+import torch
 
 from fairseq.retrieval.automaton import Automaton
 from fairseq.retrieval.entries import Entries
 from fairseq.retrieval.retrievers.interface import Proposal, Resources, Retriever, Step, register_retriever
+from fairseq.retrieval.tie_order import Mixed
 
 
 @register_retriever("retomaton")
@@ -29,8 +33,19 @@ class RetomatonRetriever(Retriever):
     def propose(self, step: Step) -> Proposal:
         """Pointers, expanded by their clusters; a search where too few entries survived the last token."""
         pointers, kept = self.automaton.pointers(len(step))
-        return Proposal(search=kept < self.args.min_knns, entries=self.automaton.expand(pointers, len(step)))
+        search = kept < self.args.min_knns
+        self.mixed = search & (kept > 0)
+        return Proposal(search=search, entries=self.automaton.expand(pointers, len(step)))
 
     def observe(self, step: Step, matched: Entries) -> None:
         """The entries with the right value are the state from which the next pointers start."""
-        self.automaton.keep(matched)
+        self.automaton.keep(matched, self._mixed(step))
+
+    def _mixed(self, step: Step) -> Mixed | None:
+        """Rows with a search and pointers, where the two have scores that differ in the last bits. With `--min-knns 1`
+        there is none: a search is made where no pointer is left."""
+        similarity = self.resources.similarity
+        if self.args.min_knns <= 1 or similarity is None or not similarity.rebuilds:
+            return None
+        norms = torch.where(self.mixed, step.queries.square().sum(1), -1)
+        return Mixed(norms, functools.partial(similarity.of_rebuilt, step.queries))

@@ -1,0 +1,80 @@
+"""The original's order of equals. It sorts what is carried from one token to the next by numpy's default sort of the
+float32 scores, ascending, and reverses that: `scores.argsort()[::-1]`. The sort is not stable, so where entries have
+equal scores their order depends on their number, their order before, and the vector instructions for which numpy was
+compiled. From that order follow the pointers that `--max-knns` leaves, the order of the next candidates, and with them
+all later orders.
+
+Without equal scores, or where only copies of one entry are equal, any sort gives the same. Such rows are nearly all of
+them in text that hardly repeats itself, so that what this costs is a look whether a row has ties."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fairseq.retrieval import kernels
+from fairseq.retrieval.kernels import tie_kernels
+
+NEAR = 2.0**-19  # of the squared norm and the distances; scores of the index were off by 2^-22 of it at most
+
+
+@dataclass
+class Mixed:
+    """Rows for which an index was searched and pointers were followed as well. Two copies of an entry, one found and
+    one followed, then have scores that were computed in different ways, and the original's last bits decide which copy
+    comes first.
+
+    norms (B,) float32: the squared norms of those rows' queries, -1 for other rows; score(rows, ids) gives the scores
+    (n,) of followed entries as the original computes them, from the entry that is rebuilt."""
+
+    norms: Tensor
+    score: Callable[[Tensor, Tensor], Tensor]
+
+
+def rows_with_ties(bounds: Tensor, ids: Tensor, scores: Tensor, norms: Tensor | None = None) -> Tensor:
+    """(C,) int64: the rows in which entries of different ids have equal scores or, where norms (B,) is not negative,
+    scores that another way to compute them could make equal or exchange.
+
+    ids, scores (n,), of which row b has those from bounds[b] to bounds[b + 1]; bounds (B + 1,)."""
+    count = len(bounds) - 1
+    if norms is None:
+        norms = scores.new_full((count,), -1)
+    if kernels.AVAILABLE and scores.device.type == "cpu":
+        tied = np.empty(count, np.bool_)
+        of_entries = (ids.numpy(), scores.numpy(), scores.view(torch.int32).numpy())
+        kernels.run_by_rows(tie_kernels.find_ties, bounds.numpy(), *of_entries, norms.numpy(), NEAR, tied)
+        return torch.from_numpy(np.flatnonzero(tied))
+    rows = torch.arange(count, device=ids.device).repeat_interleave(bounds[1:] - bounds[:-1])
+    largest = scores.new_zeros(count).scatter_reduce_(0, rows, scores.abs(), "amax")
+    reach = torch.where(norms < 0, 0, NEAR * (norms + largest))
+    order = torch.argsort(scores, stable=True)
+    order = order[torch.argsort(rows[order], stable=True)]
+    rows, ids, scores = rows[order], ids[order], scores[order]
+    tied = (rows[1:] == rows[:-1]) & (ids[1:] != ids[:-1]) & (scores[1:] - scores[:-1] <= reach[rows[1:]])
+    return torch.unique(rows[1:][tied])
+
+
+def numpy_orders(
+    values: NDArray[np.generic], starts: NDArray[np.int64], widths: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """For the runs of `widths` (R,) values from `starts` (R,) on, those of one width w at a time: their places (r, w)
+    and in which order numpy's default sort puts these, (r, w) numbers below w. Each run is sorted by itself, since
+    where equal values come to stand depends on how many there are."""
+    for width in np.unique(widths).tolist():
+        places = starts[widths == width][:, None] + np.arange(width)
+        yield places, np.argsort(values[places], axis=1)
+
+
+def original_order(scores: Tensor, counts: Tensor) -> Tensor:
+    """(n,) positions that put each row's scores into the original's order, best first. scores (n,) float32, rows of
+    `counts` (B,) one after the other."""
+    widths, values = counts.cpu().numpy(), scores.cpu().numpy()
+    order = np.arange(len(values))
+    for places, ascending in numpy_orders(values, np.cumsum(widths) - widths, widths):
+        order[places] = np.take_along_axis(places, ascending[:, ::-1], 1)
+    return torch.from_numpy(order).to(scores.device)
