@@ -7,10 +7,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from fairseq.evaluation.lm_scoring import LMScoring
-from fairseq.knnlm import KNNLM, RetrievalResult
 from fairseq.retrieval import kernels
 from fairseq.retrieval.index import FaissIndex
 from fairseq.retrieval.retrievers.retomaton import RetomatonRetriever
-from fairseq.scored_sequences import ScoredSequence
+from tests.golden_runs import Run, evaluated, figure
 
 GOLDEN = Path(__file__).resolve().parent / "fixtures" / "golden"
 COMMANDS: dict[str, str] = json.loads((GOLDEN / "MANIFEST.json").read_text())["eval_commands"]
@@ -35,62 +29,15 @@ RETRIEVING = [name for name in COMMANDS if name != "a_base"]
 SAME_SEARCHES = {"g_members_lmbda0.5": "d_retomaton_members", "k_members_nomaxknns": "d_retomaton_members"}
 
 
-@dataclass
-class Run:
-    """One evaluation: what it printed and wrote, and what each sample got, in the order of evaluation."""
-
-    log: str = ""
-    figures: dict[str, Any] = field(default_factory=dict)
-    scored: list[ScoredSequence] = field(default_factory=list)
-    retrieved: list[RetrievalResult] = field(default_factory=list)
-
-    def tokens(self, name: str) -> np.ndarray:
-        """A per-token array of all samples: a field of RetrievalResult, or of ScoredSequence without retrieval."""
-        parts = self.retrieved if self.retrieved else self.scored
-        return np.concatenate([np.asarray(getattr(part, name)) for part in parts])
-
-
-@contextmanager
-def recorded(run: Run) -> Iterator[None]:
-    """Keeps what passes through the two doors of an evaluation."""
-    with pytest.MonkeyPatch.context() as patch:
-        for owner, kept in ((LMScoring, run.scored), (KNNLM, run.retrieved)):
-            original = owner.score
-
-            def score(self: Any, batch: Any, original: Any = original, kept: list[Any] = kept) -> Any:
-                results = original(self, batch)
-                kept.extend(results)
-                return results
-
-            patch.setattr(owner, "score", score)
-        yield
-
-
 @pytest.fixture(scope="session")
 def evaluate(run_cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """evaluate(setting, *more flags): runs a golden command; equal calls share one run."""
 
     @functools.cache
     def evaluate(setting: str, *more: str) -> Run:
-        run = Run()
-        results = tmp_path_factory.mktemp("golden") / "results.json"
-        words = shlex.split(COMMANDS[setting])
-        assert words[1] == "$RETO/eval_lm.py"
-        with recorded(run):
-            done = run_cli("eval_lm", [*words[2:], "--results-json", results, *more], cwd=GOLDEN)
-        assert done.status == 0, done.stderr
-        run.log = done.stderr
-        run.figures = json.loads(results.read_text())
-        return run
+        return evaluated(run_cli, GOLDEN, COMMANDS[setting], tmp_path_factory.mktemp("golden"), *more)
 
     return evaluate
-
-
-def figure(run: Run, name: str) -> Any:
-    """A number of the results file, wherever in it."""
-    found = [part[name] for part in (run.figures, *run.figures.values()) if isinstance(part, dict) and name in part]
-    assert found, f"{name} is not in the results file"
-    return found[0]
 
 
 @pytest.mark.parametrize("setting", COMMANDS)

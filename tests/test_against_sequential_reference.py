@@ -1,6 +1,7 @@
 """The lock-step retrieval against a plain sequential one, written from the paper and the published description alone:
 one sequence, one token, one candidate list at a time, in NumPy and float64. Random small datastores whose keys have no
-ties (but with entries that stand twice), clusters of very unequal sizes that miss some entries, every kind of limit."""
+ties (but with entries that stand twice) and such that have little else, clusters of very unequal sizes that miss some
+entries, every kind of limit."""
 
 from __future__ import annotations
 
@@ -78,8 +79,9 @@ def sequential(
     outcome = Outcome([], [], [], [])
     survivors: list[tuple[float, int]] = []
     for query, target, lm_log_prob in zip(queries, targets, lm_log_probs, strict=True):
-        survivors.sort(key=lambda pair: -pair[0])
-        pointed = [entry + 1 for _, entry in survivors] if rules.pointers else []
+        # The published program's own sort, of float32 and not stable, which decides the order of ties.
+        best_first = np.array([score for score, _ in survivors], np.float32).argsort()[::-1]
+        pointed = [survivors[place][1] + 1 for place in best_first] if rules.pointers else []
         searching = not rules.pointers or len(survivors) < rules.min_knns
         if len(pointed) >= rules.max_knns:
             pointed = pointed[: rules.max_knns]
@@ -163,9 +165,17 @@ class World:
 
 
 def make_world(
-    seed: int, entries: int, lengths: list[int], clustered: bool, keys: np.ndarray | None = None, words: int = WORDS
+    seed: int,
+    entries: int,
+    lengths: list[int],
+    clustered: bool,
+    keys: np.ndarray | None = None,
+    words: int = WORDS,
+    whole: bool = False,
 ) -> World:
-    """Random keys, values that repeat like text does, queries near keys so that chains of pointers come about."""
+    """Random keys, values that repeat like text does, queries near keys so that chains of pointers come about.
+
+    whole: queries differ from keys by whole numbers."""
     rng = np.random.default_rng(seed)
     if keys is None:
         keys = rng.standard_normal((entries, DIMENSION)).astype(np.float32)
@@ -181,7 +191,8 @@ def make_world(
     for number, length in enumerate(lengths):
         start = int(rng.integers(0, entries))
         along = (start + np.arange(length)) % entries
-        queries = (keys[along] + 0.3 * rng.standard_normal((length, DIMENSION))).astype(np.float32)
+        noise = 0.3 * rng.standard_normal((length, DIMENSION))
+        queries = (keys[along] + (np.rint(noise) if whole else noise)).astype(np.float32)
         targets = np.where(rng.random(length) < 0.7, values[along], rng.integers(0, words, length))
         lm_log_probs = np.log(rng.random(length).astype(np.float32) * 0.9 + 0.05)
         sequences.append(ScoredSequence(number, *map(torch.from_numpy, (queries, targets, lm_log_probs))))
@@ -192,8 +203,8 @@ def make_knnlm(world: World, index: Any, rules: Rules, from_keys: bool = False) 
     """The lock-step implementation under the same rules."""
     name = "retomaton" if rules.pointers else "knnlm"
     args = argparse.Namespace(min_knns=rules.min_knns, max_knns=rules.max_knns, seed=1)
-    resources = Resources(len(world.values), rules.k, rules.lmbda, world.clusters)
     similarity = KeySimilarity(world.datastore, False) if from_keys else IndexSimilarity(index)
+    resources = Resources(len(world.values), rules.k, rules.lmbda, world.clusters, similarity=similarity)
     retriever = RETRIEVER_REGISTRY[name](args, resources)
     return KNNLM(world.datastore, index, retriever, similarity, rules.k, rules.lmbda, rules.temperature)
 
@@ -278,16 +289,69 @@ def test_distances_from_keys(seed: int, entries: int, lengths: list[int], cluste
     compare(world, results, recomputing, score, rules)
 
 
-@pytest.fixture(scope="module")
-def quantised(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, str]:
-    """Keys and the file of their IVFPQ index, a twelfth of the lists nearly empty."""
-    keys = np.random.default_rng(5).standard_normal((400, DIMENSION)).astype(np.float32)
+TIED_RULES = st.builds(
+    Rules,
+    k=st.sampled_from([1, 8, 64, 300]),
+    min_knns=st.sampled_from([1, 1, 5, 50, NEVER_MORE]),
+    max_knns=st.sampled_from([1, 2, 7, 30, 100, 300, 1000]),
+)
+TIED_LENGTHS = st.lists(st.sampled_from([1, 2, 13, 30]), min_size=1, max_size=4)
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    entries=st.sampled_from([3, 20, 100, 600]),
+    kinds=st.sampled_from([1, 2, 3]),
+    lengths=TIED_LENGTHS,
+    words=st.integers(1, 3),
+    clustered=st.booleans(),
+    from_keys=st.booleans(),
+    rules=TIED_RULES,
+)
+@example(
+    seed=2, entries=600, kinds=3, lengths=[30] * 3, words=1, clustered=False, from_keys=False,
+    rules=Rules(k=300, max_knns=300),
+)  # fmt: skip
+def test_ties(
+    seed: int,
+    entries: int,
+    kinds: int,
+    lengths: list[int],
+    words: int,
+    clustered: bool,
+    from_keys: bool,
+    rules: Rules,
+) -> None:
+    """Keys and queries of few whole numbers: distances are computed without rounding, and most of them are equal. Which
+    entries stay where pointers are cut then depends on numpy's sort at each step before."""
+    keys = np.random.default_rng(seed).integers(0, kinds, (entries, DIMENSION)).astype(np.float32)
+    world = make_world(seed, entries, lengths, clustered, keys, words, whole=True)
+    results = make_knnlm(world, ExactIndex(keys), rules, from_keys).score(world.sequences)
+    search, score = exact_functions(keys)
+
+    def recomputing(query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = search(query, k)[1]
+        return score(query, ids), ids
+
+    compare(world, results, recomputing if from_keys else search, score, rules)
+
+
+def write_index(keys: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The file of an IVFPQ index of the keys."""
     index = faiss.IndexIVFPQ(faiss.IndexFlatL2(DIMENSION), DIMENSION, 12, 4, 8)
     index.train(keys)
     index.add_with_ids(keys, np.arange(len(keys)))
     path = str(Path(tmp_path_factory.mktemp("ivfpq")) / "knn.index")
     faiss.write_index(index, path)
-    return keys, path
+    return path
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, str]:
+    """Keys and the file of their IVFPQ index, a twelfth of the lists nearly empty."""
+    keys = np.random.default_rng(5).standard_normal((400, DIMENSION)).astype(np.float32)
+    return keys, write_index(keys, tmp_path_factory)
 
 
 @settings(max_examples=60)
@@ -318,6 +382,39 @@ def test_quantised_search(
     def score(query: np.ndarray, ids: np.ndarray) -> np.ndarray:
         vectors = np.stack([plain.reconstruct(int(entry)) for entry in ids])
         return -((query - vectors).astype(np.float64) ** 2).sum(1)
+
+    compare(world, results, search, score, rules)
+
+
+@pytest.fixture(scope="module")
+def repetitive(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, str]:
+    """Keys of which each stands about six times, and the file of their IVFPQ index."""
+    rng = np.random.default_rng(6)
+    keys = rng.standard_normal((100, DIMENSION)).astype(np.float32)[rng.integers(0, 100, 600)]
+    return keys, write_index(keys, tmp_path_factory)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10**6), lengths=TIED_LENGTHS, clustered=st.booleans(), rules=TIED_RULES)
+def test_quantised_ties(
+    seed: int, lengths: list[int], clustered: bool, rules: Rules, repetitive: tuple[np.ndarray, str]
+) -> None:
+    """Entries with equal codes, found by a search and followed by pointers: the search's distances and those of rebuilt
+    entries, as torch adds them up, differ in the last bits, which decide between copies."""
+    keys, path = repetitive
+    world = make_world(seed, len(keys), lengths, clustered, keys, words=2)
+    results = make_knnlm(world, FaissIndex(path, len(keys), 4), rules).score(world.sequences)
+    plain = faiss.read_index(path)
+    plain.nprobe = 4
+    plain.make_direct_map()
+
+    def search(query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        distances, ids = plain.search(query[None], k)
+        return -distances[0].astype(np.float64), ids[0]
+
+    def score(query: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        vectors = torch.from_numpy(np.stack([plain.reconstruct(int(entry)) for entry in ids]))
+        return -(torch.from_numpy(query) - vectors).square().sum(1).numpy().astype(np.float64)
 
     compare(world, results, search, score, rules)
 

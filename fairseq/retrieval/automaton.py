@@ -20,7 +20,6 @@ from fairseq.retrieval.kernels import automaton_kernels
 from fairseq.retrieval.tie_order import Mixed, numpy_orders, original_order, rows_with_ties
 
 
-
 def best_first(values: Tensor, rows: Tensor) -> Tensor:
     """(n,) positions in ascending order of `rows` (n,) and, within a row, descending order of `values` (n,)."""
     by_value = torch.argsort(values, descending=True, stable=True)
@@ -96,11 +95,9 @@ class Automaton:
         again, from the entries that were kept at the step before."""
         assert matched.scores is not None
         count = len(chosen)
-        kept = self.kept.of_first(count)
-        kept = kept.select(chosen[kept.rows])
-        if not len(kept):
+        given = self.in_original_order(count, chosen)
+        if not len(given):
             return matched
-        given = self.expand(self._best(kept, count), count, all_by_votes=True)
         followed = given.select(torch.isin(self._keys(given), self._keys(matched)))
         found = matched.counts(count) - followed.counts(count)  # by a search; the value of an entry is that of copies
         rank = torch.arange(len(matched), device=self.device) - matched.within(count)[matched.rows]
@@ -116,6 +113,16 @@ class Automaton:
         rows = torch.cat([first.rows, followed.rows])
         together = Entries(rows, torch.cat([first.ids, followed.ids]), torch.cat([first.scores, scores]))
         return together.select(torch.argsort(rows, stable=True))
+
+    def in_original_order(self, sequences: int, chosen: Tensor | None = None) -> Entries:
+        """What the first `sequences` sequences, or those of them that are `chosen` (B,) bool, follow in this step, in
+        the original's order: pointers best first, then members of the clusters with most pointers first."""
+        kept = self.kept.of_first(sequences)
+        if chosen is not None:
+            kept = kept.select(chosen[kept.rows])
+        if not len(kept):
+            return kept
+        return self.expand(self._best(kept, sequences), sequences, all_by_votes=True)
 
     def _keys(self, entries: Entries) -> Tensor:
         """(n,) a number for each row and id; an id may be -1."""

@@ -45,10 +45,10 @@ def rows_with_ties(bounds: Tensor, ids: Tensor, scores: Tensor, norms: Tensor | 
     if norms is None:
         norms = scores.new_full((count,), -1)
     if kernels.AVAILABLE and scores.device.type == "cpu":
-        tied = np.empty(count, np.bool_)
+        found = np.empty(count, np.bool_)
         of_entries = (ids.numpy(), scores.numpy(), scores.view(torch.int32).numpy())
-        kernels.run_by_rows(tie_kernels.find_ties, bounds.numpy(), *of_entries, norms.numpy(), NEAR, tied)
-        return torch.from_numpy(np.flatnonzero(tied))
+        kernels.run_by_rows(tie_kernels.find_ties, bounds.numpy(), *of_entries, norms.numpy(), NEAR, found)
+        return torch.from_numpy(np.flatnonzero(found))
     rows = torch.arange(count, device=ids.device).repeat_interleave(bounds[1:] - bounds[:-1])
     largest = scores.new_zeros(count).scatter_reduce_(0, rows, scores.abs(), "amax")
     reach = torch.where(norms < 0, 0, NEAR * (norms + largest))

@@ -71,9 +71,9 @@ def find_ties(
 
 
 @compiled
-def _slot_of(cell: int, row: int, power: int, cells: np.ndarray, filled: np.ndarray) -> int:
+def _slot_of(cell: np.int64, row: int, power: int, cells: np.ndarray, filled: np.ndarray) -> np.int64:
     """The slot of `cell` among the first 2^power, or the empty one in which it would stand."""
     slot = np.int64((np.uint64(cell) * np.uint64(GOLDEN_RATIO)) >> np.uint64(64 - power))
     while filled[slot] == row and cells[slot] != cell:
-        slot = (slot + 1) & ((1 << power) - 1)
+        slot = np.int64((slot + 1) & ((1 << power) - 1))
     return slot
