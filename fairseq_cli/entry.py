@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import errno
 import logging
+import math
 import os
+import re
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
@@ -17,9 +22,14 @@ from fairseq.errors import BadFlag, UserError
 from fairseq.files.atomic_io import is_full
 from fairseq.files.folders import forget_folders, remove_empty_folders
 from fairseq.files.output_lock import release_all
+from fairseq_cli.starting import OUT_OF_MEMORY, is_out_of_memory, is_program
 
 LOG_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
 DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
+
+
+PATIENCE = 2.0  # seconds
+_first_again: list[Callable[[], object]] = []
 
 
 def setup_logging(stream: TextIO) -> None:
@@ -37,6 +47,11 @@ def cli_entry(main: Callable[[], object], stream: TextIO | None = None, goes_on:
     refusals.reset()
     forget_folders()
     program = os.path.basename(sys.argv[0])
+    with _one_interrupt():
+        _run(main, program, stream, goes_on)
+
+
+def _run(main: Callable[[], object], program: str, stream: TextIO | None, goes_on: bool) -> None:
     try:
         setup_logging(stream if stream is not None else sys.stdout)
         with _no_lost_interrupt():
@@ -44,7 +59,13 @@ def cli_entry(main: Callable[[], object], stream: TextIO | None = None, goes_on:
         sys.stdout.flush()
     except UserError as error:
         sys.exit(_say(program, str(error), 2))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        sys.exit(_say(program, f"{OUT_OF_MEMORY} ({_amount(error)})", 2))
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            sys.exit(_say(program, OUT_OF_MEMORY, 2))
         where = f"{error.filename}: " if error.filename else ""
         remedy = "; free some space and run the same command again" if is_full(error) else ""
         sys.exit(_say(program, f"{where}{error.strerror or error}{remedy}", 2))
@@ -53,6 +74,39 @@ def cli_entry(main: Callable[[], object], stream: TextIO | None = None, goes_on:
         sys.exit(_say(program, f"interrupted; {remedy}", 130))
     finally:
         release_all()
+
+
+def _amount(error: BaseException) -> str:
+    """What was asked for, where the error tells."""
+    asked = re.search(r"allocate ([0-9.]+ ?[KMGTP]?i?B|[0-9]+ bytes)", str(error))
+    return f"{asked[1]} could not be had" if asked else "an allocation or a thread failed"
+
+
+@contextlib.contextmanager
+def _one_interrupt() -> Iterator[None]:
+    """Of many interrupts only the first is an exception: the others would break off what cleans up after it, or come
+    while the command says why it ends. Those that follow within PATIENCE seconds are dropped; later ones count again,
+    so that a command that hangs can still be stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    last = [-math.inf]
+
+    def handler(number: int, frame: object) -> None:
+        before, last[0] = last[0], time.monotonic()
+        if last[0] - before > PATIENCE:
+            raise KeyboardInterrupt
+
+    _first_again.append(lambda: last.__setitem__(0, -math.inf))
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        _first_again.pop()
+        if is_program():  # what is left is the end of the interpreter, which nobody need interrupt
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        else:
+            signal.signal(signal.SIGINT, signal.SIG_DFL if previous is None else previous)
 
 
 @contextlib.contextmanager
@@ -65,6 +119,8 @@ def _no_lost_interrupt() -> Iterator[None]:
         if unraisable.exc_type is not KeyboardInterrupt:
             report(unraisable)
             return
+        for again in _first_again:
+            again()
         # Python looks for signals at the end of a call, and would raise it in here: so unpacking makes this one.
         [_] = map(_thread.interrupt_main, [signal.SIGINT])
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fairseq.errors import BadFile
 from fairseq.evaluation.saved_searches import count_saved
+from fairseq.evaluation.strategy_code import strategy_code
 from fairseq.files.array_files import read_sealed, same_identity, write_sealed
 from fairseq.files.fingerprint import quick_fingerprint
 from fairseq.knnlm import Stores, build_knnlm, mix, strategy_name
@@ -157,6 +158,7 @@ class Sweep:
                 if known is None:
                     continue
                 if set(wanted) <= set(known.temperatures):
+                    logger.info("taken from %s, which the same code wrote", place.path)
                     return known
                 wanted = list(dict.fromkeys([*known.temperatures, *wanted]))
         walked = self._walk(walk, lmbda, wanted)
@@ -176,7 +178,8 @@ class Sweep:
             if isinstance(value, str) and name in walk.settings | {"members": None} and os.path.exists(value)
         }
         settings = {name: value for name, value in walk.settings.items() if name != "series"}
-        key = {"walk": settings, "lmbda": lmbda, "files": files, "of": self.identity}
+        code = strategy_code(RETRIEVER_REGISTRY[strategy_name(walk.args)])
+        key = {"walk": settings, "lmbda": lmbda, "files": files, "of": self.identity, "code": code}
         digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=8).hexdigest()
         return _Place(os.path.join(self.folder, f"{digest}.npz"), key)
 
