@@ -28,6 +28,7 @@ import numpy as np
 
 from fairseq.errors import BadFile, BadFlag, MissingDependency, MissingFile, UserError
 from fairseq.files.atomic_io import atomic_write, require_free_space
+from fairseq.files.output_lock import exclusive
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("prepare_wikitext_103")
@@ -134,6 +135,11 @@ def hub_listing(hub: str) -> list[dict[str, Any]]:
 
 def download(url: str, path: Path, size: int, sha256: str) -> None:
     """Writes `path`, going on after what an earlier run left in `path.part`; BadFile for other bytes."""
+    with exclusive(path):
+        _download(url, path, size, sha256)
+
+
+def _download(url: str, path: Path, size: int, sha256: str) -> None:
     part = path.with_name(path.name + ".part")
     with open(part, "ab") as stream:
         have = stream.tell()
