@@ -8,6 +8,7 @@ import ast
 import math
 import os
 import tempfile
+import unicodedata
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -82,6 +83,18 @@ def output_prefix(*suffixes: str) -> Callable[[str], str]:
         return text
 
     return check
+
+
+def can_be_shown(character: str) -> bool:
+    """Whether a figure or a table can have it: not line ends, control characters, and what is no text."""
+    return unicodedata.category(character) not in ("Cc", "Cs", "Cn", "Zl", "Zp")
+
+
+def shown_text(text: str) -> str:
+    """argparse type: text that a figure can show in a line."""
+    if not all(map(can_be_shown, text)):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a line of characters that can be printed")
+    return text
 
 
 def int_list(text: str) -> list[int]:

@@ -2,7 +2,10 @@
 combination of the strategies, clusters and values named, in one table, and figures of it.
 
 A strategy may come with its own flags, in quotes; of several values each is a point:
---strategy knnlm retomaton "random_skip --skip-probability 0.25 0.5 0.75"."""
+--strategy knnlm retomaton "random_skip --skip-probability 0.25 0.5 0.75".
+
+A figure has a curve for each strategy, file of clusters and set of flags. Along a curve the flag changes that decides
+how many searches are saved, such as --min-knns or --skip-probability."""
 
 from __future__ import annotations
 
@@ -23,11 +26,13 @@ import torch
 
 from fairseq import options, utils
 from fairseq.errors import BadFile, BadFlag
+from fairseq.evaluation.figure_files import require_matplotlib
 from fairseq.evaluation.sweep import Sweep, Walk
+from fairseq.evaluation.sweep_curves import ALWAYS, MEASURED, NO_MEMBERS, Naming, named_groups
 from fairseq.evaluation.sweep_figures import FIGURES, PAPER, draw_figures
 from fairseq.files.atomic_io import atomic_write, read_json
 from fairseq.files.fingerprint import quick_fingerprint
-from fairseq.files.outputs import PNG, RESULTS, SVG, Kind, claimed, text_beginning
+from fairseq.files.outputs import FIGURE_KINDS, RESULTS, Kind, claimed, text_beginning
 from fairseq.files.provenance import write_results
 from fairseq.flag_types import (
     Parser,
@@ -37,6 +42,7 @@ from fairseq.flag_types import (
     positive_int,
     row_count,
     seed_int,
+    shown_text,
     unit_float,
 )
 from fairseq.knnlm import open_stores
@@ -53,7 +59,6 @@ logger = logging.getLogger("fairseq_cli.sweep")
 
 COLUMNS = ("strategy", "members", "min_knns", "k", "lmbda", "knn_temp", "perplexity", "loss_base2")
 SHARES = ("searches_saved_percent", "lookups_saved_percent_printed", "mean_candidates", "walk_cpu_seconds")
-NO_MEMBERS = "none"
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -101,10 +106,14 @@ def get_parser() -> argparse.ArgumentParser:
         "--figure",
         type=output_prefix(*FIGURES),
         metavar="PREFIX",
-        help="draw PREFIX-methods, -clusters and -lmbda-temp, as .png and .svg",
+        help="draw PREFIX-methods, -clusters and -lmbda-temp, as .png, .svg and .pdf",
     )
-    add("--paper", choices=PAPER, help="add the paper's points for this data to the figures, faintly")
-    add("--title", default="", help="heads the figures")
+    add("--column", action="store_true", help="for a column of 3.3 inches, with text of 8 points")
+    add("--label", nargs="+", type=shown_text, default=[], metavar="WHAT=NAME",
+        help="names of curves; WHAT is a strategy or a file of clusters as typed, a strategy without\n"
+        f"its flags, or {NO_MEMBERS}: --label 'retomaton_chains --pool 1024=small pool'")
+    add("--paper", choices=PAPER, help="add the paper's points for this data to the figures, as hollow marks")
+    add("--title", default="", type=shown_text, help="heads the figures")
     add_force(parser)
     return parser
 
@@ -133,6 +142,34 @@ def walks_of(args: argparse.Namespace) -> Iterator[Walk]:
                 settings |= {"min_knns": least, "seed": args.seed, "series": text}
                 settings |= {name: values[name] for name in own | typed}
                 yield Walk(settings, argparse.Namespace(**values))
+
+
+def naming_of(args: argparse.Namespace, walks: list[Walk]) -> Naming:
+    """How `--label` names the curves of these walks; BadFlag where a label names nothing, or two curves alike."""
+    strategies = {walk.settings["series"]: walk.settings["strategy"] for walk in walks}
+    known = dict.fromkeys([*strategies, *strategies.values(), *args.members])
+    labels: dict[str, str] = {}
+    for text in args.label:
+        parts = [(text[:at], text[at + 1 :].strip()) for at, character in enumerate(text) if character == "="]
+        what, name = next((part for part in reversed(parts) if part[0] in known and part[1]), ("", ""))
+        if not name or what in labels:
+            expected = f"WHAT=NAME, once for each WHAT, which is one of: {', '.join(known)}"
+            raise BadFlag("--label", repr(text), expected)
+        labels[what] = name
+    saving = {name: list(RETRIEVER_REGISTRY[name].saving_flags) for name in strategies.values()}
+    settings = [walk.settings for walk in walks]
+    naming = Naming(labels, saving)
+    names = named_groups(settings, naming).keys()
+    for what, name in labels.items():
+        if not any(name in curve for curve in names):
+            raise BadFlag("--label", f"{what}={name}", "a name that a curve has", "leave it out")
+    return naming
+
+
+def _refuse_figure_flags(args: argparse.Namespace) -> None:
+    for name in ("column", "paper", "title"):
+        if getattr(args, name) and not args.figure:
+            raise BadFlag(f"--{name}", "no --figure beside it", "--figure PREFIX too")
 
 
 def eval_lm_defaults() -> dict[str, Any]:
@@ -197,9 +234,13 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Sweeps, writing the results after every walk; returns what PREFIX.json holds."""
     utils.import_user_module(args)
+    _refuse_figure_flags(args)
     walks = list(walks_of(args))
+    naming = naming_of(args, walks)
+    if args.figure:
+        require_matplotlib()
     with claimed("--output", args.output, _files(args.output)), claimed("--figure", args.figure, _figure_files(args)):
-        return _sweep(args, walks)
+        return _sweep(args, walks, naming)
 
 
 def _files(prefix: str) -> dict[str, Kind]:
@@ -210,10 +251,10 @@ def _files(prefix: str) -> dict[str, Kind]:
 
 def _figure_files(args: argparse.Namespace) -> dict[str, Kind]:
     """The figures that a sweep may draw."""
-    return {f"{args.figure}{name}": PNG if name.endswith("png") else SVG for name in FIGURES}
+    return {f"{args.figure}{name}": FIGURE_KINDS[name.rpartition(".")[2]] for name in FIGURES}
 
 
-def _sweep(args: argparse.Namespace, walks: list[Walk]) -> dict[str, Any]:
+def _sweep(args: argparse.Namespace, walks: list[Walk], naming: Naming) -> dict[str, Any]:
     scores = ScoreCache.open(args.scores)
     device = torch.device("cuda" if args.knnlm_gpu and torch.cuda.is_available() else "cpu")
     stores = open_stores(argparse.Namespace(**{**vars(args), "k": max(args.k)}), scores.dimension, device)
@@ -232,6 +273,7 @@ def _sweep(args: argparse.Namespace, walks: list[Walk]) -> dict[str, Any]:
     searches = saved_searches(scores, stores.index, max(args.k), asked, device, not args.no_progress_bar)
     sweep = Sweep(scores, searches, stores, args.output + ".walks", identity)
     results: dict[str, Any] = {"identity": identity, "lm": sweep.figures(sweep.lm_log_probs), "points": []}
+    results |= vars(naming)
     began = time.perf_counter()
     for number, walk in enumerate(walks, 1):
         points = list(sweep.points(walk, args.lmbda, args.knn_temp))
@@ -244,7 +286,7 @@ def _sweep(args: argparse.Namespace, walks: list[Walk]) -> dict[str, Any]:
     logger.info("%d points in %.1f s", len(results["points"]), time.perf_counter() - began)
     write_tables(args.output, results)
     if args.figure:
-        draw_figures(results, args.figure, args.paper, args.title)
+        draw_figures(results, args.figure, args.paper, args.title, args.column)
     return results
 
 
@@ -271,8 +313,7 @@ def _digest_of_points(points: Any, earlier: Any) -> str:
 
 
 def _key(point: dict[str, Any]) -> str:
-    figures = {"perplexity", "loss_base2", "count", "tokens", "searches", *SHARES}
-    return json.dumps({name: value for name, value in point.items() if name not in figures}, sort_keys=True)
+    return json.dumps({name: value for name, value in point.items() if name not in MEASURED}, sort_keys=True)
 
 
 def _summary(point: dict[str, Any]) -> str:
@@ -299,7 +340,7 @@ def write_tables(prefix: str, results: dict[str, Any]) -> None:
         cells = [
             method_name(point),
             "-" if point["members"] is None else os.path.basename(point["members"].rstrip("/")),
-            "-" if point["min_knns"] is None else str(point["min_knns"]),
+            "-" if point["min_knns"] is None else "always" if point["min_knns"] >= ALWAYS else str(point["min_knns"]),
             *(f"{point[name]:g}" for name in ("k", "lmbda", "knn_temp")),
             f"{point['perplexity']:.2f}",
             f"{point['searches_saved_percent']:.1f} %",

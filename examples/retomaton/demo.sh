@@ -7,7 +7,7 @@
 #   examples/retomaton/demo.sh --out FOLDER    where everything goes (demo-run, or demo-run-short)
 #
 # Each command line is shown before it runs. A stage that ran to its end is not run again; delete the folder to start
-# afresh. It ends with table.md, results.json, ppl_vs_foss.png and ppl_vs_foss.svg in the folder.
+# afresh. It ends with table.md, results.json, ppl_vs_foss.png, .svg and .pdf in the folder.
 set -euo pipefail
 
 source "$(dirname "$0")/stages.sh"
@@ -118,5 +118,5 @@ done
 
 show python examples/retomaton/report.py "$RUN/results" --output "$RUN"
 python examples/retomaton/report.py "$RUN/results" --output "$RUN"
-printf '\nIn %s: table.md, results.json, ppl_vs_foss.png, ppl_vs_foss.svg. ' "$RUN"
+printf '\nIn %s: table.md, results.json, ppl_vs_foss.png, .svg and .pdf. ' "$RUN"
 printf 'This run took %d min %d s.\n' $((SECONDS / 60)) $((SECONDS % 60))

@@ -2,47 +2,42 @@
 
 Reads the JSON files that `eval_lm.py --results-json` wrote, named by method: lm.json, knnlm.json, skip-P.json (kNN-LM
 with a share P of its searches skipped at random), retomaton-T.json and clusters-T.json (RetoMaton at `--min-knns T`
-without and with `--members`). The figure follows Figure 3 of Alon et al. (2022): perplexity over the share of searches
-saved, one curve a method; `compare` finds the sentence above it.
+without and with `--members`). The figure follows Figure 3 of Alon et al. (2022): perplexity over the fraction of saved
+searches (FoSS), one curve a method; `compare` finds the sentence above it.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq.errors import MissingDependency, MissingFile
+from fairseq.errors import MissingFile
+from fairseq.evaluation.curve_figure import CurveFigure
+from fairseq.evaluation.sweep_curves import Curve
+from fairseq.evaluation.sweep_figures import KNNLM_LEVEL, LM_LEVEL
 from fairseq.files.atomic_io import atomic_write, read_json, write_json
 from fairseq_cli.entry import cli_entry
 
-logger = logging.getLogger("report")
-
 
 @dataclass(frozen=True)
-class Curve:
-    """How one family of results files is named, in the table and in the figure."""
+class Family:
+    """How one family of results files is named, in the table and in the figure. `kind`: the look of its curve."""
 
     prefix: str
     label: str
-    setting: str
-    colour: str
-    marker: str
+    setting: str = ""
+    kind: str = ""
 
 
-CURVES = (
-    Curve("lm", "LM", "", "#444444", ""),
-    Curve("knnlm", "kNN-LM", "", "#b35806", "s"),
-    Curve("skip", "kNN-LM, random skipping", "--skip-probability {}", "#b35806", "s"),
-    Curve("retomaton", "RetoMaton without clusters", "--min-knns {}", "#2b83ba", "o"),
-    Curve("clusters", "RetoMaton with clusters", "--min-knns {}", "#1a6b3c", "D"),
+FAMILIES = (
+    Family("lm", "LM"),
+    Family("knnlm", "kNN-LM"),
+    Family("skip", "kNN-LM, random skipping", "--skip-probability {}", "kNN-LM"),
+    Family("retomaton", "RetoMaton without clusters", "--min-knns {}", "RetoMaton without clusters"),
+    Family("clusters", "RetoMaton with clusters", "--min-knns {}", "RetoMaton"),
 )
-BY_PREFIX = {curve.prefix: curve for curve in CURVES}
-
-# Where a curve's name stands in the figure: at which point (None: the middle one), how far from it, on which side.
-LABELS = {"skip": (None, (-8, 8), "right"), "retomaton": (-1, (9, -2), "left"), "clusters": (-1, (6, -13), "left")}
 
 
 @dataclass(frozen=True)
@@ -61,16 +56,16 @@ class Row:
 def read_rows(folder: Path) -> tuple[list[Row], dict[str, Any]]:
     """All results of a folder in the order of the table, and the raw contents by file name."""
     rows, raw = [], {}
-    for order, curve in enumerate(CURVES):
-        for path in folder.glob(f"{curve.prefix}*.json"):
+    for order, family in enumerate(FAMILIES):
+        for path in folder.glob(f"{family.prefix}*.json"):
             prefix, _, value = path.stem.partition("-")
-            if prefix != curve.prefix:
+            if prefix != family.prefix:
                 continue
             result = raw[path.stem] = read_json(path)
             row = Row(
                 prefix,
-                curve.label,
-                curve.setting.format(value),
+                family.label,
+                family.setting.format(value),
                 result["perplexity"],
                 result.get("lookups_saved_percent_printed"),
                 result.get("searches_saved_percent"),
@@ -117,56 +112,19 @@ def compare(rows: list[Row]) -> str:
     return f"RetoMaton skips {best.saved_true or 0.0:.0f} % of kNN-LM's searches at a lower perplexity"
 
 
-def draw(rows: list[Row], output: Path) -> None:
-    """Writes ppl_vs_foss.png and .svg: one labelled curve a method, the LM as a dashed line."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependency("matplotlib", "the figure", "pip install -e '.[plot]'") from error
-    with matplotlib.rc_context({"font.size": 10, "svg.hashsalt": "retomaton", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(7.2, 4.5), layout="constrained")
-        axes = figure.add_subplot()
-        draw_references(axes, rows)
-        draw_curves(axes, rows)
-        axes.set_xlim(-2, 102)
-        axes.margins(y=0.1)
-        axes.set_xlabel("share of searches saved (%)  $\\rightarrow$ better")
-        axes.set_ylabel("perplexity  $\\leftarrow$ better")
-        axes.set_title(compare(rows), loc="left", fontsize=11, fontweight="bold")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#eeeeee")
-        axes.set_axisbelow(True)
-        for suffix in ("png", "svg"):
-            with atomic_write(output / f"ppl_vs_foss.{suffix}") as stream:
-                figure.savefig(stream, format=suffix, dpi=200, metadata={"Date": None} if suffix == "svg" else None)
-            logger.info("wrote %s", output / f"ppl_vs_foss.{suffix}")
-
-
-def draw_references(axes: Any, rows: list[Row]) -> None:
-    """Horizontal lines at the perplexity of the LM and of kNN-LM with every search."""
-    for prefix, style, text in (("lm", "--", "LM, no search"), ("knnlm", ":", "kNN-LM, every search")):
-        _, levels = points(rows, prefix)
-        for level in levels:
-            colour = BY_PREFIX[prefix].colour
-            axes.axhline(level, linestyle=style, color=colour, linewidth=1.2)
-            x, side = (0, "left") if prefix == "lm" else (101, "right")
-            axes.annotate(text, (x, level), (0, 4), textcoords="offset points", color=colour, ha=side, fontsize=9)
-
-
-def draw_curves(axes: Any, rows: list[Row]) -> None:
-    """The three curves, each with its name beside it; random skipping ends, all searches saved, at the LM."""
-    for curve in CURVES[2:]:
-        xs, ys = points(rows, *(("knnlm", "skip") if curve.prefix == "skip" else (curve.prefix,)))
-        if not xs:
-            continue
-        axes.plot(xs, ys, marker=curve.marker, color=curve.colour, linewidth=2, markersize=5.5, clip_on=False)
-        _, lm = points(rows, "lm")
-        if curve.prefix == "skip" and lm:
-            axes.plot([xs[-1], 100], [ys[-1], lm[0]], color=curve.colour, linewidth=2)
-        at, offset, side = LABELS[curve.prefix]
-        at = len(xs) // 2 if at is None else at
-        axes.annotate(curve.label, (xs[at], ys[at]), offset, textcoords="offset points", color=curve.colour, ha=side)
+def figure(rows: list[Row]) -> CurveFigure:
+    """One curve a method, and the perplexities of the LM and of kNN-LM as lines; random skipping ends, with all
+    searches skipped, at the LM."""
+    named = (("lm", LM_LEVEL), ("knnlm", KNNLM_LEVEL))
+    levels = {name: points(rows, prefix)[1][0] for prefix, name in named if points(rows, prefix)[1]}
+    curves = []
+    for family in FAMILIES[2:]:
+        xs, ys = points(rows, *(("knnlm", "skip") if family.prefix == "skip" else (family.prefix,)))
+        if family.prefix == "skip" and LM_LEVEL in levels and xs:
+            xs, ys = [*xs, 100.0], [*ys, levels[LM_LEVEL]]
+        if xs:
+            curves.append(Curve(family.label, xs, ys, family.kind))
+    return CurveFigure(curves, levels, title=compare(rows))
 
 
 def main() -> None:
@@ -180,8 +138,10 @@ def main() -> None:
     with atomic_write(args.output / "table.md", "w") as stream:
         stream.write(text + "\n")
     write_json(args.output / "results.json", {"finding": compare(rows), "rows": [asdict(r) for r in rows], "runs": raw})
-    draw(rows, args.output)
-    print(f"\n{text}\n\n{compare(rows)}.")
+    print(f"\n{text}\n\n{compare(rows)}.", flush=True)
+    drawn = figure(rows)
+    if drawn.curves:
+        drawn.save(str(args.output / "ppl_vs_foss"))
 
 
 if __name__ == "__main__":

@@ -11,18 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.errors import BadFlag
-from fairseq.evaluation.sweep_figures import NAMES, PAPER, PAPER_FILE, Curve, clustering_label, curves_of, method_label
+from fairseq.evaluation.sweep_curves import NAMES, Curve, Naming, curves_of, first_setting, named_groups
+from fairseq.evaluation.sweep_figures import PAPER, PAPER_FILE
 from fairseq.files.atomic_io import atomic_write, read_json
 from fairseq_cli.entry import cli_entry
 
 SHARES = (0, 10, 30, 50, 60, 70, 80, 90)
 NEAR_ZERO = 0.5  # a point that saves less than this stands for 0 too
-
-
-def label(point: dict[str, Any]) -> str:
-    """The method, and its clusters where it has any."""
-    method = method_label(point)
-    return method if point["members"] is None else f"{method}, {clustering_label(point)}"
 
 
 def at(curve: Curve, share: float) -> float | None:
@@ -50,8 +45,8 @@ def free_share(curve: Curve, level: float) -> float | None:
 
 def markdown(results: dict[str, Any], title: str, published: dict[str, Any] | None = None) -> str:
     """One row a curve; the paper's curves in italics below."""
-    curves = curves_of(results["points"], label)
-    knnlm = next((curve for curve in curves if curve.label == NAMES["knnlm"]), None)
+    curves = curves_of(named_groups(first_setting(results["points"]), Naming.of(results)))
+    knnlm = next((curve for curve in curves if curve.kind == NAMES["knnlm"]), None)
     first = results["points"][0]
     lines = [f"### {title}", ""] if title else []
     lines += [
@@ -62,11 +57,12 @@ def markdown(results: dict[str, Any], title: str, published: dict[str, Any] | No
         f"|---|{'--:|' * (len(SHARES) + 2)}",
     ]
     for curve in curves:
-        lines.append(row(curve.label, curve, knnlm))
+        lines.append(row(curve.label, curve, None if curve is knnlm else knnlm))
     for name, pairs in (published or {}).get("methods", {}).items():
         curve = Curve(name, [100 * x for x, _ in pairs], [y for _, y in pairs])
         own = published["methods"].get(NAMES["knnlm"], [[0, 0]]) if published else []
-        lines.append(row(f"*{name}, published*", curve, Curve("", [0.0], [own[0][1]])))
+        level = None if name == NAMES["knnlm"] else Curve("", [0.0], [own[0][1]])
+        lines.append(row(f"*{name}, published*", curve, level))
     return "\n".join(lines) + "\n"
 
 
@@ -74,8 +70,8 @@ def row(name: str, curve: Curve, knnlm: Curve | None) -> str:
     """A line of the table."""
     cells = [f"{value:.2f}" if (value := at(curve, share)) is not None else "" for share in SHARES]
     free = free_share(curve, knnlm.ys[0]) if knnlm is not None else None
-    ends = [f"{curve.xs[-1]:.0f} %", "" if free is None or curve.label == NAMES["knnlm"] else f"{free:.0f} %"]
-    return f"| {name} | {' | '.join(cells + ends)} |"
+    ends = [f"{curve.xs[-1]:.0f} %", "" if free is None else f"{free:.0f} %"]
+    return f"| {name.replace('|', '/')} | {' | '.join(cells + ends)} |"
 
 
 def main() -> None:

@@ -76,8 +76,11 @@ CHECKPOINT = Kind(
 )
 GATE = Kind("an AdaptRet checkpoint", lambda path, head: _archive(path, head, (b"adaptret",)))
 ARCHIVE = Kind("NumPy arrays in one file", lambda path, head: head.startswith(b"PK\x03\x04"))
-PNG = Kind("a PNG figure", lambda path, head: head.startswith(b"\x89PNG"))
-SVG = Kind("an SVG figure", lambda path, head: b"<svg" in head)
+FIGURE_KINDS = {
+    "png": Kind("a PNG figure", lambda path, head: head.startswith(b"\x89PNG")),
+    "svg": Kind("an SVG figure", lambda path, head: b"<svg" in head),
+    "pdf": Kind("a PDF figure", lambda path, head: head.startswith(b"%PDF")),
+}
 
 
 def _text(path: str, head: bytes) -> bool:

@@ -168,6 +168,18 @@ def test_a_strategy_that_sets_its_own_weight_is_walked_for_each_lambda(
         ("--strategy 'retomaton --target-foss 0.5'", "--min-knns"),
         ("--members missing.pkl --k 8", "missing.pkl"),
         ("--min-knns -1", "--min-knns"),
+        ("--label none", "--label: found 'none', expected WHAT=NAME"),
+        ("--label ''", "--label: found '', expected WHAT=NAME"),
+        ("--label =x", "which is one of: retomaton, none"),
+        ("--label none=", "--label: found 'none=', expected"),
+        ("--label knnlm=x", "--label: found 'knnlm=x'"),
+        ("--label retomaton=x retomaton=y", "once for each WHAT"),
+        ("--label 'retomaton=x\ny'", "a line of characters that can be printed"),
+        ("--label retomaton=\udcff", "a line of characters that can be printed"),
+        ("--strategy knnlm --label none=x", "found none=x, expected a name that a curve has"),
+        ("--strategy retomaton retomaton_chains --label retomaton_chains=RetoMaton", "for two curves"),
+        ("--column", "--column: found no --figure beside it"),
+        ("--title x", "--title: found no --figure beside it"),
     ],
 )
 def test_mistakes_are_one_sentence(sweep: Any, flags: str, sentence: str) -> None:
@@ -202,14 +214,22 @@ def test_figures(sweep: Any, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     sweep(
         f"--strategy knnlm 'random_skip --skip-probability 0.3' retomaton --members {MEMBERS} none --min-knns 1 20 "
-        f"--k 256 --lmbda 0.25 0.5 --knn-temp 1 3 --figure {tmp_path / 'f'} --paper wikitext103"
+        f"--k 256 --lmbda 0.25 0.5 --knn-temp 1 3 --figure {tmp_path / 'f'} --paper wikitext103 --column "
+        f"--label none='no clusters' 'random_skip --skip-probability 0.3=skipping'"
     )
     for name in ("methods", "clusters", "lmbda-temp"):
         assert (tmp_path / f"f-{name}.png").read_bytes()[1:4] == b"PNG"
+        assert (tmp_path / f"f-{name}.pdf").read_bytes()[:4] == b"%PDF"
     text = (tmp_path / "f-methods.svg").read_text()
-    assert all(label in text for label in ("kNN-LM", "RetoMaton", "RetoMaton without clusters", "as published"))
+    named = ("kNN-LM", "skipping", "RetoMaton", "RetoMaton, no clusters", "as published", "fraction of saved searches")
+    assert all(label in text for label in named)
     text = (tmp_path / "f-clusters.svg").read_text()
-    assert "k-means 400" in text and "without clusters" in text
+    assert "k-means 400" in text and "no clusters" in text
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert results["saving_flags"]["random_skip"] == ["skip_probability", "target_foss"]
+    assert "| always |" not in (tmp_path / "out.md").read_text()
+    sweep("--strategy retomaton --k 256 --min-knns 9999999")
+    assert "| always |" in (tmp_path / "out.md").read_text()
 
 
 def test_target_foss(run_cli: Any, tmp_path: Path) -> None:

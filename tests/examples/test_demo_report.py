@@ -80,7 +80,7 @@ def test_all_files_are_written(
     report.main()
     assert (tmp_path / "out" / "ppl_vs_foss.png").read_bytes()[1:4] == b"PNG"
     svg = (tmp_path / "out" / "ppl_vs_foss.svg").read_text()
-    assert all(curve.label in svg for curve in report.CURVES[2:])
+    assert all(family.label in svg for family in report.FAMILIES[2:])
     saved = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(saved["rows"]) == len(saved["runs"]) == len(RESULTS)
     assert (tmp_path / "out" / "table.md").read_text() in capsys.readouterr().out

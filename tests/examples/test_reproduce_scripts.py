@@ -11,7 +11,8 @@ from types import ModuleType
 
 import pytest
 
-from fairseq.evaluation.sweep_figures import PAPER, PAPER_FILE, Curve, spread
+from fairseq.evaluation.sweep_curves import Curve
+from fairseq.evaluation.sweep_figures import PAPER, PAPER_FILE
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "retomaton"
 SCRIPTS = ("reproduce_wikitext103.sh", "reproduce_law.sh")
@@ -134,7 +135,10 @@ def test_reading_off_a_curve(tables: ModuleType) -> None:
 
 def test_table(tables: ModuleType) -> None:
     def point(series: str, saved: float, perplexity: float) -> dict[str, object]:
-        settings = {"series": series, "members": None, "k": 8, "lmbda": 0.25, "knn_temp": 1}
+        name, _, probability = series.partition(" --skip-probability ")
+        settings = {"strategy": name, "series": series, "members": None, "k": 8, "lmbda": 0.25, "knn_temp": 1}
+        settings |= {"min_knns": int(100 - saved) if name == "retomaton" else None}
+        settings |= {"skip_probability": float(probability)} if probability else {}
         return {**settings, "searches_saved_percent": saved, "perplexity": perplexity}
 
     points = [point("knnlm", 0, 17), point("random_skip --skip-probability 0.5", 50, 18)]
@@ -156,9 +160,3 @@ def test_the_papers_points() -> None:
         for pairs in published[name]["methods"].values():
             assert all(0 <= share <= 1 for share, _ in pairs)
             assert pairs == sorted(pairs) and [y for _, y in pairs] == sorted(y for _, y in pairs)
-
-
-def test_names_beside_curves_keep_apart() -> None:
-    assert spread([0.1, 0.5], 0.1) == [0.1, 0.5]
-    assert spread([0.5, 0.5, 0.5], 0.1) == pytest.approx([0.4, 0.5, 0.6])
-    assert spread([0.1, 0.18, 0.22], 0.1) == pytest.approx([0.0667, 0.1667, 0.2667], abs=1e-3)

@@ -118,6 +118,7 @@ class RetomatonAdaptRetRetriever(RetomatonRetriever):
 
     only_mixes = False
     needs = AdaptRetRetriever.needs
+    saving_flags = ("min_knns", "target_foss", "gate_foss")
     check_asked_by = staticmethod(check_gate_asked_by)
 
     def __init__(self, args: argparse.Namespace, resources: Resources) -> None:

@@ -147,12 +147,14 @@ class Retriever:
     only_mixes: True when --lmbda changes the mixture alone, neither who votes nor who is searched, so that a sweep may
     try another lambda without evaluating again;
     meets_target: True when the strategy reads --target-foss itself; for others --min-knns is chosen;
+    saving_flags: which flags decide how many searches are saved; a figure joins the values of one of them into a curve;
     needs: which of `scored_sequences.FEATURES` it reads in `step.features`; they cost the LM a full softmax a token."""
 
     needs: frozenset[str] = frozenset()
     sequential = True
     only_mixes = False
     meets_target = False
+    saving_flags: tuple[str, ...] = ("min_knns", "target_foss")
 
     def __init__(self, args: argparse.Namespace, resources: Resources) -> None:
         self.args, self.resources = args, resources

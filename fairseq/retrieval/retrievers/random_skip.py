@@ -19,6 +19,7 @@ class RandomSkipRetriever(Retriever):
     sequential = False
     only_mixes = True
     meets_target = True
+    saving_flags = ("skip_probability", "target_foss")
 
     @staticmethod
     def add_args(parser: Any) -> None:
