@@ -77,7 +77,8 @@ KMEANS = """
 SWEEP = """
 --column --force --dstore-filename --dstore-fp16 --dstore-size --faiss-metric-type --figure --help --index --indexfile
 --k --knn-sim-func --knn-temp --knnlm-gpu --label --lmbda --lockstep-tokens --max-knns --members --min-knns
---move-dstore-to-mem --no-load-keys --no-progress-bar --output --paper --probe --scores --seed --strategy --title --user-dir -h
+--move-dstore-to-mem --no-load-keys --no-progress-bar --output --paper --probe --scores --seed --strategy --title
+--user-dir -h
 """
 
 
