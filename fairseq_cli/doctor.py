@@ -35,7 +35,7 @@ wrong."""
 def get_verify_parser() -> argparse.ArgumentParser:
     """Parser of `fairseq-doctor verify`."""
     parser = Parser(prog=f"fairseq-doctor {VERIFY}", description=VERIFYING, allow_abbrev=False)
-    parser.add_argument("artefact", nargs="+", help="a datastore's prefix, an index, members, or a folder of clusters")
+    parser.add_argument("artefact", nargs="+", help="a datastore's prefix, an index, members, clusters, DATA/SPLIT")
     parser.add_argument("--results-json", type=output_file, metavar="FILE", help="write the findings here")
     return parser
 

@@ -26,6 +26,7 @@ from fairseq.binarizer import (
 from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import make_builder
 from fairseq.data.odd_characters import MARKS, begins_with_mark, odd_sentences, refuse_other_encodings
+from fairseq.data.text_description import describe_text
 from fairseq.data.text_encoder import TextEncoder
 from fairseq.data.text_words import read_pieces
 from fairseq.data.vocabulary import Progress, build_dictionary
@@ -186,7 +187,7 @@ class Preprocessor:
         """Binarises one text file, or copies it for the raw format."""
         text = self.text_path(prefix, lang)
         if self.args.dataset_impl == "raw":
-            self._copy(text, split, lang)
+            self._copy(text, split, lang, dictionary)
             return
         logger.info("[%s] Dictionary: %d types", lang, len(dictionary) - 1)
         output = self.output_prefix(split, lang)
@@ -203,6 +204,7 @@ class Preprocessor:
         except BaseException:
             builder.abandon()
             raise
+        describe_text(output, dictionary)
         self._report(lang, text, summary, dictionary)
 
     def _report(self, lang: str | None, text: str, summary: Summary, dictionary: Dictionary) -> None:
@@ -219,7 +221,7 @@ class Preprocessor:
         if not summary.ntok:
             logger.warning("%s is empty: training and evaluation will find nothing in this split", text)
 
-    def _copy(self, text: str, split: str, lang: str | None) -> None:
+    def _copy(self, text: str, split: str, lang: str | None, dictionary: Dictionary) -> None:
         # The name carries the languages even where there are none, as it always did.
         name = f"{split}.{self.args.source_lang}-{self.args.target_lang}" + (f".{lang}" if lang else "")
         output = os.path.join(self.args.destdir, name)
@@ -228,9 +230,10 @@ class Preprocessor:
             if encoder is None:
                 with open(text, "rb") as source:
                     shutil.copyfileobj(source, stream, 16 << 20)
-                return
-            for piece in read_pieces(text, whole_lines=True):
-                stream.write(encoder.encode(piece, odd))
+            else:
+                for piece in read_pieces(text, whole_lines=True):
+                    stream.write(encoder.encode(piece, odd))
+        describe_text(output, dictionary)
 
     def write_alignments(self) -> None:
         """Binarises the alignment files beside the text, where there are any."""

@@ -60,7 +60,7 @@ def test_golden_folder_byte_for_byte(golden, run_cli, tmp_path, workers, monkeyp
     done = run_cli("preprocess", command, cwd=golden)
     assert done.status == 0, done.stderr
     expected = golden / "data-bin"
-    assert names(tmp_path / "bin") == names(expected)
+    assert names(tmp_path / "bin") == sorted([*names(expected), *(f"{split}.json" for split in SPLITS)])
     for name in names(expected):
         if name != "preprocess.log":
             assert (tmp_path / "bin" / name).read_bytes() == (expected / name).read_bytes(), name
@@ -110,9 +110,8 @@ def test_any_number_of_workers_writes_what_a_plain_loop_would(text, monkeypatch)
 
 def test_published_example_and_log(text):
     preprocess.main(arguments(text, trainpref=str(text / "text"), validpref=f"{text / 'more'},{text / 'text'}"))
-    assert names(text / "bin") == sorted(
-        ["dict.txt", "preprocess.log", *(f"{s}.{x}" for s in ("train", "valid", "valid1") for x in ("bin", "idx"))]
-    )
+    splits = [f"{split}.{ending}" for split in ("train", "valid", "valid1") for ending in ("bin", "idx", "json")]
+    assert names(text / "bin") == sorted(["dict.txt", "preprocess.log", *splits])
     assert (text / "bin" / "dict.txt").read_text() == "b 2\na 1\nc 1\nmadeupword0000 0\n"
     assert (text / "bin" / "train.bin").read_bytes() == bytes.fromhex("0400050002000200040006000200")
     assert (text / "bin" / "train.bin").read_bytes() == (text / "bin" / "valid1.bin").read_bytes()
@@ -150,7 +149,7 @@ def test_an_interrupted_run_leaves_nothing_half_written_and_can_be_repeated(text
         patch.setattr(preprocess, "binarize_file", stop)
         with pytest.raises(KeyboardInterrupt):
             preprocess.main(args)
-    left = {"dict.txt", "preprocess.log"} if srcdict else {"preprocess.log", "train.bin", "train.idx"}
+    left = {"dict.txt", "preprocess.log"} if srcdict else {"preprocess.log", "train.bin", "train.idx", "train.json"}
     assert set(names(text / "bin")) == left
     preprocess.main(args)
     fresh = arguments(text, **{**vars(args), "destdir": str(text / "fresh")})
@@ -202,7 +201,7 @@ def test_legacy_formats(text, impl):
 
 def test_raw_copies_the_text_under_a_name_with_languages(text):
     preprocess.main(arguments(text, trainpref=str(text / "text"), dataset_impl="raw"))
-    assert names(text / "bin") == ["dict.txt", "preprocess.log", "train.None-None"]
+    assert names(text / "bin") == ["dict.txt", "preprocess.log", "train.None-None", "train.None-None.json"]
     assert (text / "bin" / "train.None-None").read_bytes() == (text / "text").read_bytes()
     dictionary = Dictionary.load(str(text / "bin" / "dict.txt"))
     for impl in (None, "raw"):  # it is found under the split's name

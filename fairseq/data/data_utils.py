@@ -58,10 +58,12 @@ def load_indexed_dataset(
     With `combine`, `path`, `path1`, `path2`, ... are read until one is missing, and concatenated."""
     from fairseq.data import indexed_dataset
     from fairseq.data.concat_dataset import ConcatDataset
+    from fairseq.data.text_description import check_text
 
     datasets: list[Any] = []
     for k in itertools.count():
         shard = _raw_copy(path + (str(k) if k > 0 else ""))
+        check_text(shard, dictionary)
         impl = dataset_impl or indexed_dataset.infer_dataset_impl(shard) or "cached"
         dataset = indexed_dataset.make_dataset(shard, impl, fix_lua_indexing=True, dictionary=dictionary)
         if dataset is None:

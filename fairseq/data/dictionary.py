@@ -4,6 +4,7 @@ the four specials left out, so that line k has id `nspecial + k`). File format a
 from __future__ import annotations
 
 import bisect
+import io
 import itertools
 import logging
 import operator
@@ -16,12 +17,14 @@ import numpy as np
 import torch
 
 from fairseq.data import data_utils
-from fairseq.errors import BadFile, MissingFile, UserError
+from fairseq.errors import BadFile, UserError
 from fairseq.files.atomic_io import atomic_write
+from fairseq.files.inputs import open_input, regular_size
 from fairseq.tokenizer import tokenize_line
 
 logger = logging.getLogger(__name__)
 
+LARGEST = 1 << 30  # bytes of a dictionary: tens of millions of words
 LONGEST_LINE = 1 << 20  # characters; whatever has longer ones is no dictionary
 LONGEST_WORD = LONGEST_LINE - 100  # leaves room for the rest of its line
 OVERWRITE_FLAG = "#fairseq:overwrite"
@@ -180,10 +183,12 @@ class Dictionary:
         the later format's flag `#fairseq:overwrite` says that it is meant, and is written again by `save`."""
         if isinstance(f, str | os.PathLike):
             try:
-                with open(f, encoding="utf-8", errors="ignore" if ignore_utf_errors else "strict") as stream:
+                remedy = "give the dictionary that preprocess wrote"
+                if (size := regular_size(f, remedy)) > LARGEST:
+                    raise BadFile(f, f"{size} bytes", f"a dictionary of at most {LARGEST}", remedy)
+                errors = "ignore" if ignore_utf_errors else "strict"
+                with io.TextIOWrapper(open_input(f, remedy), encoding="utf-8", errors=errors) as stream:
                     self._add_lines(stream, os.fspath(f))
-            except FileNotFoundError as error:
-                raise MissingFile(f, "give the dictionary that preprocess wrote") from error
             except UnicodeDecodeError as error:
                 raise BadFile(f, f"a byte that is not UTF-8 ({error.reason})", "UTF-8", "build it again") from error
         else:

@@ -21,6 +21,7 @@ from fairseq.data.mmap_dataset import (
 )
 from fairseq.data.raw_dataset import IndexedRawTextDataset
 from fairseq.errors import BadFlag, UserError
+from fairseq.files.inputs import open_input
 
 __all__ = [
     "IndexedCachedDataset",
@@ -58,7 +59,7 @@ def infer_dataset_impl(path: str) -> str | None:
         return "raw"
     if not IndexedDataset.exists(path):
         return None
-    with open(index_file_path(path), "rb") as stream:
+    with open_input(index_file_path(path)) as stream:
         magic = stream.read(8)
     return {legacy_dataset.MAGIC: "cached", mmap_dataset.MAGIC[:8]: "mmap"}.get(magic)
 

@@ -19,8 +19,9 @@ import torch
 
 from fairseq.data.fairseq_dataset import SizedDataset
 from fairseq.data.mmap_dataset import code, data_file_path, dtypes, index_file_path
-from fairseq.errors import BadFile, MissingFile, UserError
+from fairseq.errors import BadFile, UserError
 from fairseq.files.atomic_io import publish, staged, temporary_path, together, writing
+from fairseq.files.inputs import open_input, regular_size
 
 MAGIC = b"TNTIDX\x00\x00"
 HEADER = struct.Struct("<8sQQQQQ")
@@ -39,9 +40,8 @@ class IndexedDataset(SizedDataset):
     def _read_index(self) -> None:
         index, data = index_file_path(self.path), data_file_path(self.path)
         for file in (index, data):
-            if not os.path.exists(file):
-                raise MissingFile(file, "preprocess the text first")
-        with open(index, "rb") as stream:
+            regular_size(file, "preprocess the text first")
+        with open_input(index) as stream:
             header = stream.read(HEADER.size)
         if len(header) < HEADER.size or not header.startswith(MAGIC):
             remedy = "check --dataset-impl or preprocess again"
@@ -52,16 +52,19 @@ class IndexedDataset(SizedDataset):
             found = f"version {version}, element type code {dtype_code} and {size} bytes"
             raise BadFile(index, found, f"version 1, a code from 1 to 10 and {expected} bytes", "preprocess again")
         self.dtype = np.dtype(dtypes[dtype_code]).newbyteorder("<")
+        if self.element_size != self.dtype.itemsize:
+            found = f"elements of {self.element_size} bytes"
+            raise BadFile(index, found, f"{self.dtype.itemsize}, as their type has", "preprocess the text again")
         table = np.memmap(index, dtype="<i8", mode="r", offset=HEADER.size)
         self.dim_offsets, rest = table[: self._len + 1], table[self._len + 1 :]
         self.data_offsets, self.shapes = rest[: self._len + 1], rest[self._len + 1 :]
         end = int(self.data_offsets.max()) * self.dtype.itemsize
         ordered = (np.diff(self.data_offsets) >= 0).all() and (np.diff(self.dim_offsets) >= 0).all()
-        if not ordered or self.dim_offsets[0] < 0 or self.dim_offsets[-1] > s or self.data_offsets[0] < 0:
+        if not ordered or self.dim_offsets[0] < 0 or self.dim_offsets[-1] > s or self.data_offsets[0] != 0:
             raise BadFile(index, "offsets out of order", "ascending ones", "preprocess the text again")
-        if end > os.path.getsize(data):
-            remedy = "the file is incomplete: copy it or preprocess again"
-            raise BadFile(data, f"{os.path.getsize(data)} bytes", f"at least {end}, as {index} says", remedy)
+        if end != (size := regular_size(data)):
+            remedy = f"the file is {'incomplete' if end > size else 'of another index'}: copy both or preprocess again"
+            raise BadFile(data, f"{size} bytes", f"{end}, as {index} says", remedy)
         # Token items have one dimension, whose size is the item's length.
         self._sizes = np.diff(self.data_offsets)
 

@@ -18,8 +18,10 @@ import numpy as np
 import torch
 
 from fairseq.data.fairseq_dataset import SizedDataset
-from fairseq.errors import BadFile, MissingFile, UserError
+from fairseq.errors import BadFile, UserError
 from fairseq.files.atomic_io import publish, staged, temporary_path, together, writing
+from fairseq.files.inputs import open_input, regular_size
+from fairseq.refusals import refuse
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -60,8 +62,8 @@ def data_file_path(prefix_path: str) -> str:
 
 def read_index(path: str) -> tuple[np.dtype, np.ndarray, np.ndarray]:
     """Reads an mmap `.idx`: element type, int32 lengths (n,), int64 byte offsets (n,), the arrays memory-mapped."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as stream:
+    size = regular_size(path)
+    with open_input(path) as stream:
         header = stream.read(HEADER.size)
     if len(header) < HEADER.size or not header.startswith(MAGIC):
         raise BadFile(
@@ -96,8 +98,7 @@ class MMapIndexedDataset(SizedDataset):
         self._path = path
         index, data = index_file_path(path), data_file_path(path)
         for file in (index, data):
-            if not os.path.exists(file):
-                raise MissingFile(file, "preprocess the text first")
+            regular_size(file, "preprocess the text first")
         self.dtype, self._sizes, self._pointers = read_index(index)
         width = self.dtype.itemsize
         size = os.path.getsize(data)
@@ -110,9 +111,12 @@ class MMapIndexedDataset(SizedDataset):
             end = max(end, int((pointers + lengths.astype(np.int64) * width).max()))
             self.contiguous = self.contiguous and np.array_equal(offsets, pointers)
             i += len(offsets)
-        if end > size:
-            remedy = "the file is incomplete: copy it or preprocess again"
-            raise BadFile(data, f"{size} bytes", f"at least {end}, as {index} says", remedy)
+        if end != size:
+            remedy = f"the file is {'incomplete' if end > size else 'of another index'}: copy both or preprocess again"
+            raise BadFile(data, f"{size} bytes", f"{end}, as {index} says", remedy)
+        if not self.contiguous:  # both say where an item is, and no writer is known that leaves gaps
+            found, remedy = "offsets that are not the sums of the lengths", "copy it again or preprocess the text again"
+            refuse(BadFile(index, found, "items back to back", remedy + ", or go on with --force"))
         self.tokens: np.ndarray = np.empty(0, self.dtype)
         if size >= width:
             self.tokens = np.memmap(data, dtype=self.dtype, mode="r", shape=(size // width,))

@@ -180,8 +180,8 @@ def _hashes(tokens: NDArray[Any]) -> NDArray[np.uint64]:
 
 
 def artefact_files(path: str) -> Iterator[tuple[str, Any]]:
-    """(file, its digests) of an artefact: a datastore's prefix, an index, members, a folder of clusters, or one of its
-    files. MissingFile or BadFile when there is no sidecar that describes it."""
+    """(file, its digests) of an artefact: a datastore's prefix, an index, members, a folder of clusters, a binarised
+    split, or one of its files. MissingFile or BadFile when there is no sidecar that describes it."""
     described, info = read_any_sidecar(path)
     content = info.get("content")
     if not isinstance(content, dict):
@@ -194,6 +194,8 @@ def _file_of(artefact: str, kind: Any, name: str) -> str:
     name = os.path.basename(name)  # a sidecar must not send the reader elsewhere
     if kind == "datastore":
         return artefact + {"keys": "_keys.npy", "values": "_vals.npy"}.get(name, f"_{name}.npy")
+    if kind == "text":
+        return artefact + {"data": ".bin", "index": ".idx"}.get(name, "")
     if kind in FOLDER_KINDS:
         return os.path.join(os.path.dirname(artefact), name + ".npy")
     return artefact

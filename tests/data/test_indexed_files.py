@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairseq import refusals
 from fairseq.data import ConcatDataset, Dictionary, MMapIndexedDataset, data_utils, indexed_dataset
 from fairseq.data.indexed_dataset import (
     IndexedCachedDataset,
@@ -162,14 +163,14 @@ def test_values_that_do_not_fit_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "name, damage, sentence",
     [
-        ("x.bin", lambda b: b[:-2], r"x.bin: found 12 bytes, expected at least 14, as .*x.idx says; .*incomplete"),
+        ("x.bin", lambda b: b[:-2], r"x.bin: found 12 bytes, expected 14, as .*x.idx says; .*incomplete"),
         ("x.idx", lambda b: b[:-1], r"x.idx: found 61 bytes, expected 62 bytes for the 3 items"),
         ("x.idx", lambda b: b[:20], r"x.idx: found a header starting"),
         ("x.idx", lambda b: b"XX" + b[2:], r"x.idx: found a header starting b'XXIDIDX.*--dataset-impl"),
         ("x.idx", lambda b: b[:9] + b"\x02" + b[10:], r"found version 2, expected version 1"),
         ("x.idx", lambda b: b[:17] + b"\x0b" + b[18:], r"found element type code 11"),
         ("x.idx", lambda b: b[:26] + b"\xff" * 4 + b[30:], r"a negative length or offset"),
-        ("x.idx", lambda b: b[:-8] + struct.pack("<q", 1 << 40), r"x.bin: found 14 bytes, expected at least"),
+        ("x.idx", lambda b: b[:-8] + struct.pack("<q", 1 << 40), r"x.bin: found 14 bytes, expected 1099511627780"),
         ("x.idx", lambda b: b[:18] + b"\xff" * 8 + b[26:], r"x.idx: found 62 bytes"),
     ],
 )
@@ -183,7 +184,7 @@ def test_damaged_mmap_files_are_one_sentence(tmp_path, name, damage, sentence):
 @pytest.mark.parametrize(
     "name, damage, sentence",
     [
-        ("x.bin", lambda b: b[:-4], r"x.bin: found 24 bytes, expected at least 28"),
+        ("x.bin", lambda b: b[:-4], r"x.bin: found 24 bytes, expected 28"),
         ("x.idx", lambda b: b[:-8], r"x.idx: found version 1, element type code 4 and 128 bytes, expected"),
         ("x.idx", lambda b: b"MM" + b[2:], r"x.idx: found a header starting"),
         ("x.idx", lambda b: b[:88] + struct.pack("<q", 9) + b[96:], r"offsets out of order"),
@@ -196,10 +197,13 @@ def test_damaged_legacy_files_are_one_sentence(tmp_path, name, damage, sentence)
         IndexedDataset(str(tmp_path / "x"))
 
 
-def test_gaps_between_items_are_respected(tmp_path):
+def test_items_in_another_order_are_refused_and_respected_when_forced(tmp_path, monkeypatch):
     write(tmp_path / "x", ITEMS)
     index = (tmp_path / "x.idx").read_bytes()
     (tmp_path / "x.idx").write_bytes(index[:38] + struct.pack("<3q", 8, 6, 0))
+    with pytest.raises(BadFile, match="offsets that are not the sums of the lengths"):
+        MMapIndexedDataset(str(tmp_path / "x"))
+    monkeypatch.setitem(refusals._state, "force", True)
     dataset = MMapIndexedDataset(str(tmp_path / "x"))
     assert not dataset.contiguous
     assert lists(dataset) == [[4, 6, 2], [2], [4, 5, 2]]

@@ -208,7 +208,8 @@ def test_binarised_text(run_cli: Any, tmp_path: Path) -> None:
     index = b"MMIDIDX\x00\x00" + struct.pack("<QBQ", 1, 8, 3)
     index += struct.pack("<3i", 3, 1, 3) + struct.pack("<3q", 0, 6, 8)
     assert (out / "train.idx").read_bytes() == index
-    assert sorted(path.name for path in out.iterdir()) == ["dict.txt", "preprocess.log", "train.bin", "train.idx"]
+    names = ["dict.txt", "preprocess.log", "train.bin", "train.idx", "train.json"]
+    assert sorted(path.name for path in out.iterdir()) == names
 
 
 def test_binarised_text_in_the_older_format(run_cli: Any, tmp_path: Path) -> None:

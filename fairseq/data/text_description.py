@@ -1,0 +1,54 @@
+"""The sidecar of a binarised split, `SPLIT.json`, which preprocess writes: digests of its files, and of the words that
+its numbers stand for. Opening a split compares both, so that neither a flipped bit nor another dictionary gives other
+numbers. Splits of fairseq have none and are taken as they are; fairseq does not look at ours."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+from fairseq.data.dictionary import Dictionary
+from fairseq.errors import BadFile
+from fairseq.files.checksums import check_content, describe_content
+from fairseq.files.sidecar import peek_sidecar, sidecar_path, write_sidecar
+from fairseq.refusals import refuse
+
+KIND = "text"
+ENDINGS = {"data": ".bin", "index": ".idx", "text": ""}
+COMPARED_WHOLE = 4 << 30  # bytes: reading so many takes seconds; of a larger file samples are compared
+
+
+def text_files(path: str) -> dict[str, str]:
+    """The files of the split at `path` (no extension), by their name in the sidecar."""
+    files = {name: path + ending for name, ending in ENDINGS.items()}
+    return {name: file for name, file in files.items() if os.path.isfile(file)}
+
+
+def describe_text(path: str, dictionary: Dictionary) -> None:
+    """Writes the sidecar of the split at `path`, whose files are whole."""
+    content = {name: describe_content(file) for name, file in text_files(path).items()}
+    write_sidecar(path, KIND, {"words": len(dictionary), "dictionary": _words(dictionary), "content": content})
+
+
+def _words(dictionary: Dictionary, count: int | None = None) -> str:
+    """Digest of the first `count` symbols in their order."""
+    text = "\n".join(dictionary.symbols[:count])
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def check_text(path: str, dictionary: Dictionary | None = None) -> None:
+    """Refuses a split that is not the one that its sidecar describes, or was binarised with other words than those of
+    `dictionary` (which may have more at its end)."""
+    known = peek_sidecar(path)
+    if known.get("kind") != KIND:
+        return
+    content = known.get("content")
+    for name, file in text_files(path).items():
+        digests = content.get(name) if isinstance(content, dict) else None
+        remedy = f"copy it or preprocess again, or remove {sidecar_path(path)} if another program wrote it"
+        check_content(file, digests, os.path.getsize(file) <= COMPARED_WHOLE, remedy)
+    words = known.get("words")
+    if dictionary is not None and isinstance(words, int) and _words(dictionary, words) != known.get("dictionary"):
+        found = f"a text binarised with another dictionary of {words} words"
+        remedy = "use the dict.txt that was written with it, or preprocess the text again with --srcdict"
+        refuse(BadFile(path, found, f"the {len(dictionary)} words of this dictionary, in their order", remedy))
