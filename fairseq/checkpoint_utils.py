@@ -118,6 +118,7 @@ def upgrade_state(state: dict[str, Any], arg_overrides: dict[str, Any] | None = 
     if args is None:
         args = flatten_cfg(state["cfg"])
     state["args"] = args
+    state["stored_options"] = sorted(vars(args))
     for key, value in (arg_overrides or {}).items():
         setattr(args, key, value)
     _upgrade_training_state(state)
@@ -198,23 +199,34 @@ def load_model_ensemble_and_task(
     """(models, args of the last, task). The models share one task, made from the first file's args when None is given.
 
     UserError for a missing file, an unknown architecture, or parameters that do not fit the dictionary."""
-    from fairseq import tasks
-
     if not filenames:
         raise UserError("--path: found no checkpoint, expected at least one file")
-    models = []
+    models, args, _, task = load_ensemble(filenames, arg_overrides, task)
+    return models, args[-1], task
+
+
+def load_ensemble(
+    filenames: Sequence[str], arg_overrides: dict[str, Any] | None = None, task: Any = None
+) -> tuple[list[Any], list[argparse.Namespace], set[str], Any]:
+    """As `load_model_ensemble_and_task`, with the args of each model, which may have other sizes, and the names of the
+    options that the files hold themselves."""
+    from fairseq import tasks
+
+    models, all_args, stored = [], [], set()
     for filename in filenames:
         if not os.path.exists(filename):
             raise MissingFile(filename, "check --path")
         state = load_checkpoint_to_cpu(filename, arg_overrides, mmap=True)
         args, parameters = state["args"], state["model"]
+        all_args.append(args)
+        stored.update(state["stored_options"])
         del state  # the optimizer's part is as large as the weights, or larger
         if torch_files.is_zip(filename, CONTENT):
             parameters = _unmapped(parameters, torch_files.StorageCheck(filename, CONTENT))
         if task is None:
             task = tasks.setup_task(args)
         models.append(_build_and_load(filename, args, task, parameters))
-    return models, args, task
+    return models, all_args, stored, task
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

@@ -74,16 +74,19 @@ def class_registrar(
     return register
 
 
-def declared_defaults(cls: Any) -> dict[str, Any]:
-    """The explicit defaults of the flags that `cls.add_args(parser)` declares."""
+def declared_actions(cls: Any) -> list[argparse.Action]:
+    """The flags that `cls.add_args(parser)` declares."""
     if not hasattr(cls, "add_args"):
-        return {}
-    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS, allow_abbrev=False)
+        return []
+    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False)
     cls.add_args(parser)
+    return [action for action in parser._actions if action.dest is not argparse.SUPPRESS]
+
+
+def declared_defaults(cls: Any) -> dict[str, Any]:
+    """The explicit defaults of those flags."""
     return {
-        action.dest: action.default
-        for action in parser._actions
-        if action.dest is not argparse.SUPPRESS and action.default is not argparse.SUPPRESS
+        action.dest: action.default for action in declared_actions(cls) if action.default is not argparse.SUPPRESS
     }
 
 

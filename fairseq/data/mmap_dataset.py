@@ -111,9 +111,9 @@ class MMapIndexedDataset(SizedDataset):
             end = max(end, int((pointers + lengths.astype(np.int64) * width).max()))
             self.contiguous = self.contiguous and np.array_equal(offsets, pointers)
             i += len(offsets)
-        if end != size:
+        if end != size:  # beyond its end, sums of offsets and lengths are not exact
             remedy = f"the file is {'incomplete' if end > size else 'of another index'}: copy both or preprocess again"
-            raise BadFile(data, f"{size} bytes", f"{end}, as {index} says", remedy)
+            raise BadFile(data, f"{size} bytes", f"{'more' if end > size else end}, as {index} says", remedy)
         if not self.contiguous:  # both say where an item is, and no writer is known that leaves gaps
             found, remedy = "offsets that are not the sums of the lengths", "copy it again or preprocess the text again"
             refuse(BadFile(index, found, "items back to back", remedy + ", or go on with --force"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
+import os
 from collections.abc import Collection, Iterator
 from copy import deepcopy
 from typing import Any
@@ -14,8 +16,8 @@ from numpy.typing import NDArray
 
 from fairseq import checkpoint_utils, tasks, utils
 from fairseq.data import LMContextWindowDataset
-from fairseq.errors import BadFlag, UserError
-from fairseq.flag_types import literal_dict
+from fairseq.errors import BadFile, BadFlag, UserError
+from fairseq.evaluation.overrides import read_overrides, warn_of_effectless
 from fairseq.scored_sequences import CONTEXT_TOKENS, ScoredSequence
 from fairseq.sequence_scorer import KEY_TYPES, SequenceScorer
 
@@ -42,19 +44,28 @@ class LMScoring:
         if args.context_window > 0 and args.num_shards > 1:
             raise BadFlag("--num-shards", args.num_shards, "1 with --context-window, whose context crosses shards")
         wants_keys = args.knnlm or args.save_knnlm_dstore or args.save_scores is not None
+        if len(folders := utils.split_paths(args.data)) > 1:
+            found, expected = f"{len(folders)} folders ({args.data})", "one: training reads one in each epoch, in turn"
+            raise BadFlag("data", found, expected, "give one, and run the command once for each")
+        overrides = read_overrides(args)
         if wants_keys and args.knn_keytype is None:
             args.knn_keytype = KEY_TYPES[0]
-        overrides = literal_dict("--model-overrides", args.model_overrides)
         if args.knn_keytype is not None:
+            if args.knn_keytype not in KEY_TYPES:
+                raise BadFlag("--knn-keytype", args.knn_keytype, ", ".join(KEY_TYPES))
             overrides = {**overrides, "knn_keytype": args.knn_keytype}
         first_task = tasks.setup_task(args)
-        self.models, stored = checkpoint_utils.load_model_ensemble(
+        self.models, all_args, names, _ = checkpoint_utils.load_ensemble(
             utils.split_paths(args.path), arg_overrides=overrides, task=first_task
         )
+        stored = all_args[-1]  # that the last one's count for all is fairseq's rule
+        self._check_stored(all_args)
+        warn_of_effectless(overrides, args, names, (*FROM_CHECKPOINT, "knn_keytype"))
         self.weights = [checkpoint_utils.weights_fingerprint(model) for model in self.models] if wants_keys else []
         self.effective_args = self._effective_args(stored)
         self.task = tasks.setup_task(self.effective_args)
         self.task.load_dataset(args.gen_subset)
+        self._warn_of_parts(stored)
         dataset = self.task.dataset(args.gen_subset)
         if args.context_window > 0:
             dataset = LMContextWindowDataset(
@@ -105,10 +116,34 @@ class LMScoring:
         effective.tokens_per_sample = tokens - window
         return effective
 
-    @property
+    def _check_stored(self, all_args: list[argparse.Namespace]) -> None:
+        """The options that evaluation takes from the checkpoints: usable ones, and the same in all of an ensemble."""
+        for path, stored in zip(utils.split_paths(self.args.path), all_args, strict=True):
+            tokens = getattr(stored, "tokens_per_sample", None)
+            if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+                remedy = "set another by --model-overrides"
+                raise BadFile(path, f"tokens_per_sample {tokens!r:.80}", "a number of tokens", remedy)
+        for name in FROM_CHECKPOINT:
+            values = [getattr(stored, name, None) for stored in all_args]
+            if any(bool(value) != bool(values[-1]) or (value and value != values[-1]) for value in values):
+                logger.warning("--path: the models have %s %s; the last one's counts for all", name, values)
+
+    def _warn_of_parts(self, stored: argparse.Namespace) -> None:
+        """Training reads `train`, `train1`, ... as one text; evaluation reads what `--gen-subset` names."""
+        split, folder = self.args.gen_subset, utils.split_paths(self.args.data)[0]
+        further = os.path.join(folder, split + "1")
+        if split == getattr(stored, "train_subset", "train") and any(
+            os.path.exists(further + ending) for ending in (".idx", "")
+        ):
+            logger.warning("%s: training read it and its further parts as one text; here they are left out", further)
+
+    @functools.cached_property
     def key_dimension(self) -> int:
-        """Width D of the keys: the decoder's."""
-        return int(self.effective_args.decoder_embed_dim)
+        """Width D of the keys, of which the first model gives as many as it has."""
+        eos = torch.tensor([[self.task.source_dictionary.eos()]])
+        net_input = {"src_tokens": eos, "src_lengths": torch.ones(1, dtype=torch.long)}
+        (keys,) = self.scorer.keys(self.models, self._on_device({"net_input": net_input, "target": eos}))
+        return keys.shape[-1]
 
     @property
     def samples(self) -> NDArray[np.int64]:

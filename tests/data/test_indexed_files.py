@@ -163,14 +163,14 @@ def test_values_that_do_not_fit_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "name, damage, sentence",
     [
-        ("x.bin", lambda b: b[:-2], r"x.bin: found 12 bytes, expected 14, as .*x.idx says; .*incomplete"),
+        ("x.bin", lambda b: b[:-2], r"x.bin: found 12 bytes, expected more, as .*x.idx says; .*incomplete"),
         ("x.idx", lambda b: b[:-1], r"x.idx: found 61 bytes, expected 62 bytes for the 3 items"),
         ("x.idx", lambda b: b[:20], r"x.idx: found a header starting"),
         ("x.idx", lambda b: b"XX" + b[2:], r"x.idx: found a header starting b'XXIDIDX.*--dataset-impl"),
         ("x.idx", lambda b: b[:9] + b"\x02" + b[10:], r"found version 2, expected version 1"),
         ("x.idx", lambda b: b[:17] + b"\x0b" + b[18:], r"found element type code 11"),
         ("x.idx", lambda b: b[:26] + b"\xff" * 4 + b[30:], r"a negative length or offset"),
-        ("x.idx", lambda b: b[:-8] + struct.pack("<q", 1 << 40), r"x.bin: found 14 bytes, expected 1099511627780"),
+        ("x.idx", lambda b: b[:-8] + struct.pack("<q", 1 << 40), r"x.bin: found 14 bytes, expected more, as"),
         ("x.idx", lambda b: b[:18] + b"\xff" * 8 + b[26:], r"x.idx: found 62 bytes"),
     ],
 )

@@ -129,6 +129,11 @@ class DatastoreWriter:
     def append(self, keys: NDArray[Any], values: NDArray[Any]) -> None:
         """Adds keys (n, D) and values (n,), cut to the room that is left; UserError when keys are not finite."""
         keys, values = keys[: self.room], values[: self.room]
+        if keys.shape != (len(values), self.dimension):
+            raise UserError(
+                f"{keys_path(self.prefix)}: found keys of the shape {keys.shape} for {len(values)} values, expected "
+                f"{self.dimension} numbers each, which the model announced; save with another model"
+            )
         converted = keys.astype(self.key_dtype)
         if not np.isfinite(converted).all():
             raise UserError(
