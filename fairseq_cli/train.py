@@ -28,6 +28,7 @@ from fairseq.files.outputs import CHECKPOINT, claimed
 from fairseq.meters import TimeMeter
 from fairseq.sizes import size_text
 from fairseq.trainer import Trainer, training_device
+from fairseq.training_flags import check_training_flags
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("fairseq_cli.train")
@@ -49,6 +50,7 @@ class Progress:
 def main(args: argparse.Namespace, init_distributed: bool = False) -> None:
     """Trains as `args` say."""
     utils.import_user_module(args)
+    check_training_flags(args)
     if args.max_tokens is None and args.max_sentences is None:
         raise UserError("--max-tokens: found neither it nor --max-sentences, expected a batch size; pass one of them")
     distributed_utils.infer_init_method(args)
@@ -78,6 +80,8 @@ def _run(args: argparse.Namespace) -> None:
     logger.info("%s", args)
 
     task = tasks.setup_task(args)
+    if hasattr(task, "check_folders"):
+        task.check_folders(args.train_subset)
     if not args.disable_validation:
         for subset in args.valid_subset.split(","):
             task.load_dataset(subset, combine=False, epoch=0)

@@ -26,6 +26,7 @@ BASE: dict[str, set[str]] = {
     "registry": {"errors"},
     "distributed_utils": {"errors"},
     "training_state": {"errors"},
+    "training_flags": {"errors"},
     "meters": {"errors"},
     "metrics": {"errors", "meters"},
 }

@@ -283,3 +283,32 @@ def test_a_complete_epoch_is_not_repeated_with_other_batches(train) -> None:
     finished(train("--max-epoch", 1, "--max-tokens", 4096, "--disable-validation"))
     out = finished(train("--max-epoch", 2, "--max-tokens", 2048, "--disable-validation"))
     assert "starts again" not in out and "epoch 001 |" not in out and "epoch 002 |" in out
+
+
+def test_a_data_folder_of_a_later_epoch_is_looked_at_before_the_first(run_cli, golden, tmp_path) -> None:
+    shutil.copytree(golden / "data-bin", tmp_path / "B")
+    words = (tmp_path / "B" / "dict.txt").read_text().splitlines(keepends=True)
+    flags = [*TINY, *COSINE, "--no-save", "--max-update", 1, "--disable-validation"]
+    for folder, sentence in (("nowhere", "nowhere/train.idx: no such file"), ("B", "found another dictionary")):
+        (tmp_path / "B" / "dict.txt").write_text("".join([words[1], words[0], *words[2:]]))
+        done = run_cli("train", [f"{golden / 'data-bin'}:{tmp_path / folder}", *flags])
+        assert sentence in done.error and "epoch 001" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--disable-validation", "--patience", 2], "--patience has no effect"),
+        (["--disable-validation", "--keep-best-checkpoints", 2], "--keep-best-checkpoints has no effect"),
+        (["--keep-interval-updates", 2, "--disable-validation"], "--keep-interval-updates has no effect"),
+        (["--no-save", "--save-interval-updates", 1, "--disable-validation"], "--save-interval-updates has no effect"),
+    ],
+)
+def test_flags_that_have_no_effect_beside_others_are_said(train, flags, said) -> None:
+    assert said in finished(train("--max-update", 1, *flags))
+
+
+def test_a_training_of_which_nothing_would_be_kept_is_refused(train) -> None:
+    flags = ("--no-epoch-checkpoints", "--no-last-checkpoints", "--disable-validation", "--max-update", 1)
+    assert "or say --no-save" in train(*flags).error
+    finished(train(*flags, "--no-save"))

@@ -77,6 +77,14 @@ def load_indexed_dataset(
     return datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)
 
 
+def split_exists(path: str) -> bool:
+    """Whether a binarised split, or one of the raw format, is at `path` (no extension)."""
+    from fairseq.data import indexed_dataset
+
+    shard = _raw_copy(path)
+    return any(indexed_dataset.dataset_exists(shard, impl) for impl in ("raw", "mmap"))
+
+
 def _raw_copy(path: str) -> str:
     """The name of a split: `path`, or what `preprocess.py --only-source --dataset-impl raw` makes of it when only that
     is there. fairseq writes the second and reads the first."""

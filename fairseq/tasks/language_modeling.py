@@ -97,6 +97,21 @@ class LanguageModelingTask(FairseqTask):
         targets = [kind for kind in ("self", "future", "past") if getattr(args, kind + "_target", False)]
         return cls(args, dictionary, output_dictionary, targets)
 
+    def check_folders(self, split: str) -> None:
+        """Refuses, before any work, a data folder of a later epoch that has another dictionary, or lacks `split`."""
+        folders = utils.split_paths(self.args.data)
+        for folder in folders:
+            path = os.path.join(folder, split)
+            if not data_utils.split_exists(path):
+                raise MissingFile(path + ".idx", f"the folder has no {split!r}; check it and --train-subset")
+        for folder in folders[1:]:
+            path = os.path.join(folder, "dict.txt")
+            if Dictionary.load(path).symbols != self.dictionary.symbols:
+                expected = f"the words of {folders[0]}, in the same order"
+                raise BadFile(path, "another dictionary", expected, "preprocess the text again with --srcdict")
+        if len(folders) > 1:
+            logger.info("%d data folders take turns; validation reads %s", len(folders), folders[0])
+
     def build_model(self, args: argparse.Namespace) -> Any:
         """The model; ValueError when it cannot predict the requested targets."""
         model = super().build_model(args)
