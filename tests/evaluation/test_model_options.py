@@ -14,8 +14,8 @@ from fairseq.retrieval.datastore.writer import DatastoreWriter
 
 NARROW = (
     "--task language_modeling --arch transformer_lm --decoder-layers 1 --decoder-embed-dim 16 "
-    "--decoder-ffn-embed-dim 16 --decoder-attention-heads 2 --tokens-per-sample 96 --max-tokens 2048 --num-workers 0 --cpu --max-update 1 "
-    "--disable-validation --no-epoch-checkpoints --optimizer adam"
+    "--decoder-ffn-embed-dim 16 --decoder-attention-heads 2 --tokens-per-sample 96 --max-tokens 2048 --num-workers 0 "
+    "--cpu --max-update 1 --disable-validation --no-epoch-checkpoints --optimizer adam"
 ).split()
 
 

@@ -9,10 +9,9 @@ import contextlib
 import os
 import pickle
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
 
 from fairseq.errors import BadFile, MissingFile
@@ -21,6 +20,9 @@ from fairseq.files.array_files import map_array
 from fairseq.files.atomic_io import publish, staged, temporary_path, together
 from fairseq.files.checksums import check_opened, describe_content
 from fairseq.files.sidecar import read_sidecar, remove_sidecar, write_sidecar
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 KIND = "clusters"
 MEMBERS_KIND = "members"
@@ -111,6 +113,8 @@ class Clusters:
         """The matrix that the original pickles: int64 ones, int32 indices, members ascending in each row."""
         data = np.ones(len(self.members), np.int64)
         entries = int(self.members.max(initial=-1)) + 1
+        import scipy.sparse  # as below: only commands that read or write members spend the time to import it
+
         return scipy.sparse.csr_matrix((data, self.members, self.indptr), shape=(self.count, entries))
 
 
@@ -152,6 +156,8 @@ def load_clusters(path: str, size: int) -> Clusters:
         if error.name.startswith("scipy.sparse"):
             raise BadFile(path, f"a pickled {error.name}", expected, "convert it with .tocsr()") from error
         raise
+    import scipy.sparse
+
     if type(matrix) not in (scipy.sparse.csr_matrix, scipy.sparse.csr_array):
         raise BadFile(path, f"a pickled {type(matrix).__name__}", expected)
     return Clusters.from_csr(matrix, size, path)
