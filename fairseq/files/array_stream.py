@@ -22,13 +22,13 @@ from fairseq.files.atomic_io import (
     adopt,
     open_temporary,
     publish,
-    read_json,
     require_replaceable,
     temporary_path,
     writing,
 )
 from fairseq.files.checksums import describe_content
 from fairseq.files.folders import make_parent
+from fairseq.files.progress import read_progress, rows_noted
 
 READ = 1 << 22
 REMEDY = "delete the folder and make it again"
@@ -139,18 +139,11 @@ def progress(description: dict[str, Any], streams: Sequence[ArrayStream]) -> dic
 def rows_done(path: str, description: dict[str, Any], streams: int = 1) -> tuple[int, list[str]]:
     """(rows, their digest in each of the streams) that an unfinished run of the same `description` left on the disk, by
     its progress file `path`. 0 rows for anything else."""
-    nothing = 0, [""] * streams
-    if not os.path.exists(path):
-        return nothing
-    try:
-        known = read_json(path)
-    except BadFile:
-        return nothing
-    if not isinstance(known, dict):
-        return nothing
-    rows, digests = known.pop("rows", 0), known.pop("digests", None)
+    noted = read_progress(path)
+    rows, digests = rows_noted(noted, "rows"), noted.get("digests")
+    same = noted == {**description, "rows": rows, "digests": digests}
     fitting = isinstance(digests, list) and len(digests) == streams
-    return (rows, digests) if fitting and known == description and type(rows) is int and rows > 0 else nothing
+    return (rows, digests) if rows and same and fitting else (0, [""] * streams)
 
 
 def open_array(path: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> NDArray[Any]:

@@ -305,12 +305,6 @@ def pickle_errors(file: str | os.PathLike[str], expected: str) -> Iterator[None]
         ) from error
 
 
-def load_stream(stream: IO[bytes], file: str | os.PathLike[str]) -> Any:
-    """The object pickled in `stream`, which errors call `file`."""
-    with pickle_errors(file, "a pickle of plain data"):
-        return unpickler_for(file)(stream).load()
-
-
 def load(path: str | os.PathLike[str]) -> Any:
     """The object pickled in the file `path`: RefusedGlobal for code, MissingFile, or BadFile when damaged.
 

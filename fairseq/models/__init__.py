@@ -17,7 +17,6 @@ ArchitectureFunction = Callable[[argparse.Namespace], Any]
 MODEL_REGISTRY: dict[str, Any] = {}
 register_model = class_registrar("--arch", MODEL_REGISTRY, BaseFairseqModel)  # @register_model("name")
 ARCH_MODEL_REGISTRY: dict[str, Any] = {}
-register_model = class_registrar("--arch", MODEL_REGISTRY, BaseFairseqModel)  # @register_model("name")
 ARCH_MODEL_INV_REGISTRY: dict[str, list[str]] = {}
 ARCH_CONFIG_REGISTRY: dict[str, ArchitectureFunction] = {}
 

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairseq.errors import BadFile, UserError
+from fairseq.errors import UserError
 from fairseq.files.array_stream import RowDigest
 from fairseq.files.atomic_io import (
     adopt,
     open_temporary,
     publish,
-    read_json,
     require_free_space,
     require_replaceable,
     temporary_path,
@@ -29,6 +28,7 @@ from fairseq.files.atomic_io import (
 from fairseq.files.checksums import describe_content
 from fairseq.files.inputs import open_input
 from fairseq.files.output_lock import exclusive
+from fairseq.files.progress import read_progress, rows_noted
 from fairseq.files.sidecar import remove_sidecar, write_sidecar
 from fairseq.retrieval.datastore.reader import KEY_DTYPES, KIND, VALUE_DTYPES, keys_path, values_path
 
@@ -82,13 +82,9 @@ class DatastoreWriter:
     def _resume(self) -> None:
         """Takes over the safe rows of an unfinished run with the same identity, else starts afresh."""
         if os.path.exists(self._progress):
-            try:
-                progress = read_json(self._progress)
-            except BadFile:
-                progress = {}
-            safe = progress.get("written", 0) if isinstance(progress, dict) else 0
-            known = isinstance(progress, dict) and progress.get("identity") == self.identity
-            if known and isinstance(safe, int) and safe >= 0:
+            progress = read_progress(self._progress)
+            safe = rows_noted(progress, "written")
+            if safe and progress.get("identity") == self.identity:
                 if progress.get("finishing"):
                     self._take_back()
                 if safe <= self.rows and self._take_over(safe, progress.get("digests")):

@@ -28,7 +28,6 @@ from fairseq.files.atomic_io import (
     leftovers,
     open_temporary,
     publish,
-    read_json,
     require_free_space,
     require_replaceable,
     sync,
@@ -42,6 +41,7 @@ from fairseq.files.inputs import open_input
 from fairseq.files.number_checks import require_range
 from fairseq.files.output_lock import exclusive
 from fairseq.files.outputs import check_files, index_files
+from fairseq.files.progress import read_progress, rows_noted
 from fairseq.files.sidecar import read_sidecar, remove_sidecar, sidecar_path, write_sidecar
 from fairseq.refusals import require_memory
 from fairseq.retrieval.datastore import Datastore, keys_path, values_path
@@ -312,17 +312,12 @@ class IndexBuilder:
         """Keys whose codes an unfinished run with the same identity has left, and the digest of these codes, which are
         read once for it; 0 when they are not those that were written."""
         nothing = 0, RowDigest()
-        if not (adopt(self.codes_path) and os.path.exists(self.progress_path)):
+        if not adopt(self.codes_path):
             return nothing
-        try:
-            progress = read_json(self.progress_path)
-        except BadFile:
-            return nothing
+        progress = read_progress(self.progress_path)
         wanted = json.loads(json.dumps(self._codes_identity()))
-        if not isinstance(progress, dict) or {**progress, **wanted} != progress:
-            return nothing
-        done, digest = progress.get("encoded", 0), RowDigest()
-        if type(done) is not int or not 0 < done <= self.size:
+        done, digest = rows_noted(progress, "encoded"), RowDigest()
+        if not 0 < done <= self.size or {**progress, **wanted} != progress:
             return nothing
         with open_input(temporary_path(self.codes_path)) as stream:
             digest.add_from(stream, done * width)

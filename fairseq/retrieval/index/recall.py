@@ -14,7 +14,6 @@ from fairseq.retrieval.index.exact_index import ExactIndex
 from fairseq.retrieval.index.interface import Index
 
 NOISE = 0.1  # of a coordinate's standard deviation
-NOISE_ROWS = 1 << 14
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,37 @@
+"""Progress files: what an unfinished run left is taken over only where the file says so of the same run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fairseq.files.array_stream import rows_done
+from fairseq.files.progress import read_progress, rows_noted
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[1, 2]", "7", '"text"', "null"])
+def test_a_file_that_says_nothing_is_a_start_from_the_beginning(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "x.progress.json"
+    if content is not None:
+        path.write_text(content)
+    assert read_progress(str(path)) == {}
+    assert rows_done(str(path), {"model": "a"}, 2) == (0, ["", ""])
+
+
+@pytest.mark.parametrize(
+    "noted, rows", [(5, 5), (0, 0), (-3, 0), (2.5, 0), ("5", 0), (None, 0), (True, 0), ([5], 0)], ids=repr
+)
+def test_only_numbers_of_rows_count(noted: object, rows: int) -> None:
+    assert rows_noted({"written": noted}, "written") == rows
+    assert rows_noted({}, "written") == 0
+
+
+def test_rows_of_another_run_do_not_count(tmp_path: Path) -> None:
+    path, digests = tmp_path / "x.progress.json", ["ab", "cd"]
+    path.write_text(json.dumps({"model": "a", "k": 8, "rows": 40, "digests": digests}))
+    assert rows_done(str(path), {"model": "a", "k": 8}, 2) == (40, digests)
+    for other in ({"model": "b", "k": 8}, {"model": "a"}, {"model": "a", "k": 8, "seed": 1}, {}):
+        assert rows_done(str(path), other, 2) == (0, ["", ""])
+    assert rows_done(str(path), {"model": "a", "k": 8}) == (0, [""])  # of another number of streams
