@@ -21,7 +21,7 @@ def main() -> None:
     keys, queries = data.load(args)
     flat = faiss.IndexFlatL2(keys.shape[1])
     flat.add(np.asarray(keys, np.float32))
-    ours = {"--index exact": ExactIndex(keys), "--index exact, float32 products": ExactIndex(keys, whole=False)}
+    ours = {"--index exact": ExactIndex(keys), "--index exact, float32 products": ExactIndex(keys, int8=False)}
     asked = torch.from_numpy(queries)
     rows = []
     for threads in args.threads:

@@ -16,10 +16,10 @@ from fairseq.retrieval.entries import bounds_of, starts_of
 from fairseq.retrieval.faiss_import import require_faiss
 from fairseq.retrieval.index.faiss_index import FaissIndex
 from fairseq.retrieval.index.pq_codes import PQCodes
+from fairseq.retrieval.kernels.nearest_items import UNFOUND
 
 logger = logging.getLogger(__name__)
 
-UNFOUND = torch.finfo(torch.float32).max  # distance that FAISS gives with an id of -1
 SCAN_ENTRIES = 1 << 22  # candidates whose distances are held at a time: some tens of MB
 
 

@@ -4,10 +4,10 @@ build, and memory for a block of keys in each thread, whatever the datastore's s
 Keys stream from disk in their order, a block at a time, for all queries of a batch. One matrix product estimates half
 of all squared distances of a block; an error bound says by how much an estimate may be too large; and only for entries
 that may be among the k nearest is the distance itself computed, by subtraction in float32. So estimates may be rough,
-while the result is that of computing every distance: products of 8 bit numbers where the processor multiplies these
-fast (`exact_whole`), else products in float32,
+while the result is that of computing every distance. They are products of int8 numbers where the processor multiplies
+these fast (`kernels.int8`), else products in float32: with two more coordinates a vector,
 
-    |q - x|^2 / 2 = <-q, x> + |x|^2 / 2 + |q|^2 / 2        of vectors with two more coordinates.
+    |q - x|^2 / 2 = <-q, x> + |x|^2 / 2 + |q|^2 / 2.
 
 Vectors are taken relative to a centre of the keys, which changes no distance and makes the bound small. Of entries
 equally far, those that come first in the datastore are nearer."""
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,29 +27,25 @@ from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.entries import starts_of
 from fairseq.retrieval.index.faiss_index import RECONSTRUCT_CHUNK, key_distances, pairwise, require_width
 from fairseq.retrieval.index.interface import register_index
-from fairseq.retrieval.kernels import exact_kernels
-from fairseq.retrieval.kernels.int8 import int8_kernels, products
-from fairseq.retrieval.kernels.intrinsics import TILE_COLUMNS
+from fairseq.retrieval.kernels.int8 import Int8Search, use_int8
+from fairseq.retrieval.kernels.nearest_items import ENTRY_BITS, UNFOUND, NearestItems
 
 logger = logging.getLogger(__name__)
 
 EXACT = "exact"
-UNFOUND = torch.finfo(torch.float32).max  # distance that goes with an id of -1, as in FAISS
 BATCH = 1024  # queries that share a pass over the keys
 BLOCK_SCORES = 1 << 22  # numbers that a matrix product makes: 16 MB
 BLOCK_KEYS = 1 << 19  # numbers of a block of keys: 2 MB, which the processor's cache holds while distances are computed
-WHOLE_KEYS, LARGEST_WHOLE = 1 << 18, 960  # numbers of a block, and keys, where 8 bit numbers are multiplied
 LEAST_BLOCK, LARGEST_BLOCK = 256, 16384  # keys
 SOME_KEYS = 4096  # looked at to choose a centre, and to guess how far the k-th entry is
-ENTRY_BITS = 32  # of an item that holds a distance and an entry
-NOTHING = np.uint64(2**64 - 1)
 
 
 @register_index(EXACT)
 class ExactIndex:
     """The index that is the keys (N, D) themselves, float16 or float32; distances are squared L2.
 
-    compiled: use the compiled loops; whole: multiply 8 bit numbers, which needs these. Both as is fastest when None."""
+    compiled: use the compiled loops; int8: estimate distances from int8 numbers, which needs these loops. None: where
+    that is faster."""
 
     inner_product = False
     exact = True
@@ -66,7 +61,7 @@ class ExactIndex:
         keys: NDArray[np.floating],
         device: torch.device | str = "cpu",
         compiled: bool | None = None,
-        whole: bool | None = None,
+        int8: bool | None = None,
     ) -> None:
         if not (keys.flags.c_contiguous and keys.dtype.isnative):  # compiled loops read the memory itself
             keys = np.ascontiguousarray(keys, keys.dtype.newbyteorder("="))
@@ -75,13 +70,12 @@ class ExactIndex:
         self.count = self.size
         possible = kernels.AVAILABLE and self.device.type == "cpu" and self.size <= 1 << ENTRY_BITS
         self.compiled = possible if compiled is None else compiled
-        if whole is None:
-            whole = self.compiled and products.is_fast() and self.dimension <= products.WIDEST
-        self.sampled, some = self._some_keys()
+        if int8 is None:
+            int8 = use_int8(self.dimension) and self.compiled
+        entries, some = self._some_keys()
         centre = some.mean(0) if len(some) else np.zeros(self.dimension, np.float32)
         self.centre = torch.from_numpy(centre).to(self.device)  # any vector would do
-        self.rounding = products.Rounding(some, centre) if whole else None
-        self.sample = self.rounding.rounded(some, are_queries=False) if self.rounding else None
+        self.int8 = Int8Search(self.keys, entries, some, centre) if int8 else None
         self.all_finite = True  # as far as is known
 
     def _some_keys(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -94,8 +88,8 @@ class ExactIndex:
     def describe(self) -> str:
         """One line for the log: what is searched, where, and how."""
         how = f"float32 products and {'the compiled loop' if self.compiled else 'tensors'}"
-        if self.rounding is not None:
-            how = f"products of 8 bit numbers, else {how}"
+        if self.int8 is not None:
+            how = f"int8 products, else {how}"
         return f"exact search of {self.size} x {self.dimension} {self.keys.dtype} keys on {self.device}, {how}"
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -109,8 +103,8 @@ class ExactIndex:
         return key_distances(self.keys, queries, rows, ids, inner_product=False)
 
     def _search_some(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        if self.rounding is not None and len(queries) and min(k, self.size) > 0:
-            found = self._search_whole(queries, min(k, self.size))
+        if self.int8 is not None and len(queries) and min(k, self.size) > 0:
+            found = self._search_int8(self.int8, queries, min(k, self.size))
         else:
             found = self._search_plain(queries, k)
         distances, ids = found
@@ -120,44 +114,14 @@ class ExactIndex:
             ids = torch.nn.functional.pad(ids, missing, value=-1)
         return distances, ids
 
-    def _search_whole(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """By products of whole numbers, in each thread of a share of the keys; queries of which too few entries were
-        found, in the other way."""
-        rounding = self.rounding
-        assert rounding is not None
-        asked = rounding.rounded(queries.contiguous().numpy(), are_queries=True)
-        furthest = self._likely_furthest(queries, asked, k)
-        words = np.asarray(self.keys.view(np.uint16) if self.keys.itemsize == 2 else self.keys)
-        block = max(1, min(LARGEST_WHOLE, WHOLE_KEYS // rounding.width) // TILE_COLUMNS) * TILE_COLUMNS
-        of_sums = np.float32(2.0**-21 * (rounding.width + 32))
-
-        def nearest(first: int, last: int) -> tuple[_Items, tuple[int, int]]:
-            best = _Items(queries, k, block)
-            best.furthest[:] = furthest
-            facts = (words, *rounding.how, *asked, of_sums, block)
-            kept = (best.queries, k, best.items, best.counts, best.furthest)
-            return best, int8_kernels.offer_keys(first, last, *facts, *kept)
-
-        parts = kernels.in_threads(nearest, self.size)
-        strange, huge = np.sum([counts for _, counts in parts], axis=0)
-        self._note_finite(not strange)
-        if huge:
-            return self._search_plain(queries, k)  # distances to these keys might be finite
-        best, *others = (items for items, _ in parts)
-        distances, ids = best.result(*others)
-        rest = (ids[:, -1] < 0).nonzero().squeeze(1)
+    def _search_int8(self, search: Int8Search, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """By int8 search, and in the other way for the queries that it could not answer."""
+        found = search.search(queries, k)
+        self._note_finite(found.all_finite)
+        rest = found.unanswered
         if len(rest):
-            distances[rest], ids[rest] = self._search_plain(queries[rest], k)
-        return distances, ids
-
-    def _likely_furthest(self, queries: Tensor, asked: products.Rounded, k: int) -> Any:
-        """(B,): distances that likely more than k entries are nearer than; infinite where that is not known."""
-        assert self.rounding is not None and self.sample is not None
-        places = products.likely_furthest(asked, self.sample, float(self.rounding.step), k / self.size)
-        if not len(places):
-            return np.inf
-        distances = self.distances(queries, torch.arange(len(queries)), torch.from_numpy(self.sampled[places]))
-        return distances.numpy() * np.float32(1.0001)  # entries exactly as far are among them
+            found.distances[rest], found.ids[rest] = self._search_plain(queries[rest], k)
+        return found.distances, found.ids
 
     def _note_finite(self, finite: bool) -> None:
         if not finite and self.all_finite:
@@ -165,18 +129,18 @@ class ExactIndex:
             logger.warning("keys that are infinite, NaN or very large are never found; save the datastore again")
 
     def _search_plain(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        best = (_Items if self.compiled else _Table)(queries, min(k, self.size))
-        asked, norms = self._extended(queries, are_queries=True)
+        best = (NearestItems if self.compiled else _Table)(queries, min(k, self.size))
+        extended, norms = self._extended(queries, are_queries=True)
         fitting = BLOCK_KEYS // max(1, self.dimension)
         step = max(LEAST_BLOCK, min(LARGEST_BLOCK, fitting, BLOCK_SCORES // max(1, len(queries))))
-        scores = asked.new_empty(0)
+        scores = extended.new_empty(0)
         for start in range(0, self.size if len(queries) and k else 0, step):
             keys = torch.from_numpy(np.array(self.keys[start : start + step])).to(self.device).float()
-            known, key_norms = self._extended(keys, are_queries=False)
+            extended_keys, key_norms = self._extended(keys, are_queries=False)
             self._note_finite(bool(key_norms.isfinite().all()))
             if scores.shape != (len(queries), len(keys)):
-                scores = asked.new_empty(len(queries), len(keys))
-            torch.mm(asked, known.T, out=scores)
+                scores = extended.new_empty(len(queries), len(keys))
+            torch.mm(extended, extended_keys.T, out=scores)
             best.offer(scores, self._slack(norms, key_norms), keys, start)
         return best.result()
 
@@ -192,71 +156,16 @@ class ExactIndex:
             matrix[:, : self.dimension].neg_()
         return matrix, norms
 
-    def _slack(self, asked: Tensor, known: Tensor) -> Tensor:
+    def _slack(self, norms: Tensor, key_norms: Tensor) -> Tensor:
         """(B,): by how much a score of this block may exceed half the squared distance. Sums of W terms in float32 are
         off by at most W roundings of the sum of their sizes, which the norms (B,) of queries and (n,) of keys bound."""
         rounding = 2.0**-23 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
-        slack = 1.01 * (asked + known.max()).square() * (rounding * (self.dimension + 32)) + 1e-30
+        slack = 1.01 * (norms + key_norms.max()).square() * (rounding * (self.dimension + 32)) + 1e-30
         return slack.nan_to_num(nan=torch.inf, posinf=torch.inf)  # keys that are not finite: nothing can be left out
 
 
-class _Items:
-    """The nearest entries found so far, kept by the compiled loops: see `exact_kernels.offer_block`."""
-
-    def __init__(self, queries: Tensor, k: int, room: int = 256) -> None:
-        self.queries, self.k = queries.contiguous().numpy(), k
-        self.items = np.empty((len(queries), 2 * k + room), np.uint64)
-        self.counts = np.zeros(len(queries), np.int64)
-        self.furthest = np.full(len(queries), np.inf, np.float32)
-
-    def offer(self, scores: Tensor, slack: Tensor, keys: Tensor, start: int) -> None:
-        """scores (B, n); slack (B,); keys (n, D) float32, the first of which is entry `start`."""
-        arrays = (scores.numpy(), slack.numpy(), self.queries, keys.numpy(), start, self.k)
-        bounds = np.arange(len(self.counts) + 1)
-        kernels.run_by_rows(exact_kernels.offer_block, bounds, *arrays, self.items, self.counts, self.furthest)
-
-    def result(self, *others: _Items) -> tuple[Tensor, Tensor]:
-        """(distances, ids), both (B, k), nearest first, of what these and others hold; an id of -1 where that is less
-        than k."""
-
-        def of_rows(first: int, last: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-            found = []
-            for part in (self, *others):
-                counts = part.counts[first:last, None]
-                items = part.items[first:last, : max(self.k, int(counts.max(initial=0)))]
-                items[np.arange(items.shape[1]) >= counts] = NOTHING
-                found.append(items)
-            return nearest_items(np.concatenate(found, axis=1) if others else found[0], self.k)
-
-        if not self.k:
-            return torch.zeros(len(self.items), 0), torch.zeros(len(self.items), 0, dtype=torch.int64)
-        parts = kernels.in_threads(of_rows, len(self.items))
-        distances, ids = (torch.from_numpy(np.concatenate(of_all)) for of_all in zip(*parts, strict=True))
-        return distances, ids
-
-
-def packed_items(distances: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Distances, at least 0, and entries below 2^32 as numbers that sort by distance, then by entry."""
-    items = distances.view(np.uint32).astype(np.uint64) << np.uint64(ENTRY_BITS) | ids.astype(np.uint64)
-    items[ids < 0] = NOTHING
-    return items
-
-
-def nearest_items(items: NDArray[np.uint64], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(distances, ids), both (B, k), of the k least of the items (B, C >= k), which may be moved; an id of -1
-    for none."""
-    if items.shape[1] > 2 * k:
-        items.partition(k - 1, axis=1)
-        items = items[:, :k]
-    best = np.sort(items, axis=1)[:, :k]
-    distances = (best >> np.uint64(ENTRY_BITS)).astype(np.uint32).view(np.float32)
-    ids = (best & np.uint64((1 << ENTRY_BITS) - 1)).astype(np.int64)
-    distances[best == NOTHING], ids[best == NOTHING] = UNFOUND, -1
-    return distances, ids
-
-
 class _Table:
-    """The same with tensors, for any device."""
+    """What `NearestItems` does, with tensors, for any device."""
 
     def __init__(self, queries: Tensor, k: int) -> None:
         self.queries, self.k = queries, k
@@ -264,7 +173,7 @@ class _Table:
         self.ids = torch.full((len(queries), k), -1, dtype=torch.int64, device=queries.device)
 
     def offer(self, scores: Tensor, slack: Tensor, keys: Tensor, start: int) -> None:
-        """See `_Items.offer`."""
+        """See `NearestItems.offer`."""
         limit = self.best[:, -1] * 0.5001 + slack  # a little more than half: distances are rounded too
         rows, columns = (~(scores > limit[:, None])).nonzero(as_tuple=True)
         if not len(rows):
@@ -284,6 +193,6 @@ class _Table:
         self.best, self.ids = distances.gather(1, order), ids.gather(1, order)
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """See `_Items.result`."""
+        """See `NearestItems.result`."""
         missing = self.best == torch.inf
         return self.best.masked_fill(missing, UNFOUND), self.ids.masked_fill(missing, -1)

@@ -208,7 +208,7 @@ def key_distances(keys: np.ndarray, queries: Tensor, rows: Tensor, ids: Tensor, 
     require_width(queries, keys.shape[1])
     result = queries.new_empty(len(ids))
     half = keys.itemsize == 2
-    compiled = intrinsics.READS_HALVES if half else kernels.AVAILABLE
+    compiled = intrinsics.READS_FLOAT16 if half else kernels.AVAILABLE
     if compiled and queries.device.type == "cpu" and not inner_product:
         bounds = bounds_of_rows(rows, len(queries)).numpy()
         read = np.asarray(keys.view(np.uint16) if half else keys)

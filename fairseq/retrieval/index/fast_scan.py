@@ -43,7 +43,7 @@ class FastScan:
         """Whether `core` is such an index, without residuals, and the processor has the instruction."""
         faiss = require_faiss()
         return (
-            intrinsics.LOOKS_UP
+            intrinsics.HAS_AVX2
             and isinstance(core, faiss.IndexIVFPQFastScan)
             and core.metric_type == faiss.METRIC_L2
             and not core.by_residual

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fairseq.retrieval import kernels
 from fairseq.retrieval.faiss_import import require_faiss
-from fairseq.retrieval.index.exact_index import UNFOUND, nearest_items, packed_items
 from fairseq.retrieval.index.faiss_index import FaissIndex, key_distances
 from fairseq.retrieval.index.fast_scan import FastScan
+from fairseq.retrieval.kernels.nearest_items import UNFOUND, nearest_items, packed_items
 
 TOGETHER = 256  # queries, which bounds the memory for their candidates
 QUERY_BY_QUERY = 11  # FAISS's number of the scan that suits one thread with many neighbours

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from fairseq.retrieval import kernels
 from fairseq.retrieval.index import exact_index as exact
-from fairseq.retrieval.index.exact_index import UNFOUND, ExactIndex
+from fairseq.retrieval.index.exact_index import ExactIndex
 from fairseq.retrieval.index.faiss_index import key_distances, pairwise
-from fairseq.retrieval.kernels.int8 import products
+from fairseq.retrieval.kernels.int8 import search as int8_search
+from fairseq.retrieval.kernels.intrinsics import READS_FLOAT16
+from fairseq.retrieval.kernels.nearest_items import UNFOUND
 
 WAYS = {
-    "compiled": {"compiled": True, "whole": False},
-    "whole": {"compiled": True, "whole": True},
+    "compiled": {"compiled": True, "int8": False},
+    "int8": {"compiled": True, "int8": True},
     "tensors": {"compiled": False},
     **({"cuda": {"device": "cuda"}} if torch.cuda.is_available() else {}),
 }
@@ -26,10 +28,10 @@ WAYS = {
 
 @pytest.fixture(params=WAYS)
 def make(request: pytest.FixtureRequest) -> Callable[..., ExactIndex]:
-    if "compiled" in WAYS[request.param] and WAYS[request.param]["compiled"] and not kernels.AVAILABLE:
+    if WAYS[request.param].get("compiled") and not kernels.AVAILABLE:
         pytest.skip("numba is not installed")
-    if WAYS[request.param].get("whole") and not products.is_fast():
-        pytest.skip("this processor multiplies 8 bit numbers in no way that is known to be exact")
+    if WAYS[request.param].get("int8") and not READS_FLOAT16:
+        pytest.skip("numba compiles for a processor that is not known to read float16")
     return lambda keys: ExactIndex(keys, **WAYS[request.param])
 
 
@@ -60,7 +62,7 @@ def test_finds_the_nearest(
 ) -> None:
     monkeypatch.setattr(exact, "LARGEST_BLOCK", 300)  # several blocks, the last one shorter
     monkeypatch.setattr(exact, "LEAST_BLOCK", 300)
-    monkeypatch.setattr(exact, "LARGEST_WHOLE", 300)
+    monkeypatch.setattr(int8_search, "LARGEST_BLOCK", 300)
     generator = np.random.default_rng(width)
     keys = (generator.standard_normal((1700, width)) * generator.random(width) + 3).astype(dtype)
     queries = torch.from_numpy(keys[::80].astype(np.float32) + generator.normal(0, 0.3, (22, width)).astype(np.float32))
@@ -80,7 +82,7 @@ def test_near_and_far_together(make: Callable[..., ExactIndex]) -> None:
 def test_ties_go_to_the_first(make: Callable[..., ExactIndex], monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(exact, "LARGEST_BLOCK", block)
     monkeypatch.setattr(exact, "LEAST_BLOCK", block)
-    monkeypatch.setattr(exact, "LARGEST_WHOLE", block)
+    monkeypatch.setattr(int8_search, "LARGEST_BLOCK", block)
     keys = np.random.default_rng(0).integers(0, 2, (3000, 4)).astype(np.float16)  # each of 16 keys many times
     queries = torch.from_numpy(np.random.default_rng(1).integers(0, 2, (9, 4)).astype(np.float32))
     _, ids = make(keys).search(queries, 700)
@@ -170,78 +172,41 @@ def test_the_log_says_how_it_searches() -> None:
     assert "4 x 3" in said and "float32" in said and "cpu" in said
 
 
-@pytest.fixture
-def whole_numbers() -> None:
-    if not (kernels.AVAILABLE and products.is_fast()):
-        pytest.skip("needs numba and fast products of 8 bit numbers")
+needs_int8 = pytest.mark.skipif(not READS_FLOAT16, reason="int8 search needs numba and a processor that reads float16")
 
 
-@pytest.mark.usefixtures("whole_numbers")
-@pytest.mark.parametrize("width, dtype", list(itertools.product([40, 128, 200, 1100], [np.float16, np.float32])))
-def test_bounds_hold_whatever_the_keys(width: int, dtype: type) -> None:
-    """Also for coordinates far beyond what 8 bits hold of them."""
-    generator = np.random.default_rng(0)
-    keys = (generator.standard_normal((400, width)) / np.arange(1, width + 1)).astype(dtype)
-    some = keys[:100].astype(np.float32)
-    rounding = products.Rounding(some, some.mean(0))
-    keys[::7] *= 20
-    queries = (generator.standard_normal((9, width)) / np.arange(1, width + 1)).astype(np.float32)
-    queries[3] *= 50
-    asked = rounding.rounded(queries, are_queries=True)
-    known = rounding.rounded(keys.view(np.uint16) if dtype == np.float16 else keys, are_queries=False)
-    estimates = asked.facts[0][:, None] + products.estimates(asked, known, float(rounding.step))
-    wide = np.sqrt(2 * known.facts[0])
-    errors = np.outer(asked.facts[2], known.facts[1]) + np.outer(asked.facts[1], wide)
-    half = np.square(queries[:, None].astype(np.float64) - keys).sum(2) / 2
-    assert (np.abs(estimates - half) <= errors * 1.001 + half * 1e-5).all()
-    assert np.median(errors) < 0.1 * np.median(half)
-
-
-@pytest.mark.usefixtures("whole_numbers")
-def test_a_sample_says_how_far_entries_likely_are() -> None:
-    generator = np.random.default_rng(0)
-    keys, queries = (generator.standard_normal((n, 20)).astype(np.float32) for n in (20000, 30))
-    rounding = products.Rounding(keys[:4000], keys[:4000].mean(0))
-    asked, sample = rounding.rounded(queries, True), rounding.rounded(keys[::5], False)
-    chosen = keys[::5][products.likely_furthest(asked, sample, float(rounding.step), 1 / 40)]
-    limits = np.square(queries - chosen).sum(1)
-    nearer = (np.square(queries[:, None] - keys).sum(2) < limits[:, None]).sum(1)
-    assert (nearer >= 500).all() and nearer.mean() < 1000
-    assert not len(products.likely_furthest(asked, sample, float(rounding.step), 0.99))
-
-
-@pytest.mark.usefixtures("whole_numbers")
+@needs_int8
 def test_a_sample_that_misleads_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only keys that the sample holds are near, so the k-th entry is farther than they say."""
     generator = np.random.default_rng(0)
     keys = generator.standard_normal((2 * exact.SOME_KEYS, 20)).astype(np.float32)
     keys[: 2 * 120 : 2] /= 10
     queries = torch.from_numpy(generator.standard_normal((3, 20)).astype(np.float32) / 10)
-    index, again = ExactIndex(keys, whole=True), []
+    index, again = ExactIndex(keys, int8=True), []
     searched = index._search_plain
     monkeypatch.setattr(index, "_search_plain", lambda some, k: again.append(len(some)) or searched(some, k))
     check(index, keys, queries, 100)
     assert again == [3]
 
 
-@pytest.mark.usefixtures("whole_numbers")
+@needs_int8
 def test_queries_that_are_clipped_to_almost_nothing() -> None:
     generator = np.random.default_rng(0)
     keys = generator.standard_normal((12000, 20)).astype(np.float32)
     queries = torch.from_numpy(generator.standard_normal((40, 20)).astype(np.float32))
     queries[:20] += 3000
-    check(ExactIndex(keys, whole=True), keys, queries, 9)
+    check(ExactIndex(keys, int8=True), keys, queries, 9)
 
 
-@pytest.mark.usefixtures("whole_numbers")
+@needs_int8
 def test_huge_keys_are_no_reason_to_miss_entries() -> None:
     keys = np.full((50, 4), 4e18, np.float32)  # from their centre, farther than sums of squares may be
     keys[::2] *= -1
-    check(ExactIndex(keys, whole=True), keys, torch.full((3, 4), 3e18), 30)
+    check(ExactIndex(keys, int8=True), keys, torch.full((3, 4), 3e18), 30)
 
 
-@pytest.mark.usefixtures("whole_numbers")
+@needs_int8
 def test_keys_that_the_sample_knows_nothing_of() -> None:
     keys = np.zeros((2 * exact.SOME_KEYS, 4), np.float32)
     keys[1::2] = 3 + np.random.default_rng(0).standard_normal((exact.SOME_KEYS, 4))  # it takes every second
-    check(ExactIndex(keys, whole=True), keys, torch.full((3, 4), 3.0), 30)
+    check(ExactIndex(keys, int8=True), keys, torch.full((3, 4), 3.0), 30)

@@ -12,7 +12,7 @@ from fairseq.retrieval.index.fast_scan import FastScan
 from fairseq.retrieval.kernels import intrinsics
 
 WIDTH = 32
-pytestmark = pytest.mark.skipif(not intrinsics.LOOKS_UP, reason="needs numba and AVX2")
+pytestmark = pytest.mark.skipif(not intrinsics.HAS_AVX2, reason="needs numba and AVX2")
 
 
 def made(parts: int, entries: int = 3000, lists: int = 7, by_residual: bool = False) -> Any:
