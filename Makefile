@@ -2,6 +2,8 @@
 #   make demo        text to table and picture, about ten minutes on two cores
 #   make demo-short  the same path on a tenth of the text, about two minutes
 #   make test        all tests but the slow ones;  make test-slow  the slow ones
+#   make test-without-numba    those that reach compiled loops, on the array code that stands in for them
+#   make test-without-avx512   the same, on loops compiled for the plainest processor of this kind
 #   make lint        ruff and mypy
 #   make clean       remove .venv, caches and what the demo wrote
 # A GPU build of faiss instead of the CPU one:  make demo EXTRAS=gpu,fast,plot,text,dev
@@ -14,7 +16,7 @@ VENV := .venv
 comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: demo demo-short test test-slow lint clean
+.PHONY: demo demo-short test test-slow test-without-numba test-without-avx512 lint clean
 
 demo: $(STAMP)
 	VENV=$(VENV) examples/retomaton/demo.sh
@@ -27,6 +29,21 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(VENV)/bin/python -m pytest -m slow
+
+# Compiled loops belong to retrieval, and nothing else imports numba, so these tests are enough; all of them, twice more,
+# would take .ci/run beyond what it may (20 minutes on two cores).
+LOOPS := tests/retrieval tests/evaluation tests/test_knnlm.py tests/test_against_original_golden.py \
+	tests/test_against_sequential_reference.py
+
+# A module that refuses to be imported hides numba, in processes that tests start too: as if it were not installed.
+test-without-numba: $(STAMP)
+	PYTHONPATH=.ci/without-numba $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(LOOPS)
+
+# Numba's own settings, rather than FAIRSEQ_INT8=0, which would turn off int8 search but leave the compiler free to use
+# AVX-512 wherever it likes. "generic" is the least that every processor has (of x86-64, SSE2), so that no instruction
+# asked for by name is used either: not AVX-512's, not AVX2's, not the reading of float16.
+test-without-avx512: $(STAMP)
+	NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES= $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(LOOPS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

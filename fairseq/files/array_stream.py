@@ -142,8 +142,9 @@ def rows_done(path: str, description: dict[str, Any], streams: int = 1) -> tuple
     noted = read_progress(path)
     rows, digests = rows_noted(noted, "rows"), noted.get("digests")
     same = noted == {**description, "rows": rows, "digests": digests}
-    fitting = isinstance(digests, list) and len(digests) == streams
-    return (rows, digests) if rows and same and fitting else (0, [""] * streams)
+    if rows and same and isinstance(digests, list) and len(digests) == streams:
+        return rows, digests
+    return 0, [""] * streams
 
 
 def open_array(path: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> NDArray[Any]:

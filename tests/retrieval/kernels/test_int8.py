@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import itertools
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -80,7 +81,8 @@ def test_near_columns(share: float) -> None:
     out = np.empty(48 + 16, np.int32)
     count = call("near_columns", products, norms, norms.strides[0], numbers, np.int32(7), out)
     np.testing.assert_array_equal(out[:count], in_numpy.near_columns(products, norms, numbers, 7))
-    assert count == round(48 * share) or share not in (0, 1)
+    if share in (0, 1):
+        assert count == 48 * share
 
 
 @compiled_only
@@ -327,7 +329,7 @@ for function in (tile, near):
 
 
 @compiled_only
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="AVX-512 is of x86")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX-512 is of x86")
 def test_the_compiler_makes_the_avx512_instructions(root: Path, tmp_path: Path) -> None:
     """Compiled for a processor that has them, whatever this one has; nothing of it runs."""
     target = {"NUMBA_CPU_NAME": "icelake-server", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}

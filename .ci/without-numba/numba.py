@@ -1,0 +1,3 @@
+"""Stands before numba on the path where tests are to run as if it were not installed."""
+
+raise ImportError("numba is hidden from this run")
