@@ -104,15 +104,21 @@ class KNNLM:
     def _advance(self, batch: Lockstep, tokens: slice, retriever: Retriever) -> None:
         """One step: B tokens of the batch."""
         step = batch.step(tokens)
+        proposal, searched, given = self.retrieve(step, retriever)
+        outcome = count_votes(searched, given, self.values, batch.targets[tokens], self.inverse_temperatures)
+        retriever.observe(step, outcome.matched)
+        batch.store(tokens, outcome.log_probs, proposal, outcome.candidates, outcome.matches)
+
+    def retrieve(self, step: Step, retriever: Retriever) -> tuple[Proposal, Searched, Entries]:
+        """The candidates of a step, before the right tokens are known: what the strategy proposes, and with scores and
+        votes what a search found and what was proposed. After it the strategy has to `observe` what came."""
         proposal = retriever.propose(step)
         if self.checks is not None:
             self.checks.proposal(proposal, step)
         searched, given = self._search(step, proposal.search), self._given(step, proposal.entries)
         if retriever.weighs():
             proposal = self._weigh(step, retriever, proposal, searched, given)
-        outcome = count_votes(searched, given, self.values, batch.targets[tokens], self.inverse_temperatures)
-        retriever.observe(step, outcome.matched)
-        batch.store(tokens, outcome.log_probs, proposal, outcome.candidates, outcome.matches)
+        return proposal, searched, given
 
     def _weigh(
         self, step: Step, retriever: Retriever, proposal: Proposal, searched: Searched, given: Entries

@@ -107,7 +107,8 @@ def test_an_unknown_strategy_is_refused() -> None:
 
 
 def test_an_unknown_index_is_refused() -> None:
-    words = "data-bin --path checkpoints/checkpoint_best.pt --knnlm --dstore-filename checkpoints/dstore16 --index parts"
+    files = "--path checkpoints/checkpoint_best.pt --dstore-filename checkpoints/dstore16"
+    words = f"data-bin {files} --knnlm --index parts"
     command = [sys.executable, str(ROOT / "eval_lm.py"), *words.split()]
     run = subprocess.run(command, cwd=GOLDEN, capture_output=True, text=True)
     assert run.returncode == 2

@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 from collections.abc import Collection, Iterator
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,28 @@ class LMScoring:
     models, task, dataset, effective_args, device, samples (indices in order)."""
 
     def __init__(self, args: argparse.Namespace, features: Collection[str] = ()) -> None:
+        self._load(args, features)
+        self.task.load_dataset(args.gen_subset)
+        self._warn_of_parts(self._stored)
+        self._score_dataset(self.task.dataset(args.gen_subset))
+        logger.info("%s %s %d examples", args.data, args.gen_subset, len(self.dataset))
+
+    @classmethod
+    def of_models(cls, args: argparse.Namespace, features: Collection[str] = ()) -> LMScoring:
+        """The models and the task alone, for text that is given to `on_text`."""
+        scoring = cls.__new__(cls)
+        scoring._load(args, features)
+        return scoring
+
+    def on_text(self, lines: list[torch.Tensor]) -> LMScoring:
+        """The same models on other text: lines of token ids (T,), each with its end of line, cut into samples as a
+        split would be."""
+        other = copy(self)
+        task: Any = self.task  # of language modelling
+        other._score_dataset(task.samples_of(lines))
+        return other
+
+    def _load(self, args: argparse.Namespace, features: Collection[str]) -> None:
         self.args, self.features = args, frozenset(features)
         self.device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
         if args.path is None:
@@ -58,21 +80,12 @@ class LMScoring:
         self.models, all_args, names, _ = checkpoint_utils.load_ensemble(
             utils.split_paths(args.path), arg_overrides=overrides, task=first_task
         )
-        stored = all_args[-1]  # that the last one's count for all is fairseq's rule
+        self._stored = stored = all_args[-1]  # that the last one's count for all is fairseq's rule
         self._check_stored(all_args)
         warn_of_effectless(overrides, args, names, (*FROM_CHECKPOINT, "knn_keytype"))
         self.weights = [checkpoint_utils.weights_fingerprint(model) for model in self.models] if wants_keys else []
         self.effective_args = self._effective_args(stored)
         self.task = tasks.setup_task(self.effective_args)
-        self.task.load_dataset(args.gen_subset)
-        self._warn_of_parts(stored)
-        dataset = self.task.dataset(args.gen_subset)
-        if args.context_window > 0:
-            dataset = LMContextWindowDataset(
-                dataset, self.effective_args.tokens_per_sample, args.context_window, self.task.source_dictionary.pad()
-            )
-        self.dataset = dataset
-        logger.info("%s %s %d examples", args.data, args.gen_subset, len(dataset))
         for model in self.models:
             model.make_generation_fast_()
             if args.fp16 or getattr(args, "bf16", False):
@@ -80,6 +93,15 @@ class LMScoring:
             model.to(self.device)
             model.eval()
         logger.info("num. model params: %d", sum(p.numel() for p in self.models[0].parameters()))
+        self.scorer = SequenceScorer(self.task.target_dictionary, args.softmax_batch, args, self.features)
+
+    def _score_dataset(self, dataset: Any) -> None:
+        args = self.args
+        if args.context_window > 0:
+            dataset = LMContextWindowDataset(
+                dataset, self.effective_args.tokens_per_sample, args.context_window, self.task.source_dictionary.pad()
+            )
+        self.dataset = dataset
         self.iterator = self.task.get_batch_iterator(
             dataset=dataset,
             max_tokens=DEFAULT_MAX_TOKENS if args.max_tokens is None else args.max_tokens,
@@ -90,7 +112,6 @@ class LMScoring:
             shard_id=args.shard_id,
             num_workers=args.num_workers if args.context_window == 0 and args.num_workers > 1 else 0,
         )
-        self.scorer = SequenceScorer(self.task.target_dictionary, args.softmax_batch, args, self.features)
 
     def _effective_args(self, stored: argparse.Namespace) -> argparse.Namespace:
         """The checkpoint's settings overwritten by every command-line value, defaults included, but for a few."""

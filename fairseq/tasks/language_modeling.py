@@ -130,15 +130,20 @@ class LanguageModelingTask(FairseqTask):
             raise MissingFile(path + ".idx", f"the split {split!r} is not in this folder; check it and {flags}")
         if not np.asarray(dataset.sizes).any():
             raise BadFile(path, "a split without any text", "at least one token", "preprocess it again from a text")
+        self.datasets[split] = self.samples_of(dataset)
+
+    def samples_of(self, dataset: Any) -> MonolingualDataset:
+        """Lines of token ids, each with its end of line, cut into samples as the flags say."""
         if getattr(self.args, "truncate_sequence", False):
             dataset = TruncateDataset(dataset, self.args.tokens_per_sample)
         mode = self.args.sample_break_mode
         block_size = self.args.tokens_per_sample
         if block_size < 1 and mode != "eos":
             raise BadFlag("--tokens-per-sample", block_size, "at least 1")
+        sizes = getattr(dataset, "sizes", None)
         dataset = TokenBlockDataset(
             dataset,
-            dataset.sizes,
+            [len(line) for line in dataset] if sizes is None else sizes,
             block_size,
             pad=self.dictionary.pad(),
             eos=self.dictionary.eos(),
@@ -146,7 +151,7 @@ class LanguageModelingTask(FairseqTask):
             include_targets=True,
         )
         # fairseq evaluates with --lm-eval: samples in a fixed order there, ties of length shuffled elsewhere
-        self.datasets[split] = MonolingualDataset(
+        return MonolingualDataset(
             dataset,
             dataset.sizes,
             self.dictionary,
