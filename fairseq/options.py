@@ -141,7 +141,10 @@ def parse_args_and_arch(
         return argparse.Namespace(**{key: value for key, value in vars(typed).items() if value is not None})
 
     words = list(sys.argv[1:] if input_args is None else input_args)
+    asks_for_help = bool({"-h", "--help"} & set(words))
     first, _ = parser.parse_known_args([word for word in words if word not in ("-h", "--help")])
+    if asks_for_help and first.task not in TASK_REGISTRY:
+        first.task = next(iter(TASK_REGISTRY))  # fairseq's default, translation, has no help here
 
     if hasattr(first, "arch") and first.arch in ARCH_MODEL_REGISTRY:
         group = parser.add_argument_group(

@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "sequence_scorer": ANY_BASE | LM_PACKAGES | {"utils"},
     "trainer": ANY_BASE | LM_PACKAGES | LM_MODULES | {"utils", "progress_bar"},
     "checkpoint_utils": ANY_BASE | LM_PACKAGES | LM_MODULES | {"utils"},
+    "retrieval_lm": ANY_BASE | LM_PACKAGES | LM_MODULES | {"utils", "knnlm", "retrieval", "evaluation"},
     "evaluation": ANY_BASE | LM_PACKAGES | LM_MODULES | {"utils", "knnlm", "retrieval"},
 }
 # Within retrieval: each of its modules and sub-packages imports only those that stand before it.

@@ -1,4 +1,4 @@
-"""The README cannot rot: its walk-through runs here as typed, on a little text and with the figures of SHRINK put in
+"""The README cannot rot: its commands run here as typed, on a little text and with the figures of SHRINK put in
 for what would take minutes; the WikiText-103 commands, which take days, go through the parsers that they are for."""
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from fairseq_cli import build_dstore, kmeans
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-# What the walk-through says, and what the test types instead. Each must be found in it.
+# What the commands say, and what the test types instead. Each must be found in it.
 SHRINK = {
-    "prepare_sotu.py walk/text": "prepare_sotu.py walk/text --text texts",
+    "prepare_sotu.py sotu/text": "prepare_sotu.py sotu/text --text texts",
     "cutoff 1500,6000": "cutoff 16,32",
     "--warmup-updates 100": "--warmup-updates 2",
     "--max-update 3000": "--max-update 8",
@@ -53,25 +53,32 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_walk_through_runs_as_typed(checkout: Path) -> None:
-    script = "\n".join(commands("2. The same by hand"))
-    for typed, small in SHRINK.items():
-        assert typed in script, f"the walk-through no longer says {typed!r}: update SHRINK"
-        script = script.replace(typed, small)
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=checkout,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def shrunk(script: str, *needed: str) -> str:
+    for typed, small in SHRINK.items():
+        assert typed in script or typed not in needed, f"the README no longer says {typed!r}: update SHRINK"
+        script = script.replace(typed, small)
+    return script
+
+
+def test_the_commands_and_the_python_at_the_top_run_as_typed(checkout: Path) -> None:
+    script = shrunk("\n".join(commands("2. The same by hand")), *SHRINK)
+    done = run(["bash", "-euo", "pipefail", "-c", script], checkout)
     assert done.stderr.count("Perplexity:") == 3 and done.stderr.count("Lookups saved:") == 2
-    results = json.loads((checkout / "walk" / "retomaton.json").read_text())
+    results = json.loads((checkout / "sotu" / "retomaton.json").read_text())
     assert 1 < results["perplexity"] < 1000 and 0 < results["searches_saved_percent"] < 100
+    (quickstart,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    lines = run([sys.executable, "-c", shrunk(quickstart).replace("k=512", "k=32")], checkout).stdout.splitlines()
+    assert len(lines) == 5
+    assert all(float(number) > 0 for number in lines[0].split())
+    assert all(" -> " in line for line in lines[1:4]) and lines[4].startswith("we ")
 
 
 def test_the_wikitext_commands_are_accepted_by_their_parsers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,6 @@ def test_new_starts_from_old_weights(train, tmp_path) -> None:
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--ddp-backend", "c10d"], ["--ddp-backend", "pass --ddp-backend no_c10d"]),
         (["--fp16"], ["--fp16", "GPU"]),
         (["--distributed-world-size", "2"], ["--distributed-world-size", "use one process"]),
         (["--best-checkpoint-metric", "bleu"], ["--best-checkpoint-metric", "loss, ppl"]),

@@ -25,7 +25,8 @@ class AdaptiveLoss(FairseqCriterion):
 
     @classmethod
     def build_criterion(cls, args: argparse.Namespace, task: Any) -> AdaptiveLoss:
-        if getattr(args, "ddp_backend", None) in ("c10d", "pytorch_ddp"):
+        several = getattr(args, "distributed_world_size", 1) > 1  # fairseq refuses these for one process too
+        if several and getattr(args, "ddp_backend", None) in ("c10d", "pytorch_ddp"):
             raise BadFlag(
                 "--ddp-backend",
                 args.ddp_backend,

@@ -109,8 +109,12 @@ def test_adaptive_loss_sums_in_float32() -> None:
 @pytest.mark.parametrize("backend", ["c10d", "pytorch_ddp"])
 def test_adaptive_loss_says_which_backend_it_needs(backend: str) -> None:
     args = argparse.Namespace(criterion="adaptive_loss", sentence_avg=False, ddp_backend=backend)
+    args.distributed_world_size = 2
     with pytest.raises(UserError, match="pass --ddp-backend no_c10d"):
         criterions.build_criterion(args, None)
+    args.distributed_world_size = 1  # no gradients are exchanged
+    task = argparse.Namespace(target_dictionary=argparse.Namespace(pad=lambda: 1))
+    assert criterions.build_criterion(args, task) is not None
 
 
 def test_adaptive_loss_needs_an_adaptive_softmax() -> None:
