@@ -68,6 +68,7 @@ def save_figure(path: str, size: Size, draw: Callable[[Any], None]) -> None:
     """Draws on a fresh figure of this size and writes it as path.png, path.svg and path.pdf."""
     with new_figure(size) as figure:
         draw(figure)
+        logging.getLogger("fontTools").setLevel(logging.WARNING)  # its account of a font's tables is longer than ours
         for suffix in FORMATS:
             with atomic_write(f"{path}.{suffix}") as stream:
                 figure.savefig(stream, format=suffix, dpi=size.dpi, metadata=NO_DATES[suffix])
