@@ -244,14 +244,15 @@ class IndexBuilder:
         return index
 
     def _training_sample(self) -> NDArray[np.float32]:
-        """At most a million distinct keys, read in ascending order so that the disk is read sequentially."""
-        if self.size <= TRAINING_SAMPLE:
-            return np.asarray(self.keys, np.float32)
-        generator = np.random.default_rng(self.recipe.seed)
-        chosen = np.sort(generator.choice(self.size, TRAINING_SAMPLE, replace=False, shuffle=False))
-        sample = np.empty((TRAINING_SAMPLE, self.dimension), np.float32)
-        for start in range(0, TRAINING_SAMPLE, self.chunk):
-            sample[start : start + self.chunk] = self.keys[chosen[start : start + self.chunk]]
+        """At most a million distinct keys in the original's order, a random one (from which FAISS's k-means takes its
+        own sample), so that the index is the original's to the byte. They are read in the file's order."""
+        count = min(self.size, TRAINING_SAMPLE)
+        chosen = np.random.RandomState(self.recipe.seed).permutation(self.size)[:count]
+        places = np.argsort(chosen)
+        sample = np.empty((count, self.dimension), np.float32)
+        for start in range(0, count, self.chunk):
+            some = places[start : start + self.chunk]
+            sample[some] = self.keys[chosen[some]]
         return sample
 
     def _check_trained(self, index: Any) -> None:

@@ -1,15 +1,22 @@
-"""What an index build takes over from an earlier one, and what it never replaces."""
+"""What an index build makes of the golden keys, takes over from an earlier build, and never replaces."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
+from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 
 from fairseq.errors import BadFlag
 from fairseq.retrieval.datastore import Datastore
+from fairseq.retrieval.index import build_index
 from fairseq.retrieval.index.build_index import IndexBuilder, IndexRecipe
+
+GOLDEN = Path(__file__).resolve().parents[2] / "fixtures" / "golden"
 
 
 @pytest.mark.parametrize("first", [False, True])
@@ -61,3 +68,28 @@ def test_nothing_but_an_index_is_replaced(name: str, tmp_path: Path) -> None:
     with pytest.raises(BadFlag, match="--faiss_index: found .*, which"):
         IndexBuilder(datastore, str(tmp_path / name), IndexRecipe(8, 2, 4, 1), 90, 300)
     assert (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.skipif("AVX" not in faiss.get_compile_options(), reason="FAISS has no AVX2 here")
+def test_golden_index_to_the_byte(run_cli: Any, tmp_path: Path) -> None:
+    """By the command that the original was run with. FAISS's sums are alike with AVX2 and AVX-512 for these keys."""
+    (command,) = (
+        line for line in json.loads((GOLDEN / "MANIFEST.json").read_text())["build_commands"] if "build_dstore" in line
+    )
+    words = shlex.split(command[command.index("$RETO/build_dstore.py") :])[1:]
+    words[words.index("--faiss_index") + 1] = str(tmp_path / "knn.index")
+    assert run_cli("build_dstore", words, cwd=GOLDEN).status == 0
+    assert (tmp_path / "knn.index").read_bytes() == (GOLDEN / "checkpoints" / "knn16.index").read_bytes()
+
+
+@pytest.mark.parametrize("most", [70, 1000])
+def test_training_sample_is_the_original_one(most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same keys in the same order as numpy's global generator draws them."""
+    keys = np.arange(900 * 8, dtype=np.float32).reshape(900, 8)
+    keys.tofile(tmp_path / "d_keys.npy")
+    np.zeros(900, "<i8").tofile(tmp_path / "d_vals.npy")
+    datastore = Datastore.open(str(tmp_path / "d"), 900, 8, False)
+    monkeypatch.setattr(build_index, "TRAINING_SAMPLE", most)
+    sample = IndexBuilder(datastore, str(tmp_path / "i"), IndexRecipe(4, 2, 4, 5), 900, 33)._training_sample()
+    np.random.seed(5)
+    np.testing.assert_array_equal(sample, keys[np.random.choice(np.arange(900), [min(most, 900)], replace=False)])
