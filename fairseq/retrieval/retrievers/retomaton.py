@@ -33,9 +33,8 @@ class RetomatonRetriever(Retriever):
     def propose(self, step: Step) -> Proposal:
         """Pointers, expanded by their clusters; a search where too few entries survived the last token."""
         pointers, kept = self.automaton.pointers(len(step))
-        search = kept < self.args.min_knns
-        self.mixed = search & (kept > 0)
-        return Proposal(search=search, entries=self.automaton.expand(pointers, len(step)))
+        self.followed = kept
+        return Proposal(search=kept < self.args.min_knns, entries=self.automaton.expand(pointers, len(step)))
 
     def observe(self, step: Step, matched: Entries) -> None:
         """The entries with the right value are the state from which the next pointers start."""
@@ -47,5 +46,6 @@ class RetomatonRetriever(Retriever):
         similarity = self.resources.similarity
         if self.args.min_knns <= 1 or similarity is None or not similarity.rebuilds:
             return None
-        norms = torch.where(self.mixed, step.queries.square().sum(1), -1)
+        mixed = (self.followed > 0) & (self.followed < self.args.min_knns)
+        norms = torch.where(mixed, step.queries.square().sum(1), -1)
         return Mixed(norms, functools.partial(similarity.of_rebuilt, step.queries))
