@@ -24,6 +24,7 @@ from torch import Tensor
 from fairseq.errors import BadFlag
 from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.entries import Entries, as_tensor, no_entries
+from fairseq.retrieval.flag_conflicts import check_strategy_flags, strategy_name
 from fairseq.retrieval.index import Index
 from fairseq.retrieval.lockstep import Lockstep, RetrievalResult
 from fairseq.retrieval.open_stores import Stores, open_stores, require_stores
@@ -32,11 +33,12 @@ from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY, Candidates, Proposa
 from fairseq.retrieval.retrievers.checks import Checks, are_needed
 from fairseq.retrieval.saved.searches import SearchCache
 from fairseq.retrieval.similarity import Similarity
-from fairseq.retrieval.voting import Searched, count_votes
+from fairseq.retrieval.voting import NOT_FOUND, Searched, count_votes
 from fairseq.scored_sequences import ScoredSequence
 
 logger = logging.getLogger(__name__)
 
+MOST_NEIGHBOURS = 1 << 16  # that a search may be asked for where there are fewer entries
 CHUNK_CANDIDATES = 1 << 23  # bounds the scratch memory of one search of independent tokens
 
 
@@ -69,7 +71,7 @@ class KNNLM:
         self.k, self.lmbda, self.temperature, self.checks = k, lmbda, temperature, checks
         self.device = torch.device(device)
         self.inverse_temperatures = 1 / torch.tensor([temperature, *more_temperatures], device=self.device)  # (S,)
-        self.values, self.keys = as_tensor(datastore.values).to(self.device), datastore.keys
+        self.values, self.datastore = as_tensor(datastore.values).to(self.device), datastore
         self._team = Team(retriever)
 
     def score(self, sequences: list[ScoredSequence]) -> list[RetrievalResult]:
@@ -146,7 +148,11 @@ class KNNLM:
             distances, ids = self.index.search(queries, self.k)
         else:
             distances, ids = self.searches.look_up(step.sample_ids[rows], step.positions[rows], self.k)
-        return Searched(rows, ids, self.similarity.of_search(queries, distances, ids))
+        scores = self.similarity.of_search(queries, distances, ids)
+        if bool((ids[:, -1] < 0).any()):  # those that fill up are last
+            strange = ~queries.isfinite().all(1, keepdim=True)  # near to nothing, which must not pass as a low weight
+            scores = scores.masked_fill(ids < 0, NOT_FOUND).masked_fill(strange, torch.nan)
+        return Searched(rows, ids, scores)
 
     def _given(self, step: Step, entries: Entries | None) -> Entries:
         """The entries that the retriever proposes, with scores: one batched distance computation."""
@@ -155,9 +161,6 @@ class KNNLM:
         return replace(entries, scores=self.similarity.of_entries(step.queries, entries.rows, entries.ids))
 
 
-def strategy_name(args: argparse.Namespace) -> str:
-    """The strategy that the flags choose."""
-    return args.strategy or ("knnlm" if args.no_pointer else "retomaton")
 
 
 def build_knnlm(
@@ -167,8 +170,10 @@ def build_knnlm(
     stores: Stores | None = None,
     more_temperatures: Sequence[float] = (),
     searches: SearchCache | None = None,
+    vocabulary: int | None = None,
 ) -> KNNLM:
-    """The KNNLM that eval_lm's flags describe, for queries of width `dimension`; `stores` if they are open already."""
+    """The KNNLM that eval_lm's flags describe, for queries of width `dimension`; `stores` if they are open already,
+    else the number of words that the datastore's values must be of."""
     if stores is None:
         require_stores(args)
     if not 0 <= args.lmbda <= 1:
@@ -176,9 +181,14 @@ def build_knnlm(
     if args.k < 1:
         raise BadFlag("--k", args.k, "at least 1")
     _warn_of_surprises(args)
-    stores = stores or open_stores(args, dimension, device)
+    stores = stores or open_stores(args, dimension, device, vocabulary)
     name = strategy_name(args)
     clusters = stores.clusters(args.members) if args.members is not None and name != "knnlm" else None
+    count = stores.index.count
+    if args.k > max(count, MOST_NEIGHBOURS):
+        raise BadFlag("--k", args.k, f"at most the {count} entries of the index")
+    if args.k > count:
+        logger.warning("--k %d: the index has %d entries, and a search returns no more", args.k, count)
     common = (stores.datastore.size, args.k, args.lmbda, clusters, stores.device, args.knn_temp)
     resources = Resources(*common, similarity=stores.similarity)
     retriever = RETRIEVER_REGISTRY[name](args, resources)
@@ -208,10 +218,10 @@ def _warn_of_surprises(args: argparse.Namespace) -> None:
         logger.warning("--lmbda 1: the model has no weight, so words that retrieval does not find are impossible")
     if getattr(args, "dstore_weights", False) and RETRIEVER_REGISTRY[strategy_name(args)].sequential:
         logger.warning("--dstore-weights: in a merged datastore a pointer leads to the next entry that was kept")
-    if args.no_pointer:
-        if args.members is not None:
-            logger.warning("--members is not used with --no-pointer")
-    elif args.min_knns == 0:
+    check_strategy_flags(args)
+    if not RETRIEVER_REGISTRY[strategy_name(args)].sequential:
+        return
+    if args.min_knns == 0:
         logger.warning("--min-knns 0: the index is never searched, so no token is retrieved; 1 searches least")
     elif args.min_knns < 9999999 and max_knns < args.min_knns:
         said = "--max-knns %d is below --min-knns %d: at least every second token is searched"

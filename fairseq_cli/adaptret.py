@@ -171,7 +171,7 @@ def _knn_log_probs(args: argparse.Namespace, scores: ScoreCache) -> NDArray[np.f
     options.add_knn_eval_args(defaults)
     values = {**vars(defaults.parse_args([])), **vars(args), "strategy": "knnlm", "lmbda": 0.25}
     device = torch.device("cuda" if args.knnlm_gpu and torch.cuda.is_available() else "cpu")
-    stores = open_stores(argparse.Namespace(**values), scores.dimension, device)
+    stores = open_stores(argparse.Namespace(**values), scores.dimension, device, scores.vocabulary)
     check_asked_by(args.dstore_filename, scores.info, [args.scores] * 4)
     identity = search_identity(args, stores.index)
     searches = saved_searches(scores, stores.index, args.k, identity, device, not args.no_progress_bar)

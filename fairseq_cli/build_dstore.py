@@ -13,7 +13,7 @@ from fairseq.files.outputs import claimed, index_files
 from fairseq.files.provenance import write_results
 from fairseq.flag_types import Parser, natural_int, output_file, output_name, positive_int, row_count, seed_int
 from fairseq.refusals import add_force
-from fairseq.retrieval.datastore import Datastore, count_filled_rows
+from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.index.build_index import CODE_SIZE, IndexBuilder, IndexRecipe
 from fairseq.retrieval.index.open_index import open_index
 from fairseq.retrieval.index.recall import exact_neighbours, noisy_keys, recall_of
@@ -30,7 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--dstore_mmap", "--dstore-mmap", required=True, metavar="PREFIX", help="prefix of the datastore's files")
     add("--dstore_size", "--dstore-size", type=row_count, help="rows of the files (default: known from them)")
-    add("--dimension", type=positive_int, help="width of the keys (default: from the sidecar, else 1024)")
+    add("--dimension", type=positive_int, help="width of the keys (default: as sidecar or bytes say)")
     add("--dstore_fp16", "--dstore-fp16", action="store_true", help="the keys are float16")
     add("--seed", type=seed_int, default=1, help="seed of the training sample")
     add("--ncentroids", type=positive_int, default=4096, help="inverted lists")
@@ -76,18 +76,10 @@ def main(args: argparse.Namespace) -> None:
 
 def _build(args: argparse.Namespace) -> None:
     started = time.perf_counter()
-    datastore = Datastore.open(
-        args.dstore_mmap, args.dstore_size, args.dimension, args.dstore_fp16 or None, fallback_dimension=1024
-    )
+    datastore = Datastore.open(args.dstore_mmap, args.dstore_size, args.dimension, args.dstore_fp16 or None)
     size = args.actual_dstore_size
     if size is None:
-        size = count_filled_rows(datastore)
-        if size < datastore.size:
-            logger.warning(
-                "the last %d rows are all zero and are left out of the index; --actual_dstore_size %d would keep them",
-                datastore.size - size,
-                datastore.size,
-            )
+        size = datastore.without_empty_rows("the index (--actual_dstore_size would keep them)").size
     elif size > datastore.size:
         raise BadFlag("--actual_dstore_size", size, f"at most the datastore's {datastore.size} rows")
     if args.starting_point:
@@ -97,15 +89,16 @@ def _build(args: argparse.Namespace) -> None:
     index = builder.build(show_progress=not args.no_progress_bar)
     results: dict[str, Any] = {"entries": int(index.ntotal), "seconds": time.perf_counter() - started}
     if args.recall_queries:
-        results["recall"] = _recall(args, datastore)
+        results["recall"] = _recall(args, datastore, size)
     if args.results_json:
         write_results(args.results_json, results, args)
 
 
-def _recall(args: argparse.Namespace, datastore: Datastore) -> list[dict[str, Any]]:
-    """Logs and returns how much of an exact search the index finds, at the stored and at the paper's probe."""
-    keys = datastore.require_keys("measuring recall")
-    queries, k = noisy_keys(keys, args.recall_queries), min(RECALL_K, datastore.size)
+def _recall(args: argparse.Namespace, datastore: Datastore, size: int) -> list[dict[str, Any]]:
+    """Logs and returns how much of an exact search of the first `size` keys the index finds, at the stored and at the
+    paper's probe."""
+    keys = datastore.require_keys("measuring recall")[:size]
+    queries, k = noisy_keys(keys, args.recall_queries), min(RECALL_K, size)
     exact = exact_neighbours(keys, queries, k)
     figures = []
     for probe in sorted({min(probe, args.ncentroids) for probe in (args.probe, PAPER_PROBE)}):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 
 from fairseq import options
-from fairseq.evaluation.datastore_checks import OK, WRONG, Finding, verify_artefact
+from fairseq.evaluation.datastore_checks import OK, SUSPICIOUS, UNKNOWN, WRONG, Finding, verify_artefact
 from fairseq.evaluation.doctor import examine
 from fairseq.files.outputs import claimed
 from fairseq.files.provenance import write_results
@@ -25,7 +25,8 @@ EXAMINING = """Looks at checkpoint, dictionary, text, datastore, index and clust
 eval_lm.py would use them, and says in plain sentences what is wrong or suspicious: files that do not belong together,
 keys that are no numbers or that the model does not reproduce, values outside the dictionary, an index that misses
 entries or finds few of the true neighbours, clusters that miss entries, evaluated text that the datastore holds, a
-weight that makes it worse. Reads samples. --knnlm is implied by --dstore-filename.
+weight that makes it worse, a model that is worse than word frequencies. What nothing was compared with is "not known".
+Reads samples. --knnlm is implied by --dstore-filename, and named when it is missing.
 Exit status: 0, 1 when something is wrong, 2 when a flag is."""
 VERIFYING = """Reads every byte of artefacts and compares it with the digests in their descriptions (NAME.json); says
 which part of which file differs. Exit status: 0, 1 when something differs or is not described, 2 when a flag is
@@ -44,14 +45,15 @@ def report(findings: Iterable[Finding], args: argparse.Namespace) -> int:
     """Logs findings as they come; returns the exit status: 1 when something is wrong."""
     found = []
     for finding in findings:
-        level = {OK: logging.INFO, WRONG: logging.ERROR}.get(finding.level, logging.WARNING)
+        level = {OK: logging.INFO, UNKNOWN: logging.INFO, WRONG: logging.ERROR}.get(finding.level, logging.WARNING)
         logger.log(level, "%s: %s", finding.level, finding.text)
         found.append({"level": finding.level, "text": finding.text})
-    counts = {level: sum(finding["level"] == level for finding in found) for level in ("wrong", "suspicious", "ok")}
-    logger.info("%d wrong, %d suspicious, %d fine", *counts.values())
+    counts = {level: sum(finding["level"] == level for finding in found) for level in (WRONG, SUSPICIOUS, UNKNOWN, OK)}
+    logger.info("%d wrong, %d suspicious, %d not known, %d fine", *counts.values())
     if args.results_json:
-        write_results(args.results_json, {"findings": found, **counts}, args)
-    return 1 if counts["wrong"] else 0
+        figures = {level.replace(" ", "_"): count for level, count in counts.items()}
+        write_results(args.results_json, {"findings": found, **figures}, args)
+    return 1 if counts[WRONG] else 0
 
 
 def verify(artefacts: list[str]) -> Iterable[Finding]:
@@ -73,6 +75,7 @@ def main(words: list[str]) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Examines what eval_lm.py's flags name; returns the exit status."""
+    args.knnlm_missing = not args.knnlm and args.dstore_filename is not None
     args.knnlm = args.knnlm or args.dstore_filename is not None
     with claimed("--results-json", args.results_json):
         return report(examine(args), args)

@@ -27,8 +27,9 @@ from fairseq.evaluation.word_boundaries import check_encoder_flags
 from fairseq.files.atomic_io import open_log
 from fairseq.files.outputs import LOG, claimed, score_files, stored_files
 from fairseq.files.provenance import write_results
-from fairseq.knnlm import KNNLM, RetrievalResult, build_knnlm, strategy_name
+from fairseq.knnlm import KNNLM, RetrievalResult, build_knnlm
 from fairseq.refusals import refuse
+from fairseq.retrieval.flag_conflicts import check_flags, strategy_name
 from fairseq.retrieval.index.recall import QuerySample, measure_recall
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.retrieval.saved.scores import KIND as SCORES
@@ -66,7 +67,8 @@ class Evaluation:
             if args.dstore_filename is not None:
                 check_source(self.scoring, args)
             device = self.scoring.device if args.knnlm_gpu else "cpu"
-            self.knnlm = build_knnlm(args, self.scoring.key_dimension, device)
+            vocabulary = len(self.scoring.task.target_dictionary)
+            self.knnlm = build_knnlm(args, self.scoring.key_dimension, device, vocabulary=vocabulary)
         self.accounting = WordAccounting(
             self.scoring.task.source_dictionary,
             args.remove_bpe,
@@ -198,8 +200,8 @@ class Evaluation:
 
     def _index_recall(self, sample: QuerySample) -> dict[str, Any]:
         """`--index-recall`: how much of an exact search the index finds for some of the tokens."""
-        assert self.knnlm is not None and self.knnlm.keys is not None
-        recall = measure_recall(self.knnlm.index, self.knnlm.keys, sample.queries(), self.knnlm.k)
+        assert self.knnlm is not None
+        recall = measure_recall(self.knnlm.index, self.knnlm.datastore, sample.queries(), self.knnlm.k)
         logger.info("Index: %s at --probe %d", recall, self.args.probe)
         return {**recall.figures(), "probe": self.args.probe}
 
@@ -279,6 +281,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def _evaluate_or_save(args: argparse.Namespace) -> dict[str, Any]:
     logger.info("%s", args)
+    check_flags(args)
     if args.save_knnlm_dstore:
         with claimed("--dstore-mmap", args.dstore_mmap, stored_files(args.dstore_mmap or "")):
             results = save_datastore(LMScoring(args), args)

@@ -37,7 +37,7 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--dstore", required=True, metavar="PREFIX", help="prefix of the datastore's files")
     add("--dstore-size", type=row_count, help="entries (default: known from the files)")
-    add("--dim", type=positive_int, help="width of the keys (default: from the sidecar, else 1024)")
+    add("--dim", "--dimension", type=positive_int, help="width of the keys (default: as sidecar or bytes say)")
     add("--indexfile", required=True, metavar="FILE", help="index of the datastore")
     add("--probe", type=positive_int, default=32, help="lists of the index that a search visits")
     add("--k", type=positive_int, default=30, help="neighbours to keep of every entry")
@@ -67,20 +67,22 @@ def main(args: argparse.Namespace) -> None:
 
 def _merge(args: argparse.Namespace, save: str) -> None:
     started = time.perf_counter()
-    datastore = Datastore.open(args.dstore, args.dstore_size, args.dim, fallback_dimension=1024)
+    datastore = Datastore.open(args.dstore, args.dstore_size, args.dim)
     index = FaissIndex(args.indexfile, datastore.size, args.probe)
     check_belongs("--indexfile", args.indexfile, datastore)
     identity = {"index": quick_fingerprint(args.indexfile), "probe": args.probe}
     identity["datastore"] = datastore_identity(datastore)
     path = f"{save}_size{datastore.size}_k{args.k}_int32.npy"
     check_files("--save", described(path, ARRAY) | {path + ".progress.json": PROGRESS})
-    neighbours = dump_neighbours(datastore, index, args.k, path, identity, not args.no_progress_bar)
-    result = merge(neighbours, datastore.values, args.merge, args.seed)
+    filled = datastore.without_empty_rows("what is merged")
+    filled.check_words(datastore.info.get("vocabulary"))
+    neighbours = dump_neighbours(filled, index, args.k, path, identity, not args.no_progress_bar)
+    result = merge(neighbours, filled.values, args.merge, args.seed)
     kept, largest = len(result.kept), int(result.weights.max(initial=0))
-    logger.info("%d of %d entries remain (%.1f%%)", kept, datastore.size, 100 * kept / max(1, datastore.size))
+    logger.info("%d of %d entries remain (%.1f%%)", kept, filled.size, 100 * kept / max(1, filled.size))
     info = {"algorithm": "greedy", "merge": args.merge, "seed": args.seed}
     if "members" in args.output:
-        clusters = Clusters.from_assignment(result.assignment())
+        clusters = Clusters.from_assignment(result.assignment(), size=datastore.size)
         origin = {**info, "datastore": datastore.info, "datastore_files": datastore_files(datastore)}
         save_clusters(f"{save}_merge{args.merge}_clusters", clusters, origin)
         save_members_pickle(f"{save}_merge{args.merge}_members.pkl", clusters, origin)
@@ -89,10 +91,10 @@ def _merge(args: argparse.Namespace, save: str) -> None:
         precision = "fp16" if datastore.require_keys("merging").dtype == np.float16 else "fp32"
         prefix = f"{save}_merge{args.merge}_size{kept}_embed{datastore.dimension}_{precision}"
         check_files("--save", stored_files(prefix) | {weights_path(prefix): RAW})
-        write_merged(datastore, result, prefix, info)
+        write_merged(filled, result, prefix, info)
         logger.info("wrote %s_keys.npy, _vals.npy and _weights.npy; use it with --dstore-weights", prefix)
     if args.results_json:
-        figures = {"entries": datastore.size, "kept": kept, "largest_weight": largest}
+        figures = {"entries": filled.size, "kept": kept, "largest_weight": largest}
         write_results(args.results_json, {**figures, "seconds": time.perf_counter() - started}, args)
 
 

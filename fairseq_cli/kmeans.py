@@ -15,7 +15,7 @@ from fairseq.flag_types import Parser, output_file, output_name, positive_float,
 from fairseq.refusals import add_force
 from fairseq.retrieval.clusters import Clusters, save_clusters, save_members_pickle
 from fairseq.retrieval.clusters.kmeans import ALGORITHMS, KMeansRecipe, cluster_keys
-from fairseq.retrieval.datastore import Datastore
+from fairseq.retrieval.datastore import Datastore, keys_path
 from fairseq.retrieval.datastore.provenance import datastore_files, datastore_identity
 from fairseq_cli.entry import cli_entry
 
@@ -30,7 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--dstore-size", type=row_count, help="entries (default: known from the files)")
     add("--num-clusters", type=positive_int, required=True, help="number of clusters; about entries / 100")
     add("--sample", type=positive_int, required=True, help="most keys from which centroids are computed")
-    add("--dim", type=positive_int, help="width of the keys (default: from the sidecar, else 1024)")
+    add("--dim", "--dimension", type=positive_int, help="width of the keys (default: as sidecar or bytes say)")
     add(
         "--save", nargs="?", type=output_name, metavar="PREFIX",
         help="prefix of the files to write (default: beside the datastore)",
@@ -57,15 +57,17 @@ def main(args: argparse.Namespace) -> None:
 
 def _cluster(args: argparse.Namespace, prefix: str) -> None:
     started = time.perf_counter()
-    datastore = Datastore.open(args.dstore, args.dstore_size, args.dim, fallback_dimension=1024)
-    keys = datastore.require_keys("clustering")
-    if args.num_clusters > datastore.size:
-        raise BadFlag("--num-clusters", args.num_clusters, f"at most the datastore's {datastore.size} entries")
+    datastore = Datastore.open(args.dstore, args.dstore_size, args.dim)
+    filled = datastore.without_empty_rows("the clusters")
+    keys = filled.require_keys("clustering")
+    if args.num_clusters > filled.size:
+        raise BadFlag("--num-clusters", args.num_clusters, f"at most the datastore's {filled.size} entries")
     recipe = KMeansRecipe(args.num_clusters, args.sample, args.iterations, args.seed, args.algorithm)
     described = datastore_identity(datastore)
     shown = not args.no_progress_bar
-    assignment, state = cluster_keys(keys, recipe, args.batch_size, shown, args.memory_gb, prefix, described)
-    clusters = Clusters.from_assignment(assignment)
+    where = (prefix, described, keys_path(args.dstore))
+    assignment, state = cluster_keys(keys, recipe, args.batch_size, shown, args.memory_gb, *where)
+    clusters = Clusters.from_assignment(assignment, size=datastore.size)
     info = {"datastore": datastore.info, "algorithm": args.algorithm, "iterations": args.iterations, "seed": args.seed}
     info["datastore_files"] = datastore_files(datastore)
     save_clusters(prefix + "_clusters", clusters, info)
@@ -74,7 +76,7 @@ def _cluster(args: argparse.Namespace, prefix: str) -> None:
     seconds = time.perf_counter() - started
     logger.info("wrote %s_members.pkl and %s_clusters: %d clusters in %.1f s", prefix, prefix, clusters.count, seconds)
     if args.results_json:
-        figures = {"clusters": clusters.count, "entries": datastore.size, "seconds": seconds}
+        figures = {"clusters": clusters.count, "entries": filled.size, "seconds": seconds}
         write_results(args.results_json, figures, args)
 
 

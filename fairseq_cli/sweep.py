@@ -257,7 +257,8 @@ def _figure_files(args: argparse.Namespace) -> dict[str, Kind]:
 def _sweep(args: argparse.Namespace, walks: list[Walk], naming: Naming) -> dict[str, Any]:
     scores = ScoreCache.open(args.scores)
     device = torch.device("cuda" if args.knnlm_gpu and torch.cuda.is_available() else "cpu")
-    stores = open_stores(argparse.Namespace(**{**vars(args), "k": max(args.k)}), scores.dimension, device)
+    most = argparse.Namespace(**{**vars(args), "k": max(args.k)})
+    stores = open_stores(most, scores.dimension, device, scores.vocabulary)
     check_asked_by(args.dstore_filename, scores.info, [args.scores] * 4)
     for walk in walks:
         RETRIEVER_REGISTRY[walk.args.strategy].check_asked_by(walk.args, scores.info, [args.scores] * 4)

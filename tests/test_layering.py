@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
 # Within retrieval: each of its modules and sub-packages imports only those that stand before it.
 RETRIEVAL_ORDER = [
     "faiss_import", "entries", "kernels", "datastore", "index", "clusters", "saved", "similarity", "voting",
-    "tie_order", "automaton", "retrievers", "lockstep", "parallel", "open_stores",
+    "tie_order", "automaton", "retrievers", "flag_conflicts", "lockstep", "parallel", "open_stores",
 ]
 CIRCLES = [  # pairs of a module and a package that import each other, kept because the names are fairseq's
     {"binarizer", "data"},  # a Dictionary counts the words of a file with the binarizer, which fills a Dictionary

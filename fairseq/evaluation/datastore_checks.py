@@ -16,11 +16,11 @@ from fairseq.errors import BadFile, UserError
 from fairseq.files.checksums import verify
 from fairseq.files.sidecar import FOLDER_KINDS, read_any_sidecar
 from fairseq.retrieval.clusters import Clusters
-from fairseq.retrieval.datastore import Datastore, count_filled_rows
+from fairseq.retrieval.datastore import Datastore, value_range
 from fairseq.retrieval.index import Index
 from fairseq.retrieval.index.recall import exact_neighbours, noisy_keys, recall_of
 
-OK, SUSPICIOUS, WRONG = "ok", "suspicious", "wrong"
+OK, UNKNOWN, SUSPICIOUS, WRONG = "ok", "not known", "suspicious", "wrong"
 CHUNK = 1 << 22
 SAMPLED_ROWS = 1 << 14
 QUERIES = 64
@@ -30,26 +30,24 @@ PRIME = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True)
 class Finding:
-    """level: ok, suspicious (numbers may be wrong) or wrong (they are); text: one sentence."""
+    """level: ok, not known (nothing was compared), suspicious (numbers may be wrong) or wrong (they are); text: one
+    sentence."""
 
     level: str
     text: str
 
 
 def check_values(datastore: Datastore, vocabulary: int) -> Iterator[Finding]:
-    """Values that are no words, and how many rows at the end are empty."""
-    low, high, zeros = 0, 0, 0
-    for start in range(0, datastore.size, CHUNK):
-        some = datastore.values[start : start + CHUNK]
-        low, high = min(low, int(some.min())), max(high, int(some.max()))
-        zeros += int((some == 0).sum())
+    """Values that are no words, and how many rows at the end are empty, which no part may count as entries."""
+    low, high = value_range(datastore.values)
+    zeros = sum(int((datastore.values[at : at + CHUNK] == 0).sum()) for at in range(0, datastore.size, CHUNK))
     if low < 0 or high >= vocabulary:
         yield Finding(WRONG, f"values from {low} to {high}, but the dictionary has the words 0 to {vocabulary - 1}")
     else:
         yield Finding(OK, f"all {datastore.size} values are words of the dictionary")
     if datastore.keys is None:
         return
-    empty = datastore.size - count_filled_rows(datastore)
+    empty = datastore.size - datastore.filled
     if empty:
         yield Finding(SUSPICIOUS, f"the last {empty} rows are all zero: the size is larger than what was stored")
     elif zeros > datastore.size // 2:
@@ -64,14 +62,20 @@ def sampled_rows(size: int, count: int = SAMPLED_ROWS, seed: int = 0) -> NDArray
 
 def check_keys(datastore: Datastore) -> Iterator[Finding]:
     """Keys that are not finite, all zero, or all alike, on a sample of rows."""
-    if datastore.keys is None or not datastore.size:
+    if datastore.keys is None or not datastore.filled:
+        yield Finding(UNKNOWN, "the keys were not opened, so they were not looked at")
         return
-    rows = sampled_rows(datastore.size)
+    rows = sampled_rows(datastore.filled)
     keys = np.asarray(datastore.keys[rows], np.float32)
     bad = ~np.isfinite(keys).all(1)
     if bad.any():
         first = int(rows[bad.argmax()])
         yield Finding(WRONG, f"{int(bad.sum())} of {len(rows)} sampled keys are not finite (row {first} for one)")
+        return
+    try:
+        datastore.read_keys(rows)
+    except BadFile as error:
+        yield Finding(WRONG, str(error))
         return
     zero = ~keys.any(1)
     if zero.any():
@@ -84,18 +88,24 @@ def check_keys(datastore: Datastore) -> Iterator[Finding]:
 
 def check_index(index: Index, datastore: Datastore, k: int = 10) -> Iterator[Finding]:
     """How much the index holds, and how much of an exact search it finds for queries that are entries."""
-    if index.count < index.size:
-        missing = index.size - index.count
-        yield Finding(SUSPICIOUS, f"the index holds {index.count} of {index.size} entries; {missing} are never found")
+    entries = datastore.filled
+    if index.count < entries:
+        missing = entries - index.count
+        yield Finding(SUSPICIOUS, f"the index holds {index.count} of {entries} entries; {missing} are never found")
+    elif index.count > entries:
+        yield Finding(SUSPICIOUS, f"the index holds {index.count - entries} empty rows besides the {entries} entries")
     else:
-        yield Finding(OK, f"the index holds all {index.size} entries")
-    if datastore.keys is None or not datastore.size:
-        yield Finding(SUSPICIOUS, "recall is not checked, as the keys were not opened")
+        yield Finding(OK, f"the index holds all {entries} entries")
+    if datastore.keys is None or not entries:
+        yield Finding(UNKNOWN, "recall is not checked, as the keys were not opened")
         return
-    k = min(k, datastore.size)
-    queries = noisy_keys(datastore.keys, QUERIES)
+    keys, k = datastore.keys[:entries], min(k, entries)
+    queries = noisy_keys(keys, QUERIES)
+    if not len(queries):
+        yield Finding(UNKNOWN, "recall is not checked, as no sampled key is finite")
+        return
     _, found = index.search(queries, k)
-    recall = recall_of(found, exact_neighbours(datastore.keys, queries, k, index.inner_product)).at_k
+    recall = recall_of(found, exact_neighbours(keys, queries, k, index.inner_product)).at_k
     level = OK if recall >= 0.5 else SUSPICIOUS if recall >= 0.1 else WRONG
     remedy = "" if level == OK else ": raise --probe, or check that the index was built from these keys"
     said = f"the index finds {100 * recall:.0f}% of the {k} nearest entries of {len(queries)} keys"
@@ -109,7 +119,10 @@ def _check_distances(index: Index, queries: Tensor, found: Tensor) -> Iterator[F
     rows, columns = (ids >= 0).nonzero(as_tuple=True)
     given = index.distances(queries.to(index.device), rows, ids[rows, columns])
     wanted = distances[rows, columns]
-    apart = ((given - wanted).abs() / wanted.abs().clamp(min=1e-3)).max().item() if len(rows) else 0.0
+    if not len(rows):
+        yield Finding(UNKNOWN, "distances that pointers use are not compared, as the search found nothing")
+        return
+    apart = ((given - wanted).abs() / wanted.abs().clamp(min=1e-3)).max().item()
     if apart > 1e-2:
         yield Finding(WRONG, f"distances that pointers use differ from those of a search by {100 * apart:.1f}%")
     else:
@@ -118,9 +131,11 @@ def _check_distances(index: Index, queries: Tensor, found: Tensor) -> Iterator[F
 
 def check_devices(first: Index, second: Index, datastore: Datastore, k: int = 10) -> Iterator[Finding]:
     """Whether two places (CPU and GPU) find the same entries."""
-    if datastore.keys is None:
+    queries = noisy_keys(datastore.keys[: datastore.filled], QUERIES) if datastore.keys is not None else None
+    if queries is None or not len(queries):
+        yield Finding(UNKNOWN, f"{first.device} and {second.device} are not compared, as no keys could be used")
         return
-    queries, k = noisy_keys(datastore.keys, QUERIES), min(k, datastore.size)
+    k = min(k, datastore.filled)
     here, there = (index.search(queries.to(index.device), k)[1].cpu().numpy() for index in (first, second))
     same = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(here, there, strict=True)])
     level = OK if same > 0.95 else WRONG
@@ -128,10 +143,10 @@ def check_devices(first: Index, second: Index, datastore: Datastore, k: int = 10
 
 
 def check_clusters(clusters: Clusters, size: int) -> Iterator[Finding]:
-    """Entries in no cluster, or in several; clusters that hold too much to be of use. BadFile for numbers that no
-    cluster or entry has."""
+    """Of the first `size` entries, which are those that are not empty: entries in no cluster, or in several; clusters
+    that hold too much to be of use. BadFile for numbers that no cluster or entry has."""
     clusters.check()
-    listed = np.bincount(np.asarray(clusters.members), minlength=size)
+    listed = np.bincount(np.asarray(clusters.members), minlength=size)[:size]
     missing, double = int((listed == 0).sum()), int((listed > 1).sum())
     if missing:
         text = f"{missing} of {size} entries are in no cluster; pointers take them for members of cluster 0"
@@ -149,6 +164,7 @@ def check_clusters(clusters: Clusters, size: int) -> Iterator[Finding]:
 def check_overlap(values: NDArray[Any], text: NDArray[Any], what: str) -> Iterator[Finding]:
     """Whether stretches of `text`, which is evaluated, stand in the datastore: then its perplexity means nothing."""
     if len(text) < STRETCH or len(values) < STRETCH:
+        yield Finding(UNKNOWN, f"{what} is too short to be looked for in the datastore")
         return
     starts = sampled_rows(len(text) - STRETCH + 1, 2000)
     asked = np.unique(_hashes(text)[starts])

@@ -23,9 +23,9 @@ from fairseq import utils
 from fairseq.errors import BadFlag, UserError
 from fairseq.evaluation.lm_scoring import LMScoring
 from fairseq.files.fingerprint import file_fingerprint, split_fingerprints
-from fairseq.knnlm import strategy_name
 from fairseq.retrieval.datastore.provenance import check_asked_by
 from fairseq.retrieval.datastore.writer import DatastoreWriter
+from fairseq.retrieval.flag_conflicts import strategy_name
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.sizes import size_text
 
@@ -152,9 +152,9 @@ def scoring_identity(scoring: LMScoring, args: argparse.Namespace) -> dict[str, 
     }
 
 
-def check_source(scoring: LMScoring, args: argparse.Namespace) -> None:
+def check_source(scoring: LMScoring, args: argparse.Namespace) -> list[str]:
     """Refuses a datastore whose keys are not what this model would ask for, as far as its sidecar tells, and files of
-    the strategy that were made for another model."""
+    the strategy that were made for another model; returns what of the datastore was compared."""
     dictionary = os.path.join(utils.split_paths(args.data)[0], "dict.txt")
     info = {
         "weights": scoring.weights,
@@ -163,5 +163,6 @@ def check_source(scoring: LMScoring, args: argparse.Namespace) -> None:
         "key_type": args.knn_keytype,
     }
     places = [f"--path {args.path}", dictionary, dictionary, "--knn-keytype"]
-    check_asked_by(args.dstore_filename, info, places)
+    compared = check_asked_by(args.dstore_filename, info, places)
     RETRIEVER_REGISTRY[strategy_name(args)].check_asked_by(args, info, places)
+    return compared

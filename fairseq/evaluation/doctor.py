@@ -8,6 +8,7 @@ import argparse
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from fairseq import refusals
 from fairseq.errors import UserError
 from fairseq.evaluation import datastore_checks
-from fairseq.evaluation.datastore_checks import OK, SUSPICIOUS, WRONG, Finding
+from fairseq.evaluation.datastore_checks import OK, SUSPICIOUS, UNKNOWN, WRONG, Finding
 from fairseq.evaluation.datastore_pass import check_source, stored_rows
 from fairseq.evaluation.lm_scoring import LMScoring
 from fairseq.knnlm import Stores, build_knnlm, open_stores
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 SAMPLED_TOKENS = 4096
 LOOK_AHEAD = 200  # batches of the stored text among which the sampled ones are chosen
 KEY_TOLERANCE = 2e-2  # relative; float16 rounds to 1e-3, other batch shapes and devices add to it
+MOST_OFF = 0.01  # share of keys that may be further off
 ALIGNMENT = 64
 LAMBDAS = np.linspace(0, 0.9, 19)
 WORTH_SAYING = 0.05  # bits per token: 3.5% of the perplexity
@@ -43,14 +45,24 @@ def examine(args: argparse.Namespace) -> Iterator[Finding]:
         yield Finding(WRONG, str(error))
         return
     vocabulary = len(scoring.task.source_dictionary)
-    yield Finding(OK, f"the model fits the dictionary of {vocabulary} words; {len(scoring.dataset)} samples to score")
+    text = f"the model and the dictionary have {vocabulary} words each; {len(scoring.dataset)} samples to score"
+    yield Finding(OK, text)
     skipped = len(scoring.skipped)
     if skipped:
         yield Finding(SUSPICIOUS, f"{skipped} samples of {args.gen_subset} are too long and would be left out")
-    if args.dstore_filename is None:
-        yield Finding(OK, "no datastore is named (--dstore-filename), so only the model was looked at")
+    try:
+        first = list(_first(scoring))
+    except UserError as error:
+        yield Finding(WRONG, str(error))
         return
-    yield from _attempt(lambda: check_source(scoring, args), "the datastore was saved with this model and dictionary")
+    yield from _of_model(args, scoring, first)
+    if args.dstore_filename is None:
+        yield Finding(UNKNOWN, "no datastore is named (--dstore-filename), so only the model was looked at")
+        return
+    if getattr(args, "knnlm_missing", False):
+        text = "--knnlm is missing: eval_lm.py would evaluate the model alone, whatever the other flags say"
+        yield Finding(SUSPICIOUS, f"{text}; what follows is as if it were given")
+    yield from _of_source(args, scoring)
     try:
         stores = open_stores(args, scoring.key_dimension)
         stores.datastore = _with_keys(args, scoring.key_dimension, stores.datastore)
@@ -63,7 +75,7 @@ def examine(args: argparse.Namespace) -> Iterator[Finding]:
     yield from _of_text(args, scoring, stores)
     yield from _of_keys(args, stores, scoring)
     try:
-        yield from _of_lambda(args, scoring, stores)
+        yield from _of_lambda(args, scoring, stores, first)
     except UserError as error:
         yield Finding(WRONG, str(error))
 
@@ -75,21 +87,49 @@ def _with_keys(args: argparse.Namespace, dimension: int, opened: Datastore) -> D
     return Datastore.open(args.dstore_filename, args.dstore_size, dimension, args.dstore_fp16 or None)
 
 
-def _attempt(check: Any, fine: str) -> Iterator[Finding]:
+def _of_source(args: argparse.Namespace, scoring: LMScoring) -> Iterator[Finding]:
+    """Whether the datastore was saved with this model and dictionary, as far as its sidecar tells."""
     before = len(refusals.forced())
     try:
-        check()
+        compared = check_source(scoring, args)
     except UserError as error:
         yield Finding(WRONG, str(error))
         return
-    if len(refusals.forced()) == before:
-        yield Finding(OK, fine)
+    if not compared:
+        text = f"{args.dstore_filename} has no sidecar that says which model and dictionary it was saved with"
+        yield Finding(UNKNOWN, text)
+    elif len(refusals.forced()) == before:
+        yield Finding(OK, f"the datastore was saved with this model and dictionary (compared: {', '.join(compared)})")
+
+
+def _of_model(args: argparse.Namespace, scoring: LMScoring, first: list[ScoredSequence]) -> Iterator[Finding]:
+    """Whether the model knows this text better than word frequencies do: words in another order, as a dictionary of the
+    same length has them, are not seen by their number."""
+    targets = np.concatenate([*(sequence.targets.numpy() for sequence in first), np.zeros(0, np.int64)])
+    if not len(targets):
+        yield Finding(UNKNOWN, f"{args.gen_subset} has no tokens on which the model could be tried")
+        return
+    lm = np.concatenate([sequence.lm_log_probs.double().numpy() for sequence in first])
+    dictionary = scoring.task.target_dictionary
+    counts = np.maximum(np.asarray(dictionary.count, np.float64), 1)
+    frequencies = np.zeros(max(len(dictionary), int(targets.max()) + 1)) + 1
+    frequencies[: len(counts)] = counts
+    by_count = float(-np.log2(frequencies[targets] / frequencies.sum()).mean())
+    loss, uniform = _loss(lm, lm, 0.0), float(np.log2(len(dictionary)))
+    sample = f"on the first {len(targets)} tokens of {args.gen_subset}"
+    text = f"the model has perplexity {2**loss:.2f} {sample}"
+    if not loss < uniform:
+        text += f", worse than guessing among the {len(dictionary)} words"
+        yield Finding(WRONG, text + ": the dictionary's words are in another order than the model's, or other words")
+    elif loss > by_count:
+        text += f", where the dictionary's frequencies of words have {2**by_count:.2f}"
+        yield Finding(SUSPICIOUS, text + ": check the dictionary, the data and --path")
+    else:
+        yield Finding(OK, text)
 
 
 def _of_stores(args: argparse.Namespace, stores: Stores, vocabulary: int) -> Iterator[Finding]:
     datastore, index = stores.datastore, stores.index
-    if not datastore.info:
-        yield Finding(SUSPICIOUS, f"{args.dstore_filename} has no sidecar: what it was saved from is not known")
     yield from datastore_checks.check_values(datastore, vocabulary)
     yield from datastore_checks.check_keys(datastore)
     yield from datastore_checks.check_index(index, datastore)
@@ -97,12 +137,12 @@ def _of_stores(args: argparse.Namespace, stores: Stores, vocabulary: int) -> Ite
         device = open_index(args.indexfile, datastore, args.probe, torch.device("cuda"))
         yield from datastore_checks.check_devices(index, device, datastore)
     else:
-        yield Finding(OK, "no GPU is here, so a search on it is not compared with one on the CPU")
+        yield Finding(UNKNOWN, "no GPU is here, so a search on it is not compared with one on the CPU")
 
 
 def _of_clusters(args: argparse.Namespace, stores: Stores) -> Iterator[Finding]:
     try:
-        yield from datastore_checks.check_clusters(stores.clusters(args.members), stores.datastore.size)
+        yield from datastore_checks.check_clusters(stores.clusters(args.members), stores.datastore.filled)
     except UserError as error:
         yield Finding(WRONG, str(error))
 
@@ -132,21 +172,32 @@ def _of_text(args: argparse.Namespace, scoring: LMScoring, stores: Stores) -> It
 
 
 def _of_keys(args: argparse.Namespace, stores: Stores, scoring: LMScoring) -> Iterator[Finding]:
-    """Whether the model gives the stored keys again, at sampled places of the text that they came from."""
+    """Whether the model gives the stored keys again, at sampled places of the text that they came from. How they were
+    saved is as the sidecar says, else tried: with the flags given, and in the other ways of cutting a text."""
+    if stores.datastore.keys is None:
+        yield Finding(UNKNOWN, "the keys were not made again, as they were not opened")
+        return
     info = stores.datastore.info
-    split = info.get("split") or "train"
-    try:
-        window = info.get("context_window")
-        if window is None:
-            window = _left_out(args, split, stores.datastore.values)
-        if window is None:
-            text = f"the stored values are not the beginning of {split}, so the keys were not made again"
-            yield Finding(SUSPICIOUS, text)
-            return
-        saved = _saving(args, info, split, int(window), scoring)
-        yield from _compare(saved, stores, args.gen_subset)
-    except UserError as error:
-        yield Finding(SUSPICIOUS, f"the keys could not be made again: {error}")
+    split, mode = info.get("split") or "train", info.get("sample_break_mode")
+    modes = [mode] if mode else list(dict.fromkeys([args.sample_break_mode or "none", "none", "complete", "eos"]))
+    tried: list[_Comparison] = []
+    for mode in modes:
+        given = argparse.Namespace(**{**vars(args), "sample_break_mode": mode})
+        try:
+            window = info.get("context_window")
+            if window is None:
+                window = _left_out(given, split, stores.datastore.values)
+            if window is not None:
+                tried.append(_compare(_saving(given, info, split, int(window), scoring), stores, mode))
+        except UserError as error:
+            yield Finding(SUSPICIOUS, f"the keys could not be made again with --sample-break-mode {mode}: {error}")
+        if tried and tried[-1].fine:
+            break
+    if not tried:
+        text = f"the stored values are not the beginning of {split}, so the keys were not made again"
+        yield Finding(SUSPICIOUS, text)
+        return
+    yield from min(tried, key=lambda one: (not one.fine, one.others, one.far)).findings(len(modes) > 1)
 
 
 def _left_out(args: argparse.Namespace, split: str, values: NDArray[Any]) -> int | None:
@@ -180,13 +231,48 @@ def _saving(
     return LMScoring(argparse.Namespace(**{**vars(args), **changes}))
 
 
-def _compare(saved: LMScoring, stores: Stores, subset: str) -> Iterator[Finding]:
+@dataclass
+class _Comparison:
+    """Of `compared` entries: how many have another value than the text, the share of keys that are off, and by how much
+    a key typically is; in samples cut by `mode`."""
+
+    mode: str
+    compared: int
+    others: int
+    far: float
+    typical: float
+
+    @property
+    def fine(self) -> bool:
+        return self.compared > 0 and not self.others and self.far <= MOST_OFF
+
+    def findings(self, was_tried: bool) -> Iterator[Finding]:
+        """What this says; `was_tried`: other ways of saving were tried as well."""
+        if not self.compared:
+            yield Finding(UNKNOWN, "no stored key was made again, as no sampled batch has entries")
+            return
+        how = f" with --sample-break-mode {self.mode}" if was_tried else ""
+        if self.others:
+            text = f"{self.others} of {self.compared} stored values are not the tokens of the text that they should"
+            yield Finding(WRONG, f"{text} come from{how}: other data, order or size of samples")
+        if self.far > MOST_OFF:
+            share = f"{100 * self.far:.0f}% of {self.compared} stored keys"
+            text = f"the model does not reproduce {share} (typically {100 * self.typical:.1f}% off){how}"
+            yield Finding(WRONG, text + ", nor in the other ways of cutting the text" * was_tried
+                          + ": another checkpoint, key type or context")
+        elif not self.others:
+            typical = f"typically {100 * self.typical:.2f}% off"
+            yield Finding(OK, f"the model reproduces {self.compared} stored keys ({typical}){how}")
+
+
+def _compare(saved: LMScoring, stores: Stores, mode: str) -> _Comparison:
     samples, tokens = saved.samples, saved.effective_args.tokens_per_sample
     lengths = np.asarray(saved.dataset.sizes, np.int64)[samples]
     entries = dict(zip(samples.tolist(), stored_rows(lengths, saved.args.context_window, tokens).tolist()))
     keys, values = stores.datastore.require_keys("looking at them"), stores.datastore.values
     chosen = set(datastore_checks.sampled_rows(min(len(saved), LOOK_AHEAD), 16).tolist())
-    position, compared, apart, others = 0, 0, [], 0
+    position, compared, others = 0, 0, 0
+    apart = [np.zeros(0, np.float32)]
     for number, batch in enumerate(saved.batches()):
         if number >= LOOK_AHEAD or position >= len(values):
             break
@@ -204,35 +290,25 @@ def _compare(saved: LMScoring, stores: Stores, subset: str) -> Iterator[Finding]
             apart.append(((mine - stored).norm(dim=1) / mine.norm(dim=1).clamp(min=1e-6)).numpy())
             others += int((sequence.targets[:count].numpy() != values[rows]).sum())
             compared += count
-    yield from _judged(compared, others, np.concatenate([*apart, np.zeros(0, np.float32)]))
-
-
-def _judged(compared: int, others: int, apart: NDArray[np.float32]) -> Iterator[Finding]:
-    if not compared:
-        yield Finding(SUSPICIOUS, "no stored key was made again, as no sampled batch has entries")
-        return
-    far = float((apart > KEY_TOLERANCE).mean())
-    typical = float(np.median(apart))
-    if others:
-        text = f"{others} of {compared} stored values are not the tokens of the text that they should come from"
-        yield Finding(WRONG, text + ": other data, order or size of samples")
-    if far > 0.01:
-        share = f"{100 * far:.0f}% of {compared} stored keys"
-        text = f"the model does not reproduce {share} (typically {100 * typical:.1f}% off)"
-        yield Finding(WRONG, text + ": another checkpoint, key type or context")
-    elif not others:
-        yield Finding(OK, f"the model reproduces {compared} stored keys (typically {100 * typical:.2f}% off)")
+    off = np.concatenate(apart)
+    far = float((~(off <= KEY_TOLERANCE)).mean()) if compared else 0.0
+    return _Comparison(mode, compared, others, far, float(np.median(off)) if compared else 0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Lambda
 
 
-def _of_lambda(args: argparse.Namespace, scoring: LMScoring, stores: Stores) -> Iterator[Finding]:
+def _of_lambda(
+    args: argparse.Namespace, scoring: LMScoring, stores: Stores, first: list[ScoredSequence]
+) -> Iterator[Finding]:
     """Whether the weight of retrieval suits the text, on its first tokens; every weight follows from one search."""
     knnlm = build_knnlm(args, scoring.key_dimension, "cpu", stores)
     lm, knn = [], []
-    for sequence in _first(scoring):
+    if not first:
+        yield Finding(UNKNOWN, f"--lmbda is not tried, as {args.gen_subset} has no tokens to score")
+        return
+    for sequence in first:
         lm.append(sequence.lm_log_probs.double().numpy())
         (result,) = knnlm.score([sequence])
         knn.append(result.knn_log_probs.double().numpy())
@@ -243,6 +319,9 @@ def _of_lambda(args: argparse.Namespace, scoring: LMScoring, stores: Stores) -> 
     if given > losses[0] + WORTH_SAYING / 5:
         text = f"--lmbda {args.lmbda:g} makes it worse than the model alone {sample}"
         yield Finding(WRONG, f"{text}: {2**given:.2f} against {2 ** losses[0]:.2f}")
+    elif given >= losses[0] and args.lmbda > 0:
+        text = f"--lmbda {args.lmbda:g} is no better than the model alone {sample}"
+        yield Finding(SUSPICIOUS, f"{text}: perplexity {2**given:.2f} against {2 ** losses[0]:.2f}")
     elif given > losses[best] + WORTH_SAYING:
         text = f"--lmbda {args.lmbda:g} gives perplexity {2**given:.2f} {sample}, {LAMBDAS[best]:.2f} would give"
         yield Finding(SUSPICIOUS, f"{text} {2 ** losses[best]:.2f}")

@@ -29,7 +29,8 @@ from fairseq.evaluation.saved_searches import count_saved
 from fairseq.evaluation.strategy_code import strategy_code
 from fairseq.files.array_files import read_sealed, same_identity, write_sealed
 from fairseq.files.fingerprint import quick_fingerprint
-from fairseq.knnlm import Stores, build_knnlm, mix, strategy_name
+from fairseq.knnlm import Stores, build_knnlm, mix
+from fairseq.retrieval.flag_conflicts import strategy_name
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.retrieval.saved.scores import ScoreCache
 from fairseq.retrieval.saved.searches import SearchCache

@@ -45,8 +45,11 @@ class Stores:
         return self._clusters[path]
 
 
-def open_stores(args: argparse.Namespace, dimension: int, device: torch.device | str = "cpu") -> Stores:
-    """Opens the datastore and index that eval_lm's flags name, for queries of width `dimension`."""
+def open_stores(
+    args: argparse.Namespace, dimension: int, device: torch.device | str = "cpu", vocabulary: int | None = None
+) -> Stores:
+    """Opens the datastore and index that eval_lm's flags name, for queries of width `dimension`; values must be words
+    of a dictionary of `vocabulary` words, if that is given."""
     require_stores(args)
     function = args.knn_sim_func
     load_keys = not args.no_load_keys and (needs_keys(function, args.faiss_metric_type) or _index_needs_keys(args))
@@ -63,6 +66,8 @@ def open_stores(args: argparse.Namespace, dimension: int, device: torch.device |
         if error.file != keys_path(args.dstore_filename):
             raise
         raise MissingFile(error.file, _without_keys(args)) from None
+    if vocabulary is not None:
+        datastore.check_words(vocabulary)
     logger.info("datastore %s: %d entries of dimension %d", args.dstore_filename, datastore.size, dimension)
     if args.knnlm_gpu and torch.device(device).type == "cpu":
         logger.warning("--knnlm-gpu: no GPU is used in this run, so the index is searched on the CPU")

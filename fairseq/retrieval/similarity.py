@@ -36,6 +36,8 @@ class IndexSimilarity:
     """The index's own distances: quantised keys (`do_not_recomp_l2`), or its inner products."""
 
     def __init__(self, index: Index) -> None:
+        if isinstance(index, FaissIndex):
+            index.require_own_distances()
         self.index = index
         self.sign = 1.0 if index.inner_product else -1.0
 

@@ -21,6 +21,7 @@ from fairseq.retrieval.kernels import vote_kernels
 
 NO_WEIGHTS = np.empty(0, np.float32)  # of what was given: each candidate votes once
 NO_FOUND_WEIGHTS = np.empty((0, 0), np.float32)  # of what was found
+NOT_FOUND = -torch.finfo(torch.float32).max
 NO_MATCH = -10000.0  # log p_kNN of a target that no candidate has as its value, as in the original
 
 
@@ -28,7 +29,7 @@ NO_MATCH = -10000.0  # log p_kNN of a target that no candidate has as its value,
 class Searched:
     """What a search found: rows (n,) int64 of the step, ascending; ids (n, k) int64; scores (n, k) float32; weights
     (n, k) float32, how often each one votes, or None for once. An id of -1 has the last entry's value, as in the
-    original."""
+    original, and the score NOT_FOUND: it never votes."""
 
     rows: Tensor
     ids: Tensor
@@ -124,6 +125,7 @@ def _count_tensors(
 
     log_probs = (hit_peak - peak)[:, None] * inverse_temperatures + mass.log() - total.log()
     matches = torch.bincount(rows, minlength=len(targets))
+    log_probs = log_probs.masked_fill((peak <= float(vote_kernels.NO_WEIGHT))[:, None], NO_MATCH)
     log_probs = torch.where(candidates[:, None] == 0, -math.inf, torch.clamp(log_probs, min=NO_MATCH))
     return Outcome(log_probs, candidates, Entries(rows, ids, scores).select(torch.argsort(rows, stable=True)), matches)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fairseq.evaluation import datastore_checks
-from fairseq.evaluation.datastore_checks import OK, SUSPICIOUS, WRONG
+from fairseq.evaluation.datastore_checks import OK, SUSPICIOUS, UNKNOWN, WRONG
 from fairseq.retrieval.clusters import Clusters
 from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.index import FaissIndex
@@ -67,10 +67,10 @@ def test_a_healthy_set(healthy: Path, run_cli: Any) -> None:
         done = run_cli("eval_lm", f"{LM} {STORE} {members} --knnlm --check".split(), cwd=healthy)
         assert done.status == 0, said(done)
         text = said(done)
-        assert text.endswith("0 wrong, 0 suspicious, 12 fine"), text
-        for part in ("the model fits", "this model and dictionary", "are words", "finite", "holds all", "nearest"):
+        assert text.endswith("0 wrong, 0 suspicious, 1 not known, 12 fine"), text
+        for part in ("have 1504 words each", "this model and dictionary", "are words", "finite", "holds all"):
             assert part in text
-        for part in ("pointers use are", "every entry is in one", "not in the datastore", "reproduces", "suits"):
+        for part in ("nearest", "pointers use are", "every entry is in one", "not in the datastore", "reproduces", "suits"):
             assert part in text
 
 
@@ -191,7 +191,7 @@ ILLNESSES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "an all-zero tail": (zero_tail, SUSPICIOUS, "rows are all zero"),
     "an index with too little": (half_an_index, SUSPICIOUS, "are never found"),
     "clusters that miss entries": (clusters_that_miss, SUSPICIOUS, "are in no cluster"),
-    "no sidecar": (undescribed, SUSPICIOUS, "has no sidecar"),
+    "no sidecar": (undescribed, UNKNOWN, "has no sidecar"),
 }
 
 
@@ -203,6 +203,43 @@ def test_each_illness_is_named(name: str, folder: Path, run_cli: Any) -> None:
     status, text = doctor(folder, run_cli)
     assert status == (0 if "\n0 wrong" in text else 1)
     assert any(line.startswith(level) and sentence in line for line in text.splitlines()), text
+
+
+def test_words_in_another_order(folder: Path, golden: Path, run_cli: Any) -> None:
+    """As many words as the model has, in another order: seen by the loss alone."""
+    lines = (golden / "data-bin" / "dict.txt").read_text().splitlines(keepends=True)
+    (folder / "rolled.txt").write_text("".join([*lines[749:], *lines[:749]]))
+    text = golden / "text" / "wiki.valid.tokens"
+    flags = ["--only-source", "--srcdict", "rolled.txt", "--trainpref", text, "--validpref", text, "--destdir", "other"]
+    assert run_cli("preprocess", flags, cwd=folder).status == 0
+    status, said_text = doctor(folder, run_cli, f"{LM} --gen-subset valid".replace("data-bin", "other", 1))
+    assert status == 1 and "worse than guessing among the 1504 words" in said_text
+
+
+def test_ways_of_cutting_the_text_are_tried(folder: Path, run_cli: Any) -> None:
+    """A datastore that nothing describes, saved in another mode than that which is evaluated."""
+    undescribed(folder)
+    flags = LM.replace("--sample-break-mode none", "--sample-break-mode complete")
+    _, text = doctor(folder, run_cli, f"{flags} {STORE}")
+    assert "stored keys (typically" in text and "with --sample-break-mode none" in text
+    assert "does not reproduce" not in text and "not the tokens" not in text
+
+
+def test_a_weight_that_gains_nothing_does_not_suit(healthy: Path, run_cli: Any) -> None:
+    flags = LM.replace("window 64", "window 96") + " --gen-subset test --knnlm --no-pointer --k 64 --lmbda 0.25"
+    files = "--dstore-filename checkpoints/dstore16 --indexfile checkpoints/knn16.index"
+    _, text = doctor(healthy, run_cli, f"{flags} {files} --knn-sim-func do_not_recomp_l2")
+    assert "suits" not in text and "suspicious: --lmbda 0.25 is no better than the model alone" in text
+
+
+def test_nothing_compared_is_not_fine(folder: Path, run_cli: Any) -> None:
+    undescribed(folder)
+    (folder / "d_keys.npy").unlink()
+    _, text = doctor(folder, run_cli, f"{LM} {STORE} --no-load-keys")
+    unknown = [line for line in text.splitlines() if line.startswith("not known: ")]
+    for part in ("no sidecar", "keys were not opened", "recall is not checked", "not made again"):
+        assert any(part in line for line in unknown), text
+    assert "suspicious: --knnlm is missing" in text
 
 
 def test_the_text_that_was_stored_is_evaluated(healthy: Path, run_cli: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from fairseq.retrieval import kernels
 from fairseq.retrieval.entries import Entries
 from fairseq.retrieval.kernels.vote_kernels import exp_of_negative
-from fairseq.retrieval.voting import NO_MATCH, Searched, count_votes
+from fairseq.retrieval.voting import NO_MATCH, NOT_FOUND, Searched, count_votes
 
 TEMPERATURES = (1.0, 7.5)
 
@@ -102,3 +102,19 @@ def test_exponentials_are_exact_to_single_precision() -> None:
         assert exp_of_negative(np.float32(x)) == pytest.approx(math.exp(np.float32(x)), rel=2e-7)
     assert exp_of_negative(np.float32(-88)) == exp_of_negative(np.float32(-np.inf)) == 0
     assert math.isnan(exp_of_negative(np.float32(np.nan)))
+
+
+@pytest.mark.parametrize("low", [NOT_FOUND, -1e30])
+def test_entries_that_were_not_found_never_vote(way: str, low: float) -> None:
+    """They have the last entry's value; where there are no others, the target has no probability."""
+    values = torch.tensor([1, 2, 3])
+    inverse = 1 / torch.tensor(TEMPERATURES)
+    ids = torch.tensor([[0, -1, -1], [-1, -1, -1]])
+    searched = Searched(torch.arange(2), ids, torch.tensor([[-2.0, low, low], [low, low, low]]))
+    none = Entries(*(torch.zeros(0, dtype=kind) for kind in (torch.int64, torch.int64, torch.float32)))
+    for target, first in ((1, 0.0), (3, NO_MATCH)):
+        outcome = count_votes(searched, none, values, torch.full((2,), target), inverse)
+        assert outcome.log_probs.tolist() == [[first] * 2, [NO_MATCH] * 2]
+    given = Entries(torch.tensor([1]), torch.tensor([1]), torch.tensor([-50.0]))
+    outcome = count_votes(searched, given, values, torch.tensor([3, 2]), inverse)
+    assert outcome.log_probs.tolist() == [[NO_MATCH] * 2, [0.0] * 2]

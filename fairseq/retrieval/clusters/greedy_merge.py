@@ -168,7 +168,7 @@ def dump_neighbours(
 def _search_all(
     datastore: Datastore, index: Index, k: int, path: str, info: dict[str, Any], show_progress: bool
 ) -> None:
-    keys = datastore.require_keys("searching for every key")
+    datastore.require_keys("searching for every key")
     progress_path = path + ".progress.json"
     done, (digest,) = rows_done(progress_path, info)
     require_free_space(path, (datastore.size - done) * k * 4, "the list of neighbours")
@@ -182,8 +182,9 @@ def _search_all(
         total=datastore.size, initial=done, unit="keys", unit_scale=True, disable=None if show_progress else True
     ) as bar:
         for start in range(done, datastore.size, SEARCH_BATCH):
-            queries = torch.from_numpy(np.asarray(keys[start : start + SEARCH_BATCH], np.float32))
-            stream.append(index.search(queries, k)[1].cpu().numpy())
+            queries = torch.from_numpy(datastore.read_keys(slice(start, start + SEARCH_BATCH)))
+            found = index.search(queries, k)[1]
+            stream.append(found.masked_fill(found >= datastore.size, -1).cpu().numpy())  # empty rows at the end
             bar.update(len(queries))
             if time.monotonic() - safe > SAFE_POINT_SECONDS:
                 stream.flush()

@@ -18,6 +18,7 @@ from fairseq.errors import BadFlag
 from fairseq.retrieval.clusters import kmeans_two_level
 from fairseq.retrieval.clusters.kmeans_state import KMeansState
 from fairseq.retrieval.clusters.kmeans_two_level import InvertedFile, lloyd, nearest
+from fairseq.retrieval.datastore import read_keys
 from fairseq.sizes import size_text
 
 logger = logging.getLogger(__name__)
@@ -71,8 +72,10 @@ class Plan:
         return cls(sample, batch, fixed + max(sample * key, 2 * batch * row))
 
 
-def sample_keys(keys: NDArray[Any], recipe: KMeansRecipe, batch: int) -> NDArray[np.float32]:
-    """Distinct keys, at most `recipe.sample` of them, as float32, read in ascending order."""
+def sample_keys(
+    keys: NDArray[Any], recipe: KMeansRecipe, batch: int, source: str = "the keys"
+) -> NDArray[np.float32]:
+    """Distinct keys, at most `recipe.sample` of them, as float32, read in ascending order; `source` is their file."""
     count = len(keys)
     if recipe.sample >= count:
         chosen = np.arange(count)
@@ -81,7 +84,7 @@ def sample_keys(keys: NDArray[Any], recipe: KMeansRecipe, batch: int) -> NDArray
         chosen = np.sort(generator.choice(count, recipe.sample, replace=False, shuffle=False))
     sample = np.empty((len(chosen), keys.shape[1]), np.float32)
     for start in range(0, len(chosen), batch):
-        sample[start : start + batch] = keys[chosen[start : start + batch]]
+        sample[start : start + batch] = read_keys(keys, chosen[start : start + batch], source)
     return sample
 
 
@@ -116,10 +119,12 @@ def cluster_keys(
     memory_gb: float | None = None,
     prefix: str | None = None,
     datastore: dict[str, Any] | None = None,
+    source: str = "the keys",
 ) -> tuple[NDArray[np.int32], KMeansState]:
     """The cluster of every key of `keys` (N, D), (N,) int32, and the state to `clear` when results are in place.
 
-    prefix: of the files from which a run of the same recipe on the same `datastore` (a description) goes on."""
+    prefix: of the files from which a run of the same recipe on the same `datastore` (a description) goes on. source:
+    the file of the keys, which must be finite (BadFile)."""
     count, dimension = keys.shape
     plan = Plan.of(recipe, count, dimension, batch, memory_gb)
     _log_plan(plan, recipe, count)
@@ -129,9 +134,9 @@ def cluster_keys(
     if not bool(state.arrays.get("trained", False)):
         if state.arrays:
             logger.info("going on from %s", state.path)
-        centroids = train_centroids(sample_keys(keys, recipe, plan.batch), recipe, verbose, state)
+        centroids = train_centroids(sample_keys(keys, recipe, plan.batch, source), recipe, verbose, state)
         state.keep(final=True, centroids=centroids, trained=True)
-    return _assign(keys, state, recipe, plan.batch, verbose), state
+    return _assign(keys, state, recipe, plan.batch, verbose, source), state
 
 
 def _log_plan(plan: Plan, recipe: KMeansRecipe, count: int) -> None:
@@ -142,7 +147,7 @@ def _log_plan(plan: Plan, recipe: KMeansRecipe, count: int) -> None:
 
 
 def _assign(
-    keys: NDArray[Any], state: KMeansState, recipe: KMeansRecipe, batch: int, verbose: bool
+    keys: NDArray[Any], state: KMeansState, recipe: KMeansRecipe, batch: int, verbose: bool, source: str
 ) -> NDArray[np.int32]:
     """(N,) int32: the nearest centroid of each of `keys`; by an inverted file when `two-level` has many centroids."""
     centroids = state.arrays["centroids"]
@@ -154,7 +159,7 @@ def _assign(
     bar = tqdm(total=len(keys), initial=assignment.done, unit="keys", unit_scale=True, desc="assigning", disable=hidden)
     with bar:
         for start in range(assignment.done, len(keys), batch):
-            some = np.asarray(keys[start : start + batch], np.float32)
+            some = read_keys(keys, slice(start, start + batch), source)
             assignment.append(nearest(some, centroids) if inverted is None else inverted.nearest(some))
             bar.update(len(some))
     return assignment.result()

@@ -126,11 +126,13 @@ class InvertedFile:
         self._index.is_trained = True
         self._index.nprobe = CELLS_PROBED[purpose]
         self._index.add(np.ascontiguousarray(centroids))
+        self._centroids = centroids
 
     def nearest(self, keys: NDArray[Any]) -> NDArray[np.int64]:
         """(n,): the nearest centroid, with few exceptions, for each of `keys` (n, D)."""
         found = _search_first(self._index, keys)
-        found[found < 0] = 0  # every cell probed was empty
+        missing = np.flatnonzero(found < 0)  # every cell probed was empty
+        found[missing] = nearest(np.asarray(keys)[missing], self._centroids)
         return found
 
 

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairseq.errors import BadFile, MissingFile
+from fairseq.errors import BadFile
 from fairseq.files import safe_pickle
 from fairseq.files.array_files import map_array
 from fairseq.files.atomic_io import publish, staged, temporary_path, together
 from fairseq.files.checksums import check_opened, describe_content
+from fairseq.files.nearby import input_size
 from fairseq.files.sidecar import read_sidecar, remove_sidecar, write_sidecar
 
 if TYPE_CHECKING:
@@ -64,8 +65,11 @@ class Clusters:
             raise BadFile(self.source, "clusters or entries out of range", expected, "cluster again with kmeans.py")
 
     @classmethod
-    def from_assignment(cls, assignment: NDArray[Any], count: int | None = None) -> Clusters:
-        """Clusters from the cluster number of each entry, (N,) integers; one sort, no loop."""
+    def from_assignment(
+        cls, assignment: NDArray[Any], count: int | None = None, size: int | None = None
+    ) -> Clusters:
+        """Clusters from the cluster number of each entry, (N,) integers; one sort, no loop. Further entries up to
+        `size` are in none."""
         assignment = np.asarray(assignment)
         if len(assignment) and assignment.min() < 0:
             raise ValueError("cluster numbers must not be negative")
@@ -73,7 +77,9 @@ class Clusters:
         indptr = np.zeros(count + 1, np.int64)
         np.cumsum(np.bincount(assignment, minlength=count), out=indptr[1:])
         members: NDArray[Any] = np.argsort(assignment, kind="stable").astype(index_dtype(len(assignment)))
-        return cls(indptr, members, assignment.astype(np.int32))
+        cluster_of = np.zeros(max(size or 0, len(assignment)), np.int32)
+        cluster_of[: len(assignment)] = assignment
+        return cls(indptr, members, cluster_of)
 
     @classmethod
     def from_csr(cls, matrix: Any, size: int, path: str) -> Clusters:
@@ -100,6 +106,9 @@ class Clusters:
             raise BadFile(path, found, f"{len(members)} and {rows + 1}", "cluster again with kmeans.py")
         if columns > size:
             raise BadFile(path, f"members up to entry {columns - 1}", f"entries below {size}", "check --dstore-size")
+        if rows > columns and len(members) > columns and int(np.diff(indptr).max()) <= 1:
+            found = f"{rows} rows of one entry each, of {columns}: entries x clusters"
+            raise BadFile(path, found, "clusters x entries", "transpose it: scipy.sparse.csr_matrix(matrix.T)")
         indptr, members = indptr.astype(np.int64), members.astype(index_dtype(size), copy=False)
         if not data.all():  # stored zeros are no members
             kept = data != 0
@@ -146,8 +155,7 @@ def load_clusters(path: str, size: int) -> Clusters:
     """Reads `--members` for a datastore of `size`: a CSR pickle, or the folder of arrays that `save_clusters` wrote."""
     if os.path.isdir(path):
         return _load_arrays(path, size)
-    if not os.path.exists(path):
-        raise MissingFile(path, "check --members, or make it with kmeans.py")
+    input_size(path, "check --members, or make it with kmeans.py")
     check_opened(path, {"members": path})
     expected = "a pickled SciPy CSR matrix, clusters x entries"
     try:

@@ -48,13 +48,15 @@ def check_belongs(flag: str, artefact: str, datastore: Datastore) -> None:
             refuse(BadFile(flag, found, expected, remedy))
 
 
-def check_asked_by(prefix: str, asking: Mapping[str, Any], places: Sequence[str]) -> None:
-    """Refuses datastore `prefix` for queries of a model with other weights, another dictionary or key type.
+def check_asked_by(prefix: str, asking: Mapping[str, Any], places: Sequence[str]) -> list[str]:
+    """Refuses datastore `prefix` for queries of a model with other weights, another dictionary or key type; returns
+    what could be compared, by name.
 
     `asking` describes the queries' source as a datastore's sidecar does the keys'; `places`: where it has its weights,
     its dictionary, the number of words and the key type from, for the sentence."""
     kept = read_sidecar(prefix, KIND, {}) or {}
-    _check_source("--dstore-filename", f"{prefix}, saved with", "the datastore that was saved", kept, asking, places)
+    made = f"{prefix}, saved with"
+    return _check_source("--dstore-filename", made, "the datastore that was saved", kept, asking, places)
 
 
 def check_gate(path: str, kept: Mapping[str, Any], asking: Mapping[str, Any], places: Sequence[str]) -> None:
@@ -66,12 +68,17 @@ def check_gate(path: str, kept: Mapping[str, Any], asking: Mapping[str, Any], pl
 
 def _check_source(
     flag: str, made: str, other: str, kept: Mapping[str, Any], asking: Mapping[str, Any], places: Sequence[str]
-) -> None:
-    before = source_of(kept)
+) -> list[str]:
+    """The names of what both know and was compared."""
+    before, compared = source_of(kept), []
     for (name, present), place in zip(source_of(asking).items(), places, strict=True):
-        if None not in (before[name], present) and before[name] != present:
+        if None in (before[name], present):
+            continue
+        compared.append(name)
+        if before[name] != present:
             found, expected = f"{made} the {name} {_short(before[name])}", f"the {name} {_short(present)} of {place}"
             refuse(BadFlag(flag, found, expected, f"use {other} with these, or go on with --force"))
+    return compared
 
 
 def source_of(info: Mapping[str, Any]) -> dict[str, Any]:

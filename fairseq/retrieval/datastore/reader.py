@@ -2,13 +2,14 @@
 tokens that followed; the entry after entry i in the text is entry i + 1, which is all that a pointer needs.
 
 Files (the RetoMaton layout): `PREFIX_keys.npy` and `PREFIX_vals.npy` are raw row-major arrays without a numpy header,
-keys (N, D) float16 or float32, values (N, 1) int64 (other tools: int32 or int16). `PREFIX.json` describes them."""
+keys (N, D) float16 or float32, values (N, 1) int64 (other tools: int32 or int16). `PREFIX.json` describes them; without
+it, `datastore_layout` looks at their bytes."""
 
 from __future__ import annotations
 
+import functools
 import logging
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,43 +19,16 @@ from fairseq.errors import BadFile, BadFlag
 from fairseq.files.checksums import check_opened
 from fairseq.files.inputs import regular_size
 from fairseq.files.sidecar import read_sidecar
+from fairseq.retrieval.datastore.layout import Told, infer_layout, keys_path, values_path, weights_path
+from fairseq.retrieval.datastore.raw_arrays import number_bytes, read_header
 
 logger = logging.getLogger(__name__)
 
 KIND = "datastore"
-VALUE_DTYPES = {8: "<i8", 4: "<i4", 2: "<i2"}
-KEY_DTYPES = {2: "<f2", 4: "<f4"}
 SCAN_ROWS = 65536
-LARGEST_VOCABULARY = 1 << 20
-
-
-def keys_path(prefix: str) -> str:
-    """File of the keys."""
-    return prefix + "_keys.npy"
-
-
-def values_path(prefix: str) -> str:
-    """File of the values."""
-    return prefix + "_vals.npy"
-
-
-def weights_path(prefix: str) -> str:
-    """File of the weights that a merged datastore has."""
-    return prefix + "_weights.npy"
-
-
-def read_weights(datastore: Datastore) -> NDArray[np.int64]:
-    """(N,): how many entries each one of a merged datastore stands for; BadFile unless all are at least 1."""
-    path, remedy = weights_path(datastore.prefix), "merge again with fairseq-greedy-merge"
-    found = file_size(path, "merge with fairseq-greedy-merge, or drop --dstore-weights")
-    rows = datastore.info.get("rows", datastore.size)
-    if found != rows * 8:
-        raise BadFile(path, f"{found} bytes", f"{rows * 8} (int64) for {rows} entries", remedy)
-    check_opened(datastore.prefix, {"weights": path}, whole=True)
-    weights = np.fromfile(path, "<i8", datastore.size)
-    if weights.min(initial=1) < 1:
-        raise BadFile(path, f"a weight of {weights.min()}", "weights of at least 1", remedy)
-    return weights
+SCAN_VALUES = 1 << 22
+LARGEST_WEIGHT = 1 << 40
+LARGEST_SQUARE = 8e37  # squared norm of keys whose squared distances still are float32 numbers
 
 
 @dataclass
@@ -80,6 +54,36 @@ class Datastore:
             raise BadFlag("--no-load-keys", "keys that were not opened", f"open keys for {purpose}", "drop this flag")
         return self.keys
 
+    @functools.cached_property
+    def filled(self) -> int:
+        """Rows before the all-zero end; all of them when the keys are not open. See `count_filled_rows`."""
+        return self.size if self.keys is None else count_filled_rows(self)
+
+    def without_empty_rows(self, purpose: str) -> Datastore:
+        """The datastore without the all-zero rows at its end, which are no entries; a warning says how many are left
+        out of what (`purpose`)."""
+        if self.filled == self.size:
+            return self
+        empty = self.size - self.filled
+        logger.warning("the last %d rows of %s are all zero and are left out of %s", empty, self.prefix, purpose)
+        keys = None if self.keys is None else self.keys[: self.filled]
+        return replace(self, keys=keys, values=self.values[: self.filled])
+
+    def read_keys(self, rows: slice | NDArray[np.integer]) -> NDArray[np.float32]:
+        """See `read_keys`."""
+        return read_keys(self.require_keys("reading them"), rows, keys_path(self.prefix))
+
+    def check_words(self, vocabulary: int | None) -> None:
+        """BadFile unless every value is a word of a dictionary of `vocabulary` words (None: not known, so that values
+        only must not be negative); reads them all."""
+        least, most = value_range(self.values)
+        if least >= 0 and (vocabulary is None or most < vocabulary):
+            return
+        known = f" of the dictionary, 0 to {vocabulary - 1}" if vocabulary is not None else ", from 0 on"
+        found = f"values from {least} to {most}"
+        remedy = "give the datastore that was saved with this dictionary, and check --dstore-size"
+        raise BadFile(values_path(self.prefix), found, f"words{known}", remedy)
+
     @classmethod
     def open(
         cls,
@@ -89,16 +93,13 @@ class Datastore:
         fp16: bool | None = None,
         load_keys: bool = True,
         in_memory: bool = False,
-        fallback_dimension: int | None = None,
     ) -> Datastore:
         """Opens `PREFIX_keys.npy` and `PREFIX_vals.npy` read-only, as memory maps or (`in_memory`) copied.
 
-        Size, dimension and types come from the sidecar, else from the arguments, else from the files' lengths; what
-        is given must agree with what is found (BadFile). A `size` below the number of rows opens the first rows;
-        when neither a sidecar nor `dimension` tells the width, `fallback_dimension` is preferred to one that follows
-        from the file's length."""
+        Size, dimension and types come from the sidecar, else from the arguments and the files' bytes, which must agree
+        (BadFile). A `size` below the number of rows opens the first rows."""
         info = read_sidecar(prefix, KIND, {"rows": int, "dimension": int, "key_dtype": str, "value_dtype": str}) or {}
-        layout = _infer_layout(prefix, info, size, dimension, fp16, load_keys, fallback_dimension)
+        layout = infer_layout(prefix, info, Told(size, dimension, fp16), load_keys)
         rows = layout.rows if size is None else size
         if rows < layout.rows:
             logger.warning("%s: the first %d of its %d entries, as --dstore-size says", prefix, rows, layout.rows)
@@ -106,165 +107,62 @@ class Datastore:
         if load_keys and layout.key_dtype is not None:
             files["keys"] = keys_path(prefix)
         check_opened(prefix, files)
-        values = _map(values_path(prefix), layout.value_dtype, (layout.rows, 1))[:rows, 0]
-        if not info:
-            _check_not_halved(prefix, values)
+        values = _map(values_path(prefix), layout.value_dtype, (layout.rows, 1), layout.value_offset)[:rows, 0]
         keys = None
         if load_keys and layout.key_dtype is not None and layout.dimension is not None:
-            keys = _map(keys_path(prefix), layout.key_dtype, (layout.rows, layout.dimension))[:rows]
+            shape = (layout.rows, layout.dimension)
+            keys = _map(keys_path(prefix), layout.key_dtype, shape, layout.key_offset)[:rows]
         if in_memory:
-            largest = int(values.max(initial=0))
-            values = values.astype(np.int32 if largest <= np.iinfo(np.int32).max else np.int64)
+            narrow, (least, most) = np.iinfo(np.int32), value_range(values)
+            values = values.astype(np.int32 if narrow.min <= least and most <= narrow.max else np.int64)
             keys = None if keys is None else np.array(keys)
         return cls(prefix, keys, values, layout.dimension, info)
 
 
-@dataclass
-class _Layout:
-    rows: int
-    dimension: int | None
-    key_dtype: str | None
-    value_dtype: str
-
-
-def _check_not_halved(prefix: str, values: NDArray[Any]) -> None:
-    """BadFile when values that were taken for a narrow type, by the file's length, are wider ones cut short: then every
-    second one is the upper, empty half of a number. No text has every second token 0."""
-    some = values[:SCAN_ROWS]
-    if values.itemsize < 8 and len(some) >= 16 and some.any() and not some[1::2].any():
-        raise BadFile(
-            values_path(prefix),
-            f"{len(values) * values.itemsize} bytes that are no {values.itemsize * 8}-bit values",
-            f"{len(values) * 8} bytes (int64) for {len(values)} entries",
-            "the file seems to be cut short; copy it again",
-        )
-
-
-def _map(path: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+def _map(path: str, dtype: str, shape: tuple[int, ...], offset: int) -> NDArray[Any]:
     if 0 in shape:
         return np.zeros(shape, dtype)
-    return np.memmap(path, dtype=dtype, mode="r", shape=shape)
+    return np.memmap(path, dtype=dtype, mode="r", shape=shape, offset=offset)
 
 
-def file_size(path: str, remedy: str = "") -> int:
-    """Bytes of a regular file; MissingFile when it is not there."""
-    return regular_size(path, remedy)
+def value_range(values: NDArray[Any]) -> tuple[int, int]:
+    """The least and the largest of values (N,), a part at a time; (0, 0) for none."""
+    parts = [values[start : start + SCAN_VALUES] for start in range(0, len(values), SCAN_VALUES)]
+    ranges = [(int(part.min()), int(part.max())) for part in parts]
+    return min((low for low, _ in ranges), default=0), max((high for _, high in ranges), default=0)
 
 
-def _infer_layout(
-    prefix: str,
-    info: dict[str, Any],
-    size: int | None,
-    dimension: int | None,
-    fp16: bool | None,
-    need_keys: bool,
-    fallback_dimension: int | None,
-) -> _Layout:
-    """Rows, dimension and types of the two files, from whatever is known; checks everything that can be checked."""
-    remedy = "check the prefix that was given for the datastore"
-    value_bytes = file_size(values_path(prefix), remedy)
-    has_keys = need_keys or os.path.exists(keys_path(prefix))
-    key_bytes = file_size(keys_path(prefix), remedy) if has_keys else None
-    if info:
-        return _checked_against_sidecar(prefix, info, size, dimension, fp16, value_bytes, key_bytes)
-
-    rows, value_dtype = _value_layout(prefix, value_bytes, size)
-    if key_bytes is None or rows == 0:
-        return _Layout(rows, dimension, None, value_dtype)
-    key_itemsize = 2 if fp16 else 4
-    if dimension is None:
-        dimension, key_itemsize = _guess_width(keys_path(prefix), rows, key_bytes, fp16, fallback_dimension)
-    elif fp16 is None and key_bytes == rows * dimension * 2:
-        key_itemsize = 2
-    if key_bytes != rows * dimension * key_itemsize:
-        raise BadFile(
-            keys_path(prefix),
-            f"{key_bytes} bytes",
-            f"{rows * dimension * key_itemsize} bytes for {rows} entries of dimension {dimension} "
-            f"in {'half' if key_itemsize == 2 else 'single'} precision",
-            "check the size, the dimension and the precision that were given",
-        )
-    return _Layout(rows, dimension, KEY_DTYPES[key_itemsize], value_dtype)
+def read_keys(keys: NDArray[Any], rows: slice | NDArray[np.integer], source: str) -> NDArray[np.float32]:
+    """(n, D) float32: some `rows` of keys (N, D) from the file `source`. BadFile names the first one that is not
+    finite, or so large that distances to it are not: FAISS ends the process on these, or puts them anywhere."""
+    some = np.asarray(keys[rows], np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        fine = np.einsum("nd,nd->n", some, some) <= LARGEST_SQUARE
+    if not fine.all():
+        place = int(fine.argmin())
+        row = range(len(keys))[rows][place] if isinstance(rows, slice) else int(rows[place])
+        largest = float(np.abs(some[place]).max())
+        what = "is not finite" if not np.isfinite(largest) else f"reaches {largest:.2g}, too much to square"
+        raise BadFile(source, f"the key of row {row}, which {what}", "keys of finite size", "save the datastore again")
+    return some
 
 
-def _guess_width(
-    path: str, rows: int, key_bytes: int, fp16: bool | None, fallback_dimension: int | None
-) -> tuple[int, int]:
-    """(dimension, bytes a number) of keys that nothing describes, from the length of a row and a look at its bytes.
-
-    The README's commands for Law-MT leave out both the width (1536) and --dstore_fp16."""
-    row_bytes, rest = divmod(key_bytes, rows)
-    if rest or row_bytes % 2 or (row_bytes % 4 and fp16 is False):
-        found, expected = f"{key_bytes} bytes", f"a multiple of {rows} rows x {2 if fp16 else 4} bytes"
-        raise BadFile(path, found, expected, "check --dstore-size and --dstore-fp16")
-    if fp16 is None and fallback_dimension and row_bytes in (4 * fallback_dimension, 2 * fallback_dimension):
-        return fallback_dimension, row_bytes // fallback_dimension
-    if fp16 is None:
-        start = np.fromfile(path, KEY_DTYPES[2], count=min(key_bytes // 2, SCAN_ROWS))
-        fp16 = row_bytes % 4 != 0 or bool(np.isfinite(start).all())  # halves of float32 numbers are often infinite
-    itemsize = 2 if fp16 else 4
-    precision = "half" if fp16 else "single"
-    logger.warning("%s: taken for keys of dimension %d in %s precision", path, row_bytes // itemsize, precision)
-    return row_bytes // itemsize, itemsize
-
-
-def _value_layout(prefix: str, value_bytes: int, size: int | None) -> tuple[int, str]:
-    """Rows and dtype of a values file without a sidecar, which without a size follow from a look at its numbers."""
-    if size is None:
-        itemsize = _value_itemsize(values_path(prefix))
-        if value_bytes % itemsize:
-            expected = f"a multiple of {itemsize} (int{8 * itemsize})"
-            raise BadFile(values_path(prefix), f"{value_bytes} bytes", expected, "give --dstore-size")
-        return value_bytes // itemsize, VALUE_DTYPES[itemsize]
-    if size > 0 and value_bytes % size == 0 and value_bytes // size in VALUE_DTYPES:
-        return size, VALUE_DTYPES[value_bytes // size]
-    if value_bytes >= size * 8 and value_bytes % 8 == 0:  # only the first rows are asked for
-        return value_bytes // 8, VALUE_DTYPES[8]
-    raise BadFile(
-        values_path(prefix),
-        f"{value_bytes} bytes",
-        f"{size * 8} bytes (int64), {size * 4} (int32) or {size * 2} (int16) for {size} entries",
-        "check --dstore-size",
-    )
-
-
-def _value_itemsize(path: str) -> int:
-    """8, 4 or 2 bytes: the widest type as which the file begins with plausible token numbers. Neighbours read as one
-    number of twice the width are far larger than any vocabulary."""
-    start = np.fromfile(path, np.uint8, count=8 * SCAN_ROWS)
-    for itemsize, limit in ((8, 1 << 31), (4, LARGEST_VOCABULARY)):
-        numbers = start[: len(start) // itemsize * itemsize].view(VALUE_DTYPES[itemsize])
-        if ((numbers >= 0) & (numbers < limit)).all():
-            return itemsize
-    return 2
-
-
-def _checked_against_sidecar(
-    prefix: str,
-    info: dict[str, Any],
-    size: int | None,
-    dimension: int | None,
-    fp16: bool | None,
-    value_bytes: int,
-    key_bytes: int | None,
-) -> _Layout:
-    rows, width, key_dtype, value_dtype = (info[name] for name in ("rows", "dimension", "key_dtype", "value_dtype"))
-    if key_dtype not in KEY_DTYPES.values() or value_dtype not in VALUE_DTYPES.values():
-        raise BadFile(prefix + ".json", f"types {key_dtype} and {value_dtype}", "known types of keys and values")
-    wanted = {values_path(prefix): (value_bytes, rows * np.dtype(value_dtype).itemsize)}
-    if key_bytes is not None:
-        wanted[keys_path(prefix)] = (key_bytes, rows * width * np.dtype(key_dtype).itemsize)
-    for path, (found, expected) in wanted.items():
-        if found != expected:
-            raise BadFile(path, f"{found} bytes", f"{expected} bytes as {prefix}.json says", "save the datastore again")
-    if size is not None and size > rows:
-        raise BadFlag("--dstore-size", size, f"at most the {rows} entries of {prefix}", "leave the flag out")
-    if dimension is not None and dimension != width:
-        keys = f"keys of dimension {width}"
-        raise BadFile(prefix + ".json", keys, f"dimension {dimension}", "check which model made it")
-    if fp16 and key_dtype != KEY_DTYPES[2]:
-        raise BadFlag("--dstore-fp16", f"single-precision keys in {prefix}", "half-precision keys", "drop the flag")
-    return _Layout(rows, width, key_dtype if key_bytes is not None else None, value_dtype)
+def read_weights(datastore: Datastore) -> NDArray[np.int64]:
+    """(N,): how many entries each one of a merged datastore stands for; BadFile unless all are at least 1."""
+    path, remedy = weights_path(datastore.prefix), "merge again with fairseq-greedy-merge"
+    regular_size(path, "merge with fairseq-greedy-merge, or drop --dstore-weights")
+    rows = int(datastore.info.get("rows", datastore.size))
+    header = read_header(path)
+    found = number_bytes(path, header)
+    if (header is not None and header.dtype != "<i8") or found != rows * 8:
+        kind = "" if header is None else f" of type {header.dtype} behind a NumPy header"
+        raise BadFile(path, f"{found} bytes{kind}", f"{rows * 8} (int64) for {rows} entries", remedy)
+    check_opened(datastore.prefix, {"weights": path}, whole=True)
+    weights = np.fromfile(path, "<i8", datastore.size, offset=0 if header is None else header.offset)
+    if weights.min(initial=1) < 1 or weights.max(initial=1) > LARGEST_WEIGHT:
+        found_range = f"weights from {weights.min()} to {weights.max()}"
+        raise BadFile(path, found_range, f"int64 weights of at least 1 and at most {LARGEST_WEIGHT}", remedy)
+    return weights
 
 
 def count_filled_rows(datastore: Datastore) -> int:

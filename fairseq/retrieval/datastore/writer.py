@@ -30,7 +30,9 @@ from fairseq.files.inputs import open_input
 from fairseq.files.output_lock import exclusive
 from fairseq.files.progress import read_progress, rows_noted
 from fairseq.files.sidecar import remove_sidecar, write_sidecar
-from fairseq.retrieval.datastore.reader import KEY_DTYPES, KIND, VALUE_DTYPES, keys_path, values_path
+from fairseq.retrieval.datastore.layout import keys_path, values_path
+from fairseq.retrieval.datastore.raw_arrays import KEY_DTYPES, VALUE_DTYPES
+from fairseq.retrieval.datastore.reader import KIND
 
 logger = logging.getLogger(__name__)
 

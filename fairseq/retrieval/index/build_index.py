@@ -44,7 +44,7 @@ from fairseq.files.outputs import check_files, index_files
 from fairseq.files.progress import read_progress, rows_noted
 from fairseq.files.sidecar import read_sidecar, remove_sidecar, sidecar_path, write_sidecar
 from fairseq.refusals import require_memory
-from fairseq.retrieval.datastore import Datastore, keys_path, values_path
+from fairseq.retrieval.datastore import Datastore, keys_path, read_keys, values_path
 from fairseq.retrieval.datastore.provenance import datastore_files, datastore_identity
 from fairseq.retrieval.faiss_import import require_faiss
 from fairseq.retrieval.index.faiss_files import read_faiss_index, reason
@@ -59,6 +59,7 @@ TRAINING_SAMPLE = 1_000_000
 SAFE_POINT_SECONDS = 30.0
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS)
 REFINE = 1.3
+CODE_BITS, FAST_BITS = 8, 4  # of a sub-quantiser, as published and for fast scans
 ROTATION_ITERATIONS = 15
 TRAIN_AGAIN = "delete this file to train again"
 
@@ -101,8 +102,7 @@ class IndexBuilder:
         if recipe.pca > self.dimension:
             raise BadFlag("--pca", recipe.pca, f"at most the keys' dimension {self.dimension}")
         self._check_code_size(recipe.pca or self.dimension)
-        if size < recipe.ncentroids:
-            raise BadFlag("--ncentroids", recipe.ncentroids, f"at most the datastore's {size} entries")
+        self._check_enough_keys()
 
     def _check_code_size(self, width: int) -> None:
         size, parts = self.recipe.code_size, 2 if self.recipe.fast else 1  # sub-quantisers a byte
@@ -111,6 +111,22 @@ class IndexBuilder:
             fitting = [smaller for smaller in range(1, size) if width % (smaller * parts) == 0]
             remedy = f"give --code_size {fitting[-1]}" if fitting else "leave out --preset fast"
             raise BadFlag("--code_size", found, f"a divisor of {'half ' * (parts == 2)}the dimension {width}", remedy)
+
+    def _check_enough_keys(self) -> None:
+        """BadFlag when FAISS could not train on so few keys, or would end the process."""
+        recipe, size = self.recipe, min(self.size, TRAINING_SAMPLE)
+        without = "or do without an index: eval_lm.py --index exact"
+        if size < recipe.ncentroids:
+            expected = f"at most the datastore's {size} entries"
+            raise BadFlag("--ncentroids", recipe.ncentroids, expected, f"lower it, {without}")
+        if size < recipe.pca:
+            raise BadFlag("--pca", recipe.pca, f"at most the datastore's {size} entries", f"lower it, {without}")
+        bits, rotated = (FAST_BITS, not recipe.pca) if recipe.fast else (CODE_BITS, False)
+        least = max(1 << bits, self.dimension if rotated else 0)
+        if size < least:
+            why = f"at least {least}, to train codes of {bits} bits" + (" and their rotation" if rotated else "")
+            remedy = "leave out --preset fast, " if recipe.fast and size >= 1 << CODE_BITS else "store more text, "
+            raise BadFile(keys_path(self.datastore.prefix), f"{size} keys", why, remedy + without)
 
     def _refuse_to_replace_others(self) -> None:
         """BadFlag when a file would replace one of another kind: never the datastore's, others with --force."""
@@ -194,9 +210,6 @@ class IndexBuilder:
         try:
             index.train(sample)
         except RuntimeError as error:
-            if not np.isfinite(sample).all():
-                found = "a sampled key that is not finite"
-                raise BadFile(keys_path(self.datastore.prefix), found, "numbers", "save the datastore again") from error
             raise UserError(f"{self.path}: FAISS could not train the index ({reason(error)})") from error
         temporary = self._write(index, self.trained_path)
         content = {"index": describe_content(temporary)}
@@ -227,7 +240,7 @@ class IndexBuilder:
         faiss = require_faiss()
         recipe = self.recipe
         width = recipe.pca or self.dimension
-        parts, bits = (2 * recipe.code_size, 4) if recipe.fast else (recipe.code_size, 8)
+        parts, bits = (2 * recipe.code_size, FAST_BITS) if recipe.fast else (recipe.code_size, CODE_BITS)
         ivfpq = faiss.IndexIVFPQ(faiss.IndexFlatL2(width), width, recipe.ncentroids, parts, bits)
         ivfpq.by_residual = not recipe.fast  # without residuals one table serves all lists of a query
         ivfpq.nprobe = recipe.probe
@@ -252,8 +265,11 @@ class IndexBuilder:
         sample = np.empty((count, self.dimension), np.float32)
         for start in range(0, count, self.chunk):
             some = places[start : start + self.chunk]
-            sample[some] = self.keys[chosen[some]]
+            sample[some] = self._read_keys(chosen[some])
         return sample
+
+    def _read_keys(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        return read_keys(self.keys, rows, keys_path(self.datastore.prefix))
 
     def _check_trained(self, index: Any) -> None:
         faiss = require_faiss()
@@ -286,10 +302,7 @@ class IndexBuilder:
             stream.seek(0, os.SEEK_END)
             safe = time.monotonic()
             for start in range(done, self.size, self.chunk):
-                keys = np.asarray(self.keys[start : start + self.chunk], np.float32)
-                if not np.isfinite(keys).all():
-                    rows = f"rows {start} to {start + len(keys)}"
-                    raise UserError(f"{self.datastore.prefix}_keys.npy: a key in {rows} is not finite; save it again")
+                keys = self._read_keys(slice(start, start + self.chunk))
                 codes = index.sa_encode(keys)
                 stream.write(codes)
                 digest.add(codes.data)

@@ -45,7 +45,7 @@ class ExactIndex:
     """The index that is the keys (N, D) themselves, float16 or float32; distances are squared L2.
 
     compiled: use the compiled loops; int8: estimate distances from int8 numbers, which needs these loops. None: where
-    that is faster."""
+    that is faster. count: of the keys, the first that are searched (all): rows after them are empty."""
 
     inner_product = False
     exact = True
@@ -53,8 +53,8 @@ class ExactIndex:
 
     @classmethod
     def open(cls, args: argparse.Namespace, datastore: Datastore, device: torch.device | str) -> ExactIndex:
-        """The exact index of a datastore's keys."""
-        return cls(datastore.require_keys("--index exact"), device)
+        """The exact index of a datastore's keys; its empty rows at the end are not searched."""
+        return cls(datastore.require_keys("--index exact"), device, count=datastore.filled)
 
     def __init__(
         self,
@@ -62,25 +62,26 @@ class ExactIndex:
         device: torch.device | str = "cpu",
         compiled: bool | None = None,
         int8: bool | None = None,
+        count: int | None = None,
     ) -> None:
         if not (keys.flags.c_contiguous and keys.dtype.isnative):  # compiled loops read the memory itself
             keys = np.ascontiguousarray(keys, keys.dtype.newbyteorder("="))
         self.keys, self.device = keys, torch.device(device)
         self.size, self.dimension = keys.shape
-        self.count = self.size
-        possible = kernels.AVAILABLE and self.device.type == "cpu" and self.size <= 1 << ENTRY_BITS
+        self.count = self.size if count is None else count
+        possible = kernels.AVAILABLE and self.device.type == "cpu" and self.count <= 1 << ENTRY_BITS
         self.compiled = possible if compiled is None else compiled
         if int8 is None:
             int8 = use_int8(self.dimension) and self.compiled
         entries, some = self._some_keys()
         centre = some.mean(0) if len(some) else np.zeros(self.dimension, np.float32)
         self.centre = torch.from_numpy(centre).to(self.device)  # any vector would do
-        self.int8 = Int8Search(self.keys, entries, some, centre) if int8 else None
+        self.int8 = Int8Search(self.keys[: self.count], entries, some, centre) if int8 else None
         self.all_finite = True  # as far as is known
 
     def _some_keys(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """(entries (n,), keys (n, D)): from all over the datastore, those that are finite."""
-        entries = np.arange(0, self.size, max(1, self.size // SOME_KEYS))
+        entries = np.arange(0, self.count, max(1, self.count // SOME_KEYS))
         some = np.asarray(self.keys[entries], np.float32)
         finite = np.isfinite(some).all(1)
         return entries[finite], some[finite]
@@ -90,7 +91,7 @@ class ExactIndex:
         how = f"float32 products and {'the compiled loop' if self.compiled else 'tensors'}"
         if self.int8 is not None:
             how = f"int8 products, else {how}"
-        return f"exact search of {self.size} x {self.dimension} {self.keys.dtype} keys on {self.device}, {how}"
+        return f"exact search of {self.count} x {self.dimension} {self.keys.dtype} keys on {self.device}, {how}"
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """See `Index.search`."""
@@ -103,8 +104,8 @@ class ExactIndex:
         return key_distances(self.keys, queries, rows, ids, inner_product=False)
 
     def _search_some(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        if self.int8 is not None and len(queries) and min(k, self.size) > 0:
-            found = self._search_int8(self.int8, queries, min(k, self.size))
+        if self.int8 is not None and len(queries) and min(k, self.count) > 0:
+            found = self._search_int8(self.int8, queries, min(k, self.count))
         else:
             found = self._search_plain(queries, k)
         distances, ids = found
@@ -129,13 +130,13 @@ class ExactIndex:
             logger.warning("keys that are infinite, NaN or very large are never found; save the datastore again")
 
     def _search_plain(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        best = (NearestItems if self.compiled else _Table)(queries, min(k, self.size))
+        best = (NearestItems if self.compiled else _Table)(queries, min(k, self.count))
         extended, norms = self._extended(queries, are_queries=True)
         fitting = BLOCK_KEYS // max(1, self.dimension)
         step = max(LEAST_BLOCK, min(LARGEST_BLOCK, fitting, BLOCK_SCORES // max(1, len(queries))))
         scores = extended.new_empty(0)
-        for start in range(0, self.size if len(queries) and k else 0, step):
-            keys = torch.from_numpy(np.array(self.keys[start : start + step])).to(self.device).float()
+        for start in range(0, self.count if len(queries) and k else 0, step):
+            keys = torch.from_numpy(np.array(self.keys[start : min(start + step, self.count)])).to(self.device).float()
             extended_keys, key_norms = self._extended(keys, are_queries=False)
             self._note_finite(bool(key_norms.isfinite().all()))
             if scores.shape != (len(queries), len(keys)):

@@ -14,6 +14,7 @@ import numpy as np
 
 from fairseq.errors import BadFile
 from fairseq.files.inputs import regular_size
+from fairseq.files.nearby import input_size
 from fairseq.files.number_checks import require_range
 from fairseq.retrieval.faiss_import import require_faiss
 
@@ -24,7 +25,7 @@ REMEDY = "build it again"
 def read_faiss_index(path: str) -> Any:
     """Reads an index; lists kept on disk are looked for beside it. BadFile when FAISS cannot read it, or should not."""
     faiss = require_faiss()
-    size = regular_size(path, "check --indexfile, or build it with build_dstore.py")
+    size = input_size(path, "check --indexfile, or build it with build_dstore.py")
     flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
     with faiss_errors(path, "read"):
         with deserialisation_limits(max(size, LEAST_LIMIT)):

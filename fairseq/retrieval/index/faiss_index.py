@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ from fairseq.retrieval.kernels import exact_kernels, intrinsics
 logger = logging.getLogger(__name__)
 
 RECONSTRUCT_CHUNK = 1 << 24  # floats rebuilt at a time: 64 MB
+COMPARED_QUERIES, COMPARED_ENTRIES = 4, 8  # with which distances are compared with those of a search
+TOLERANCE = 1e-3  # relative; single precision is off by far less, what fast scans round by more
+OF_BITS = ("IndexLSH", "IndexIVFSpectralHash")  # kinds of index whose search returns numbers of different bits
 FAR = 1e30  # squared distance of an entry that the index lacks: no weight, and still a number
 
 
@@ -46,7 +49,11 @@ class FaissIndex:
         self.ivf = None if ivf is None else faiss.downcast_index(ivf)
         self.count = int(self.faiss_index.ntotal)
         self.core, self._transforms, self._id_map = _unwrapped(self.faiss_index, path)
+        self._require_known_metric()
+        if self._id_map is not None:
+            _check_ids([self._id_map], size, path)
         self._codes: PQCodes | None = None
+        self._compared = self._mapped = False
         if probe is not None and self.ivf is not None:
             if probe > self.ivf.nlist:
                 logger.warning("--probe %d: %s has %d lists, and all of them are searched", probe, path, self.ivf.nlist)
@@ -61,10 +68,30 @@ class FaissIndex:
         if self.count < size:
             logger.warning("%s holds %d of the datastore's %d entries", path, self.count, size)
 
+    def _require_known_metric(self) -> None:
+        """BadFile unless the index and the one inside it are of squared L2 distances or of inner products."""
+        faiss = require_faiss()
+        metrics = {self.faiss_index.metric_type, self.core.metric_type}
+        if len(metrics) > 1 or not metrics <= {faiss.METRIC_L2, faiss.METRIC_INNER_PRODUCT}:
+            names = {getattr(faiss, name): name for name in dir(faiss) if name.startswith("METRIC_")}
+            found = " and ".join(sorted(str(names.get(metric, metric)) for metric in metrics))
+            expected = "METRIC_L2 or METRIC_INNER_PRODUCT"
+            raise BadFile(self.path, f"an index of metric {found}", expected, "build it again from the keys")
+
+    def require_own_distances(self) -> None:
+        """BadFile for an index whose search returns no distances of vectors, but numbers of different bits."""
+        faiss = require_faiss()
+        kinds = tuple(getattr(faiss, name) for name in OF_BITS if hasattr(faiss, name))
+        if isinstance(self.core, kinds):
+            found = f"an {type(self.core).__name__}, whose search counts bits that differ"
+            remedy = "leave out --knn-sim-func, so that distances come from the keys, or build another index"
+            raise BadFile(self.path, found, "an index with distances", remedy)
+
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """See `Index.search`; runs on the CPU, in as many threads as FAISS is given."""
+        require_width(queries, self.dimension)
         with faiss_errors(self.path, "search"):
-            distances, ids = self.faiss_index.search(queries.cpu().numpy(), k)
+            distances, ids = self.faiss_index.search(np.ascontiguousarray(queries.cpu().numpy(), np.float32), k)
         self._check_found(ids)
         return torch.from_numpy(distances).to(self.device), torch.from_numpy(ids).to(self.device)
 
@@ -89,9 +116,12 @@ class FaissIndex:
 
     def _measured(self, queries: Tensor, rows: Tensor, ids: Tensor, from_codes: bool) -> Tensor:
         require_width(queries, self.dimension)
+        if not self._compared and not self._has_pq_codes() and len(queries):
+            self._compared = True
+            self._compare_with_search(queries[:COMPARED_QUERIES])
         if self._transforms:
             queries = self._transformed(queries)
-        absent = None
+        absent, entries = None, ids
         if self.places is not None:
             ids = self.places[ids].long()
             absent = ids < 0
@@ -105,21 +135,44 @@ class FaissIndex:
             result = self._reconstructed_distances(queries, rows, ids, absent)
         if absent is not None:
             result[absent] = -FAR if self.inner_product else FAR
+        finite = result.isfinite()
+        if not bool(finite.all()):
+            found = f"entry {int(entries[~finite][0])}, whose distance is no number"
+            raise BadFile(self.path, found, "entries that are vectors", "build it again from keys that are finite")
         return result
+
+    def _compare_with_search(self, queries: Tensor) -> None:
+        """BadFile unless distances to entries that a search finds are those that it gives: of some kinds of indexes
+        FAISS rebuilds entries in another space, or searches with rougher numbers."""
+        found, ids = FaissIndex.search(self, queries, COMPARED_ENTRIES)
+        rows, columns = (ids >= 0).nonzero(as_tuple=True)
+        given = self.distances(queries, rows, ids[rows, columns])
+        wanted = found[rows, columns]
+        allowed = TOLERANCE * wanted.abs() + 1e-5 * queries[rows].square().sum(1) + 1e-6
+        if bool(((given - wanted).abs() <= allowed).all()):
+            return
+        apart = float(((given - wanted).abs() / wanted.abs().clamp(min=1e-6)).max())
+        kind = type(self.core).__name__
+        found_text = f"an {kind} whose distances to given entries differ by {100 * apart:.3g}% from those of a search"
+        remedy = "leave out --knn-sim-func, so that all distances come from the keys, or use --no-pointer"
+        raise BadFile(self.path, found_text, "equal ones, which pointers need", remedy)
 
     @functools.cached_property
     def places(self) -> Tensor | None:
         """(size,): where `core` keeps each entry, -1 for one that it lacks; None when that is simply the entry's id."""
-        if self._id_map is None and self.count == self.size:
+        inverted = isinstance(self.core, require_faiss().IndexIVF)
+        if self._id_map is None and inverted:
+            lacking = _check_ids(_ids_in_lists(self.core), self.size, self.path)
+            if not lacking:
+                return None
+        elif self._id_map is None and self.count == self.size:
             return None
         places = np.full(self.size, -1, np.int32 if self.size <= np.iinfo(np.int32).max else np.int64)
         if self._id_map is not None:
-            inside = np.flatnonzero((self._id_map >= 0) & (self._id_map < self.size))
-            places[self._id_map[inside]] = inside
-        elif isinstance(self.core, require_faiss().IndexIVF):
+            places[self._id_map] = np.arange(len(self._id_map))
+        elif inverted:
             for ids in _ids_in_lists(self.core):
-                held = ids[(ids >= 0) & (ids < self.size)]
-                places[held] = held
+                places[ids] = ids
         else:
             places[: self.count] = np.arange(self.count)
         return torch.from_numpy(places).to(self.device)
@@ -146,10 +199,12 @@ class FaissIndex:
         if isinstance(self.core, faiss.IndexIVFFastScan):  # it would end the process
             found = "an index for fast scanning, whose entries FAISS cannot rebuild"
             raise BadFile(self.path, found, "one whose entries have distances", "use one that build_dstore.py made")
-        if isinstance(self.core, faiss.IndexIVF) and self.core.direct_map.no():
-            gaps = self._id_map is None and self.count < self.size  # an array needs ids without gaps
+        if isinstance(self.core, faiss.IndexIVF) and not self._mapped:
+            gaps = self._id_map is None and self.places is not None  # an array needs ids without gaps
             with faiss_errors(self.path, "follow"):
+                self.core.set_direct_map_type(faiss.DirectMap.NoMap)  # what the file says of places is not relied on
                 self.core.set_direct_map_type(faiss.DirectMap.Hashtable if gaps else faiss.DirectMap.Array)
+            self._mapped = True
         result = queries.new_empty(len(ids))
         wanted = torch.arange(len(ids), device=ids.device) if absent is None else (~absent).nonzero().squeeze(1)
         for some in wanted.split(max(1, RECONSTRUCT_CHUNK // queries.shape[1])):
@@ -191,6 +246,24 @@ def _ids_in_lists(ivf: Any) -> Iterator[NDArray[np.int64]]:
             pointer = ivf.invlists.get_ids(number)
             yield faiss.rev_swig_ptr(pointer, count)
             ivf.invlists.release_ids(number, pointer)
+
+
+def _check_ids(parts: Iterable[NDArray[np.int64]], size: int, path: str) -> int:
+    """How many of the entries 0 to `size` - 1 are not among ids that come in parts; BadFile when one is twice there, or
+    is no entry."""
+    seen = np.zeros(size, np.bool_)
+    count = 0
+    for ids in parts:
+        if len(ids) and not (ids.min() >= 0 and ids.max() < size):
+            found, expected = f"entries {ids.min()} to {ids.max()}", f"ids from 0 to {size - 1}, as the datastore has"
+            raise BadFile(path, found, expected, "check which index belongs to it")
+        seen[ids] = True
+        count += len(ids)
+    held = int(np.count_nonzero(seen))
+    if held < count:
+        found = f"{count} vectors under {held} ids"
+        raise BadFile(path, found, "each entry once", "build it again from the keys")
+    return size - held
 
 
 def pairwise(queries: Tensor, rows: Tensor, vectors: Tensor, inner_product: bool) -> Tensor:

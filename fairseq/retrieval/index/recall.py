@@ -10,10 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fairseq.retrieval.datastore import Datastore
+from fairseq.retrieval.index import Index
 from fairseq.retrieval.index.exact_index import ExactIndex
 from fairseq.retrieval.index.interface import Index
 
 NOISE = 0.1  # of a coordinate's standard deviation
+CHECKED_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,12 @@ def recall_of(found: Tensor, exact: Tensor) -> Recall:
     return Recall(queries, k, at_1, hits / max(1, int((exact >= 0).sum())))
 
 
-def measure_recall(index: Index, keys: NDArray[np.floating], queries: Tensor, k: int) -> Recall:
-    """Of an L2 index of `keys` (N, D) for `queries` (B, D) float32, at min(k, N) neighbours."""
+def measure_recall(index: Index, datastore: Datastore, queries: Tensor, k: int) -> Recall:
+    """Of an L2 index of a datastore's keys for `queries` (B, D) float32, at min(k, N) neighbours. Empty rows at the end
+    are no neighbours; BadFile for keys that are not finite, of which an exact search finds none."""
+    keys = datastore.require_keys("measuring recall")[: datastore.filled]
+    for start in range(0, len(keys), CHECKED_ROWS):
+        datastore.read_keys(slice(start, min(start + CHECKED_ROWS, len(keys))))
     k = min(k, len(keys))
     return recall_of(index.search(queries, k)[1], exact_neighbours(keys, queries, k))
 

@@ -1,7 +1,9 @@
 """How compiled loops are made and run, for the CPU, where arrays alone would move too much memory. The loops themselves
 stand in the files named `*_kernels`, each beside the array code that does the same.
 
-They need numba (the `fast` extra). Without it, and on other devices, the array code computes the same. Work is split by
+They need numba (the `fast` extra). Without it, where it cannot be used, and on other devices, the array code computes
+the same. Machine code is kept beside the source or in the user's folder for caches; where neither can be written, it is
+made again by each process. Work is split by
 rows over Python threads, in which the kernels hold no lock; numba's own thread pool would change the number of threads
 that torch and FAISS use."""
 
@@ -9,6 +11,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,12 +22,39 @@ import torch
 
 from fairseq.retrieval.faiss_import import limit_faiss_threads
 
-numba: Any
-try:
-    import numba
-except ImportError:  # the extra is not installed
-    numba = None
+logger = logging.getLogger(__name__)
 
+LEAST_VERSION = (0, 61)
+UNUSABLE = "numba cannot be used (%s), so that array code, which is slower, computes the same"
+UNCACHED = "compiled loops cannot be kept for the next process (%s), which takes a few seconds each time"
+
+
+def _import_numba() -> Any:
+    """numba, or None where it is not installed or cannot be used, which a warning says."""
+    try:
+        import numba
+        from llvmlite import binding, ir  # noqa: F401  (`instructions` needs these)
+        from numba import extending, types  # noqa: F401
+        from numba.core import caching, cgutils  # noqa: F401
+
+        version = tuple(int(part) for part in re.findall(r"\d+", numba.__version__)[:2])
+        if version < LEAST_VERSION:
+            reason = f"version {numba.__version__}, where {'.'.join(map(str, LEAST_VERSION))} is needed"
+        elif getattr(numba.config, "DISABLE_JIT", False):
+            reason = "NUMBA_DISABLE_JIT is set"
+        else:
+            return numba
+    except ModuleNotFoundError as error:
+        if error.name == "numba":  # the extra is not installed
+            return None
+        reason = str(error)
+    except Exception as error:  # a library that lacks another, of whatever kind
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'unknown reason'}"
+    logger.warning(UNUSABLE, reason)
+    return None
+
+
+numba: Any = _import_numba()
 AVAILABLE = numba is not None
 
 
@@ -42,7 +73,47 @@ def compiled_in_order(function: Any) -> Any:
 def _compiled(function: Any, freedoms: set[str]) -> Any:
     if numba is None:
         return function
-    return numba.njit(cache=True, nogil=True, boundscheck=False, fastmath=freedoms)(function)
+    settings = {"nogil": True, "boundscheck": False, "fastmath": freedoms}
+    try:
+        dispatcher = numba.njit(cache=True, **settings)(function)
+    except RuntimeError as error:  # neither the source's folder nor the user's can be written
+        _warn_once(str(error).splitlines()[0])
+        return numba.njit(**settings)(function)
+    if hasattr(dispatcher, "_cache"):
+        dispatcher._cache = _ForgivingCache(dispatcher._cache)
+    return dispatcher
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    if not _warn_once.cache_info().currsize:
+        logger.warning(UNCACHED, reason)
+
+
+class _ForgivingCache:
+    """numba's cache of a function, which it does without where files cannot be read or written: a full disk, or what a
+    killed process left."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def load_overload(self, *arguments: Any) -> Any:
+        """See numba; None when nothing usable is there."""
+        try:
+            return self._cache.load_overload(*arguments)
+        except Exception as error:  # unpickling, and building machine code from it, raise anything
+            _warn_once(f"{type(error).__name__} while reading {self._cache.cache_path}")
+            return None
+
+    def save_overload(self, *arguments: Any) -> None:
+        """See numba."""
+        try:
+            self._cache.save_overload(*arguments)
+        except OSError as error:
+            _warn_once(f"{self._cache.cache_path}: {error.strerror or error}")
 
 
 def run_by_rows(kernel: Callable[..., None], bounds: np.ndarray, *arguments: Any) -> None:

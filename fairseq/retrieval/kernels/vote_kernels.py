@@ -12,6 +12,7 @@ from fairseq.retrieval.kernels import compiled, compiled_in_order
 if kernels.AVAILABLE:
     from fairseq.retrieval.kernels.intrinsics import single_of_bits
 
+NO_WEIGHT = np.float32(-1e29)  # scores up to it are of entries that were not found, or that the index lacks
 LEAST_EXPONENT = np.float32(-87)  # the exponential of less is not a normal number, and counts as 0
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # places, ids and scores of candidates
 LN2_HIGH, LN2_LOW = np.float32(0.693145751953125), np.float32(1.4286068203e-06)  # the first has zeros to multiply into
@@ -105,6 +106,8 @@ def count_votes(
                     mass += given_weights[mine[place]] * exp_of_negative((given[mine[place]] - hit_peak) * inverse)
             if len(found) + len(given) == 0:
                 log_probs[row, t] = lowest
+            elif lowest < peak <= NO_WEIGHT:  # the lowest is that of scores that are not numbers
+                log_probs[row, t] = np.float32(least)
             else:
                 share = lowest
                 if count + more:

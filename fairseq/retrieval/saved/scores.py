@@ -187,6 +187,12 @@ class ScoreCache:
         return int(self.queries.shape[1])
 
     @property
+    def vocabulary(self) -> int | None:
+        """Number of words of the model's dictionary; None when the description does not say."""
+        known = self.info.get("vocabulary")
+        return known if isinstance(known, int) else None
+
+    @property
     def starts(self) -> NDArray[np.int64]:
         """(S,): row of each sample's first token."""
         starts: NDArray[np.int64] = np.cumsum(self.lengths) - self.lengths
