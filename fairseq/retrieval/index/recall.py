@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairseq.retrieval.datastore import Datastore
-from fairseq.retrieval.index import Index
 from fairseq.retrieval.index.exact_index import ExactIndex
 from fairseq.retrieval.index.interface import Index
 
