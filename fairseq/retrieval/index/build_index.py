@@ -114,10 +114,10 @@ class IndexBuilder:
 
     def _check_enough_keys(self) -> None:
         """BadFlag when FAISS could not train on so few keys, or would end the process."""
-        recipe, size = self.recipe, min(self.size, TRAINING_SAMPLE)
+        recipe, size = self.recipe, self.size
         without = "or do without an index: eval_lm.py --index exact"
-        if size < recipe.ncentroids:
-            expected = f"at most the datastore's {size} entries"
+        if min(size, TRAINING_SAMPLE) < recipe.ncentroids:
+            expected = f"at most the datastore's {size} entries" if size <= TRAINING_SAMPLE else str(TRAINING_SAMPLE)
             raise BadFlag("--ncentroids", recipe.ncentroids, expected, f"lower it, {without}")
         if size < recipe.pca:
             raise BadFlag("--pca", recipe.pca, f"at most the datastore's {size} entries", f"lower it, {without}")
