@@ -80,7 +80,7 @@ def counted(way: Callable[[], None], name: str, written: dict[str, int]) -> Call
 
 def written_bytes() -> int:
     """Bytes that this process has written so far."""
-    lines = Path("/proc/self/io").read_text().splitlines()
+    lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("wchar")))
 
 

@@ -25,11 +25,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.json"
         command = [sys.executable, str(root / "eval_lm.py"), *sys.argv[1:], "--results-json", str(results)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        done = subprocess.run(command, check=False, capture_output=True, encoding="utf-8")
         if done.returncode:
             sys.stderr.write(done.stderr)
             sys.exit(done.returncode)
-        peak = json.loads(results.read_text())["peak_memory_bytes"]
+        peak = json.loads(results.read_text(encoding="utf-8"))["peak_memory_bytes"]
     sizes = held(args)
     limit = sum(sizes.values()) + 1e9
     print(conditions())

@@ -221,7 +221,7 @@ def load_ensemble(
         all_args.append(args)
         stored.update(state["stored_options"])
         del state  # the optimizer's part is as large as the weights, or larger
-        if torch_files.is_zip(filename, CONTENT):
+        if torch_files.can_be_mapped(filename, CONTENT):
             parameters = _unmapped(parameters, torch_files.StorageCheck(filename, CONTENT))
         if task is None:
             task = tasks.setup_task(args)
@@ -261,8 +261,9 @@ def _forget_pages(tensor: torch.Tensor) -> None:
     """Tells Linux that the whole pages under a tensor of a mapped file are not needed now; they can be read again."""
     if not sys.platform.startswith("linux"):
         return
-    start = -(-tensor.data_ptr() // mmap_module.PAGESIZE) * mmap_module.PAGESIZE
-    length = tensor.data_ptr() + tensor.nbytes - start
+    page = mmap_module.PAGESIZE
+    start, end = -(-tensor.data_ptr() // page) * page, (tensor.data_ptr() + tensor.nbytes) // page * page
+    length = end - start
     if tensor.is_contiguous() and length > 0:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap_module.MADV_DONTNEED)

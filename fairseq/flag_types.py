@@ -18,9 +18,25 @@ from fairseq.files.atomic_io import kind_of_node, name_problem
 LARGEST = (1 << 31) - 1  # of counts; products of two of them fit 64 bits
 MOST_ROWS = 1 << 48
 
+MAY_BE_EMPTY = ("remove_bpe", "bpe_separator")  # their own checks say more
+
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, and with an error message of one line."""
+    """argparse without abbreviations, with an error message of one line, and without empty values: `--destdir ""` would
+    be the current folder, `--srcdict ""` no dictionary."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; UserError for a value that is empty, or blank, where the default is not."""
+        parsed, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            if action.metavar == "DICT" or action.dest in MAY_BE_EMPTY:
+                continue
+            given = getattr(parsed, action.dest, None)
+            for value in given if isinstance(given, list) else [given]:
+                if isinstance(value, str) and not value.strip() and value != action.default:
+                    name = "/".join(action.option_strings) or action.dest
+                    raise BadFlag(name, f"the empty value {value!r}", "a value", "leave the flag out otherwise")
+        return parsed, rest
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")

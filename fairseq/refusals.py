@@ -54,13 +54,13 @@ def available_memory() -> int | None:
     """Bytes that this process may still take: free memory of the machine, or of its container if that has less."""
     limits = []
     try:
-        with open("/proc/meminfo") as stream:
+        with open("/proc/meminfo", encoding="ascii") as stream:
             fields = dict(line.split(":", 1) for line in stream)
         limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
     except (OSError, KeyError, ValueError, IndexError):
         return None
     try:
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+        with open("/sys/fs/cgroup/memory.max", "rb") as limit, open("/sys/fs/cgroup/memory.current", "rb") as used:
             limits.append(int(limit.read()) - int(used.read()))
     except (OSError, ValueError):
         pass  # no container, or one without a limit

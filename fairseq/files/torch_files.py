@@ -6,6 +6,7 @@ With `mmap` tensors stay in the file until they are used, so their CRCs are comp
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import sys
@@ -18,6 +19,7 @@ import torch
 from fairseq.errors import BadFile
 from fairseq.files import safe_pickle
 from fairseq.files.inputs import open_input, regular_size
+from fairseq.files.names import is_utf8
 from fairseq.refusals import refuse
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -37,15 +39,16 @@ def read_torch_file(path: str | os.PathLike[str], expected: str, mmap: bool = Fa
         if not is_zip(path, expected):
             return _read_legacy(path, expected)
         records = zip_records(path, expected)
-        mmap = mmap and not _foreign_byte_order(path)
+        mmap = mmap and can_be_mapped(path, expected)
         check_zip(path, expected, whole=not mmap)
-        return torch.load(
-            path,
-            map_location="cpu",
-            mmap=mmap,
-            weights_only=False,  # torch's own list cannot be extended by module aliases and stubs; ours is as strict
-            pickle_module=safe_pickle.pickle_module_for(path, {key: size for key, (size, _) in records.items()}),
-        )
+        with contextlib.ExitStack() as stack:
+            return torch.load(
+                path if is_utf8(path) else stack.enter_context(open_input(path)),
+                map_location="cpu",
+                mmap=mmap,
+                weights_only=False,  # torch's own list cannot be extended by aliases and stubs; ours is as strict
+                pickle_module=safe_pickle.pickle_module_for(path, {key: size for key, (size, _) in records.items()}),
+            )
 
 
 def is_zip(path: str, expected: str) -> bool:
@@ -89,6 +92,12 @@ def _archive(path: str, expected: str) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
         raise BadFile(path, "a damaged zip container", expected, "copy the file again, or use another one") from error
+
+
+def can_be_mapped(path: str | os.PathLike[str], expected: str) -> bool:
+    """Whether `read_torch_file` maps this file when asked to. Tensors of other files are in memory, and checked."""
+    path = os.fspath(path)
+    return is_utf8(path) and is_zip(path, expected) and not _foreign_byte_order(path)
 
 
 def _foreign_byte_order(path: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fairseq.data.encoders.files import read_text
+from fairseq.data.encoders.files import read_utf8
 from fairseq.errors import BadFile
 
 HEADER = "#version:"
@@ -33,7 +33,7 @@ class Codes:
 
 def read_codes(path: str | None) -> Codes:
     """Reads and checks a codes file; BadFile names the line that is wrong."""
-    lines = read_text(path, FLAG, WHAT).replace("\r\n", "\n").split("\n")
+    lines = read_utf8(path, FLAG, WHAT).replace("\r\n", "\n").split("\n")
     assert path is not None
     if lines[-1] == "":
         lines.pop()

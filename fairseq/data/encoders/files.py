@@ -40,7 +40,7 @@ def read_bytes(path: str | None, flag: str, what: str) -> bytes:
     return content
 
 
-def read_text(path: str | None, flag: str, what: str) -> str:
+def read_utf8(path: str | None, flag: str, what: str) -> str:
     """The same for a text file in UTF-8. A byte order mark and NUL bytes are refused: either would change a symbol."""
     content = read_bytes(path, flag, what)
     assert path is not None
@@ -58,7 +58,7 @@ def read_text(path: str | None, flag: str, what: str) -> str:
 
 def read_json_object(path: str | None, flag: str, what: str) -> dict[str, Any]:
     """The same for a JSON file that holds one object."""
-    text = read_text(path, flag, what)
+    text = read_utf8(path, flag, what)
     assert path is not None
     try:
         content = json.loads(text)

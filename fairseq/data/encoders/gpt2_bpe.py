@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fairseq.data.encoders import register_bpe
-from fairseq.data.encoders.files import optional_module, read_json_object, read_text
+from fairseq.data.encoders.files import optional_module, read_json_object, read_utf8
 from fairseq.errors import BadFile, UserError
 
 JSON_FLAG = "--gpt2-encoder-json"
@@ -52,7 +52,7 @@ def read_symbols(path: str | None) -> dict[str, int]:
 
 def read_merges(path: str | None, symbols: dict[str, int]) -> list[tuple[str, str]]:
     """The merges of a `vocab.bpe`, checked against the symbols."""
-    lines = read_text(path, MERGES_FLAG, MERGES_WHAT).replace("\r\n", "\n").split("\n")
+    lines = read_utf8(path, MERGES_FLAG, MERGES_WHAT).replace("\r\n", "\n").split("\n")
     assert path is not None
     if lines[-1] == "":
         lines.pop()

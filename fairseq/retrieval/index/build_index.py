@@ -38,6 +38,7 @@ from fairseq.files.atomic_io import (
 )
 from fairseq.files.checksums import check_opened, describe_content, sample_digest
 from fairseq.files.inputs import open_input
+from fairseq.files.names import is_utf8
 from fairseq.files.number_checks import require_range
 from fairseq.files.output_lock import exclusive
 from fairseq.files.outputs import check_files, index_files
@@ -371,7 +372,11 @@ class IndexBuilder:
         with writing(path):
             open_temporary(path).close()
         try:
-            faiss.write_index(index, temporary)
+            if is_utf8(temporary):
+                faiss.write_index(index, temporary)
+            else:
+                with open(temporary, "wb") as stream:
+                    faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write))
         except RuntimeError as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)

@@ -14,11 +14,13 @@ import numpy as np
 
 from fairseq.errors import BadFile
 from fairseq.files.inputs import regular_size
+from fairseq.files.names import is_utf8
 from fairseq.files.nearby import input_size
 from fairseq.files.number_checks import require_range
 from fairseq.retrieval.faiss_import import require_faiss
 
 LEAST_LIMIT = 64 << 20
+READ_AT_ONCE = 1 << 20  # bytes
 REMEDY = "build it again"
 
 
@@ -29,7 +31,11 @@ def read_faiss_index(path: str) -> Any:
     flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
     with faiss_errors(path, "read"):
         with deserialisation_limits(max(size, LEAST_LIMIT)):
-            index = faiss.read_index(path, flags)
+            if is_utf8(path):
+                index = faiss.read_index(path, flags)
+            else:
+                with open(path, "rb") as stream:
+                    index = faiss.read_index(faiss.PyCallbackIOReader(stream.read, READ_AT_ONCE), flags)
         _check_consistency(index, path)
         _precompute(index)
         return index
