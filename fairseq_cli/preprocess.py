@@ -25,13 +25,13 @@ from fairseq.binarizer import (
 )
 from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import make_builder
-from fairseq.data.odd_characters import MARKS, begins_with_mark, odd_sentences, refuse_other_encodings
 from fairseq.data.text_description import describe_text
 from fairseq.data.text_encoder import TextEncoder
 from fairseq.data.text_words import read_pieces
 from fairseq.data.vocabulary import Progress, build_dictionary
 from fairseq.errors import BadFile, BadFlag, MissingFile, UserError
 from fairseq.files.atomic_io import atomic_write, open_log
+from fairseq.files.odd_characters import MARKS, begins_with_mark, odd_sentences, refuse_other_encodings
 from fairseq.files.outputs import ITEMS_INDEX, LOG, RAW, Kind, claimed
 from fairseq_cli.entry import cli_entry
 

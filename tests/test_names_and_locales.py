@@ -43,8 +43,7 @@ def test_text_is_never_opened_in_the_locales_encoding(path: Path) -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("locale", LOCALES)
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize(("kind", "locale"), [("no UTF-8", "UTF-8"), ("another alphabet", "ASCII")])
 def test_every_stage_works_under_any_name_and_locale(golden: Path, tmp_path: Path, kind: str, locale: str) -> None:
     folder = os.fsencode(tmp_path) + b"/" + NAMES[kind]
     shutil.copytree(os.fsencode(golden), folder)

@@ -22,7 +22,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What the commands say, and what the test types instead. Each must be found in it.
 SHRINK = {
     "prepare_sotu.py sotu/text": "prepare_sotu.py sotu/text --text texts",
-    "cutoff 1500,6000": "cutoff 16,32",
     "--warmup-updates 100": "--warmup-updates 2",
     "--max-update 3000": "--max-update 8",
     "--ncentroids 256 --code_size 32": "--ncentroids 8 --code_size 4",

@@ -3,7 +3,10 @@
 #
 #   examples/retomaton/demo.sh                 the State of the Union addresses, about ten minutes on two cores
 #   examples/retomaton/demo.sh --short         a tenth of the text and a worse model, about two minutes
-#   examples/retomaton/demo.sh --text FOLDER   any folder of .txt files; the last one by name is held out for the test
+#   examples/retomaton/demo.sh --text FOLDER   any folder of .txt files (docs/own_text.md)
+#   examples/retomaton/demo.sh --test N        the last N files by name are the test text (1); 10% is that share of the text
+#   examples/retomaton/demo.sh --valid N       the N files before them are for validation (2), or a share such as 10%
+#   examples/retomaton/demo.sh --join-lines W  W is yes, no, or auto: whether lines are joined to paragraphs
 #   examples/retomaton/demo.sh --out FOLDER    where everything goes (demo-run, or demo-run-short)
 #
 # Each command line is shown before it runs. A stage that ran to its end is not run again; delete the folder to start
@@ -12,7 +15,7 @@ set -euo pipefail
 
 source "$(dirname "$0")/stages.sh"
 
-text=()
+text=() parts=()
 size=full
 out=
 while (($#)); do
@@ -20,10 +23,14 @@ while (($#)); do
         --short) size=short ;;
         --text) [[ -d ${2:-} ]] || fail "--text: found ${2:-nothing}, expected a folder of .txt files"
             text=(--text "$(realpath "$2")"); shift ;;
+        --test | --valid) [[ ${2:-} =~ ^[1-9][0-9]*%?$ ]] || fail "$1: found ${2:-nothing}, expected a number of files, or 10%"
+            parts+=("$1" "$2"); shift ;;
+        --join-lines) [[ ${2:-} =~ ^(yes|no|auto)$ ]] || fail "$1: found ${2:-nothing}, expected yes, no or auto"
+            parts+=("$1" "$2"); shift ;;
         --out) [[ -n ${2:-} ]] || fail "--out: found nothing, expected a folder"
             out=$(realpath -m "$2"); shift ;;
         -h | --help) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit ;;
-        *) fail "found $1, expected --short, --text FOLDER or --out FOLDER" ;;
+        *) fail "found $1, expected --short, --text FOLDER, --test N, --valid N, --join-lines or --out FOLDER" ;;
     esac
     shift
 done
@@ -40,6 +47,7 @@ else
     skips=(0.5) taus=(9999999 64 1)
 fi
 ((${#text[@]})) || text=(--train "$speeches")
+text+=("${parts[@]}")
 data=$RUN/data-bin
 model=$RUN/checkpoints/checkpoint_best.pt
 dstore=$RUN/dstore
@@ -61,7 +69,8 @@ stage preprocess python preprocess.py --only-source --thresholdsrc 2 --workers 2
 # The architecture of the WikiText-103 model with fewer and narrower layers. The most frequent eighth of the words gets
 # the full width, the next three eighths a quarter of it, the rest a sixteenth.
 words=$(wc -l <"$data/dict.txt")
-cutoff=$((words / 8)),$((words / 2))
+first=$((words / 8 > 4 ? words / 8 : 4))
+cutoff=$first,$((words / 2 > first ? words / 2 : first + 1))
 stage train python train.py "$data" --task language_modeling --save-dir "$RUN/checkpoints" \
     --arch transformer_lm_wiki103 --decoder-layers 2 --decoder-attention-heads 4 --decoder-ffn-embed-dim 512 \
     --decoder-embed-dim 128 --decoder-input-dim 128 --decoder-output-dim 128 \
@@ -81,11 +90,16 @@ keys=(--model-overrides "{'knn_keytype': 'last_ffn_input'}" --knn-keytype last_f
 stage save python eval_lm.py "$data" "${lm[@]}" "${keys[@]}" --gen-subset train \
     --save-knnlm-dstore --dstore-mmap "$dstore/dstore16" --dstore-fp16
 
+# A list of the index is for four hundred entries or more.
+entries=$(($(wc -c <"$dstore/dstore16_vals.npy") / 8))
+lists=$((entries / 400 < lists ? entries / 400 + 1 : lists))
+
 stage build python build_dstore.py --dstore_mmap "$dstore/dstore16" --dstore_fp16 --faiss_index "$dstore/knn.index" \
     --ncentroids "$lists" --code_size 32
 
 # One cluster for about a hundred entries; an entry's value takes 8 bytes.
-clusters=$(($(wc -c <"$dstore/dstore16_vals.npy") / 800))
+clusters=$((entries > 100 ? entries / 100 : 1))
+sample=$((entries < sample ? entries : sample))
 stage kmeans python kmeans.py --dstore "$dstore/dstore16" --num-clusters "$clusters" --sample "$sample" \
     --algorithm two-level --save "$dstore/clusters"
 

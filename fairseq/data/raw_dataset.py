@@ -11,8 +11,8 @@ import torch
 
 from fairseq.data.dictionary import Dictionary
 from fairseq.data.fairseq_dataset import SizedDataset
-from fairseq.data.odd_characters import odd_sentences, refuse_other_encodings
 from fairseq.errors import MissingFile
+from fairseq.files.odd_characters import odd_sentences, refuse_other_encodings
 
 logger = logging.getLogger(__name__)
 

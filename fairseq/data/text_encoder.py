@@ -8,8 +8,8 @@ from collections import Counter
 from typing import Any
 
 from fairseq.data import encoders
-from fairseq.data.odd_characters import ENCODER_MARKS, UNKNOWN_WORDS, count_odd_characters
 from fairseq.errors import UserError
+from fairseq.files.odd_characters import ENCODER_MARKS, UNKNOWN_WORDS, count_odd_characters
 
 
 class TextEncoder:

@@ -18,7 +18,8 @@ def close_cutoffs(cutoff: list[int], vocab_size: int, flag: str) -> list[int]:
     if len(bounds) < 2 or bounds[0] <= 0 or any(low >= high for low, high in pairwise(bounds)):
         raise UserError(
             f"{flag}: found {','.join(map(str, cutoff))}, expected ascending word ids below the dictionary's size "
-            f"{vocab_size}; the dictionary may not be the one the model was made for"
+            f"{vocab_size}; for a new model choose smaller ones, such as {max(1, vocab_size // 8)},"
+            f"{max(2, vocab_size // 2)}; a trained one needs the dictionary that it was made for"
         )
     return bounds
 
