@@ -44,35 +44,37 @@ def test_text_is_never_opened_in_the_locales_encoding(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "locale"), [("no UTF-8", "UTF-8"), ("another alphabet", "ASCII")])
-def test_every_stage_works_under_any_name_and_locale(golden: Path, tmp_path: Path, kind: str, locale: str) -> None:
+def test_files_are_read_under_any_name_and_locale(golden: Path, tmp_path: Path, kind: str, locale: str) -> None:
+    """Text, dictionary, checkpoint, datastore, index and clusters; what is written has a name that can be decoded."""
     folder = os.fsencode(tmp_path) + b"/" + NAMES[kind]
     shutil.copytree(os.fsencode(golden), folder)
     script = """
 import sys
-from fairseq_cli import build_dstore, eval_lm, kmeans, preprocess
-folder = sys.argv[1]
-model = ["--path", f"{folder}/checkpoints/checkpoint_best.pt", "--no-progress-bar", "--max-tokens", "512"]
-store = f"{folder}/new/dstore"
-index = f"{folder}/new/knn.index"
+from fairseq_cli import eval_lm, preprocess
+folder, new = sys.argv[1:]
+store = f"{folder}/checkpoints/"
 for module, words in (
-    (preprocess, ["--only-source", "--trainpref", f"{folder}/text/wiki.valid.tokens", "--destdir", f"{folder}/bin"]),
-    (eval_lm, [f"{folder}/data-bin", *model, "--gen-subset", "valid", "--save-knnlm-dstore", "--dstore-mmap", store]),
-    (build_dstore, ["--dstore_mmap", store, "--faiss_index", index, "--ncentroids", "2", "--code_size", "4"]),
-    (kmeans, ["--dstore", store, "--num-clusters", "4", "--sample", "400", "--save", f"{folder}/new/clusters"]),
-    (eval_lm, [f"{folder}/data-bin", *model, "--knnlm", "--dstore-filename", store, "--indexfile", index, "--k", "8",
-               "--members", f"{folder}/new/clusters_s400_k4_members.pkl", "--lmbda", "0.2",
-               "--results-json", f"{folder}/new/results.json", "--results-path", f"{folder}/new"]),
+    (preprocess, ["--only-source", "--trainpref", f"{folder}/text/wiki.valid.tokens", "--destdir", new]),
+    (preprocess, ["--only-source", "--testpref", f"{folder}/text/wiki.test.tokens", "--destdir", f"{new}/again",
+                  "--srcdict", f"{folder}/data-bin/dict.txt"]),
+    (eval_lm, [f"{folder}/data-bin", "--path", f"{folder}/checkpoints/checkpoint_best.pt", "--no-progress-bar",
+               "--knnlm", "--dstore-filename", f"{store}dstore16", "--dstore-fp16", "--dstore-size", "16938",
+               "--indexfile", f"{store}knn16.index", "--members", f"{store}kmeans_s40000000_k400_members.pkl",
+               "--k", "8", "--lmbda", "0.2", "--results-json", f"{new}/results.json", "--results-path", new]),
 ):
     sys.argv = [module.__name__, *words]
     module.cli_main()
 """
     environment = {**os.environ, **LOCALES[locale], "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", script, folder], env=environment, capture_output=True, check=False)
+    command = [sys.executable, "-c", script, folder, tmp_path / "new"]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert b"Perplexity:" in done.stderr and b"Wrote preprocessed data to" in done.stdout
-    assert os.path.exists(folder + b"/new/results.json") and os.path.getsize(folder + b"/new/eval_lm.log")
-    log = Path(os.fsdecode(folder), "bin", "preprocess.log").read_text(encoding="utf-8").splitlines()
+    assert (tmp_path / "new" / "results.json").exists() and (tmp_path / "new" / "eval_lm.log").stat().st_size
+    log = (tmp_path / "new" / "preprocess.log").read_text(encoding="utf-8").splitlines()
     assert log[0].startswith("Namespace(") and log[-1].startswith("Wrote preprocessed data to")
+    said = [line for line in log if "wiki.valid.tokens: " in line]
+    assert len(said) == 1  # a line with the name is written, not lost
 
 
 @pytest.mark.parametrize("value", ["", " "])

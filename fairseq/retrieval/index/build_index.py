@@ -38,7 +38,6 @@ from fairseq.files.atomic_io import (
 )
 from fairseq.files.checksums import check_opened, describe_content, sample_digest
 from fairseq.files.inputs import open_input
-from fairseq.files.names import is_utf8
 from fairseq.files.number_checks import require_range
 from fairseq.files.output_lock import exclusive
 from fairseq.files.outputs import check_files, index_files
@@ -372,11 +371,7 @@ class IndexBuilder:
         with writing(path):
             open_temporary(path).close()
         try:
-            if is_utf8(temporary):
-                faiss.write_index(index, temporary)
-            else:
-                with open(temporary, "wb") as stream:
-                    faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write))
+            faiss.write_index(index, temporary)
         except RuntimeError as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
