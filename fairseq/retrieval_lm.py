@@ -20,6 +20,7 @@ from fairseq import options
 from fairseq.errors import UserError
 from fairseq.evaluation.lm_scoring import LMScoring
 from fairseq.hub_utils import sample_word
+from fairseq.key_types import keys_of
 from fairseq.knnlm import KNNLM, build_knnlm
 from fairseq.retrieval.retrievers import Candidates, Step
 from fairseq.retrieval.voting import count_votes
@@ -208,8 +209,8 @@ class RetrievalLM:
         model = self.scoring.models[0]
         output, extra = model(words.unsqueeze(0).to(self.scoring.device), incremental_state=state)
         log_probs = model.get_normalized_probs((output[:, -1:], extra), True, None)[0, 0].float().cpu()
-        key_type = self.scoring.scorer.key_type
-        queries = output.new_zeros(output.shape[1], 0) if key_type is None else extra[key_type][:, 0]
+        positions, key_type = output.shape[1], self.scoring.scorer.key_type
+        queries = output.new_zeros(positions, 0) if key_type is None else keys_of(key_type, extra, positions)[:, 0]
         return queries.float().cpu(), log_probs
 
 

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq.errors import BadFlag
+from fairseq.key_types import key_type_named, keys_of
 
-KEY_TYPES = ("last_ffn_input",)
 CHUNK_ELEMENTS = 1 << 24  # log-probabilities of whole distributions alive at once: 64 MiB in float32
 
 
@@ -36,8 +35,8 @@ class SequenceScorer:
         self.eos = tgt_dict.eos()
         self.softmax_batch = softmax_batch
         self.key_type = getattr(args, "knn_keytype", None)
-        if self.key_type is not None and self.key_type not in KEY_TYPES:
-            raise BadFlag("--knn-keytype", self.key_type, "last_ffn_input")
+        if self.key_type is not None:
+            key_type_named(self.key_type)  # says so when there is none of this name
 
     @torch.no_grad()
     def generate(self, models: list[Any], sample: dict[str, Any], **kwargs: Any) -> list[list[dict[str, Any]]]:
@@ -81,7 +80,13 @@ class SequenceScorer:
         """(t, D) activations of the first model for each row of the batch, as in `generate`, without any score."""
         first = self._first_needed(models[:1], sample)
         (output,) = self._outputs(models[:1], sample, first)
-        return [output[1][self.key_type][span, row] for row, span in enumerate(self._spans(sample, first))]
+        keys = self._keys(output)
+        return [keys[span, row] for row, span in enumerate(self._spans(sample, first))]
+
+    def _keys(self, output: Any) -> Tensor:
+        """(T, B, K) keys from a model's output for T positions."""
+        assert self.key_type is not None
+        return keys_of(self.key_type, output[1], output[0].shape[1])
 
     @staticmethod
     def _first_needed(models: list[Any], sample: dict[str, Any]) -> int:
@@ -116,7 +121,7 @@ class SequenceScorer:
         for model, output in zip(models, outputs, strict=True):
             scores = model.get_target_log_probs(output, target, self.pad)
             if self.key_type is not None and activations is None:
-                activations = output[1][self.key_type]
+                activations = self._keys(output)
             total = scores if total is None else torch.logaddexp(total, scores)
         assert total is not None
         return (total if len(models) == 1 else total - math.log(len(models))), activations

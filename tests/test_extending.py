@@ -87,6 +87,27 @@ def test_the_documented_index_runs_as_a_plug_in(plug_in: Any, tmp_path: Path) ->
     assert parts["searches_saved_percent"] == whole["searches_saved_percent"]
 
 
+def test_the_documented_type_of_key_runs_as_a_plug_in(plug_in: Any, tmp_path: Path) -> None:
+    folder, store = str(plug_in("TwoLayers")), tmp_path / "two"
+    common = "data-bin --path checkpoints/checkpoint_best.pt --no-progress-bar --gen-subset"
+    flags = ["--user-dir", folder, "--knn-keytype", "two_layers"]
+    save = ["valid", "--save-knnlm-dstore", "--dstore-mmap", str(store), *flags]
+    run([str(ROOT / "eval_lm.py"), *common.split(), *save], GOLDEN)
+    described = json.loads((tmp_path / "two.json").read_text())
+    keys = np.fromfile(f"{store}_keys.npy", np.float32).reshape(described["rows"], -1)
+    assert described["dimension"] == keys.shape[1] == 64 and described["key_type"] == "two_layers"
+    np.testing.assert_allclose(np.linalg.norm(keys.reshape(-1, 2, 32), axis=2), 1, atol=1e-5)
+    results = tmp_path / "results.json"
+    run([str(ROOT / "eval_lm.py"), *common.split(), "valid", "--results-json", str(results)], GOLDEN)
+    plain = json.loads(results.read_text())["perplexity"]
+    use = ["valid", "--knnlm", "--dstore-filename", str(store), "--index", "exact", *"--k 4 --lmbda 0.5".split(), *flags]
+    run([str(ROOT / "eval_lm.py"), *common.split(), *use, "--no-pointer", "--results-json", str(results)], GOLDEN)
+    assert json.loads(results.read_text())["perplexity"] < 0.6 * plain  # the text is its own datastore
+    refused = [str(ROOT / "eval_lm.py"), *common.split(), *use, "--knn-keytype", "final_hidden"]
+    done = subprocess.run([sys.executable, *refused], cwd=GOLDEN, capture_output=True, text=True)
+    assert done.returncode == 2 and "key type two_layers" in done.stderr, done.stderr
+
+
 def test_the_documented_language_model_stands_before_retrieval(tmp_path: Path) -> None:
     (code,) = [code for code in CODE if "class OwnModel" in code]
     (tmp_path / "own_model.py").write_text(code)

@@ -25,6 +25,7 @@ BASE: dict[str, set[str]] = {
     "flag_types": {"errors", "files"},
     "registry": {"errors"},
     "distributed_utils": {"errors"},
+    "key_types": {"errors", "registry"},
     "training_state": {"errors"},
     "training_flags": {"errors"},
     "meters": {"errors"},

@@ -18,8 +18,10 @@ from fairseq import checkpoint_utils, tasks, utils
 from fairseq.data import LMContextWindowDataset
 from fairseq.errors import BadFile, BadFlag, UserError
 from fairseq.evaluation.overrides import read_overrides, warn_of_effectless
+from fairseq.key_types import DEFAULT as DEFAULT_KEY_TYPE
+from fairseq.key_types import key_type_named
 from fairseq.scored_sequences import CONTEXT_TOKENS, ScoredSequence
-from fairseq.sequence_scorer import KEY_TYPES, SequenceScorer
+from fairseq.sequence_scorer import SequenceScorer
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +73,9 @@ class LMScoring:
             raise BadFlag("data", found, expected, "give one, and run the command once for each")
         overrides = read_overrides(args)
         if wants_keys and args.knn_keytype is None:
-            args.knn_keytype = KEY_TYPES[0]
+            args.knn_keytype = DEFAULT_KEY_TYPE
         if args.knn_keytype is not None:
-            if args.knn_keytype not in KEY_TYPES:
-                raise BadFlag("--knn-keytype", args.knn_keytype, ", ".join(KEY_TYPES))
+            key_type_named(args.knn_keytype)
             overrides = {**overrides, "knn_keytype": args.knn_keytype}
         first_task = tasks.setup_task(args)
         self.models, all_args, names, _ = checkpoint_utils.load_ensemble(

@@ -1,7 +1,8 @@
 """The transformer decoder: embeddings and positions, layers under a causal mask, output layer.
 
 Features can be read off at every level: `extra["inner_states"]` holds the embedding output and each layer's output, and
-with `args.knn_keytype` the kNN key of the papers is in `extra["last_ffn_input"]`, all T x B x D."""
+with `args.knn_keytype` also `extra["last_ffn_input"]`, the kNN key of the papers, and `extra["final_hidden"]`, what the
+output layer reads; all T x B x D. Key types are made of them (`fairseq.key_types`)."""
 
 from __future__ import annotations
 
@@ -14,11 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq import utils
-from fairseq.errors import BadFlag
+from fairseq.key_types import FFN_INPUT, FINAL_HIDDEN, key_type_named
 from fairseq.models.fairseq_decoder import FairseqIncrementalDecoder, NetOutput
 from fairseq.modules import AdaptiveInput, AdaptiveSoftmax, LayerNorm, PositionalEmbedding, TransformerDecoderLayer
-
-KNN_KEYTYPES = ("last_ffn_input",)
 
 
 class TransformerDecoder(FairseqIncrementalDecoder):
@@ -35,8 +34,8 @@ class TransformerDecoder(FairseqIncrementalDecoder):
         self.decoder_layerdrop = getattr(args, "decoder_layerdrop", 0) or 0
         self.share_input_output_embed = args.share_decoder_input_output_embed
         self.knn_keytype = getattr(args, "knn_keytype", None)
-        if self.knn_keytype is not None and self.knn_keytype not in KNN_KEYTYPES:
-            raise BadFlag("--knn-keytype", self.knn_keytype, "one of " + ", ".join(KNN_KEYTYPES))
+        if self.knn_keytype is not None:
+            key_type_named(self.knn_keytype)  # says so when there is none of this name
         width, input_dim, output_dim = args.decoder_embed_dim, embed_tokens.embedding_dim, args.decoder_output_dim
         self.embed_dim = width
         self.output_embed_dim = output_dim
@@ -130,7 +129,7 @@ class TransformerDecoder(FairseqIncrementalDecoder):
             x = self.project_out_dim(x)
         extra: dict[str, Any] = {"attn": [None], "inner_states": inner_states}
         if self.knn_keytype is not None:
-            extra[self.knn_keytype] = ffn_input
+            extra |= {FFN_INPUT: ffn_input, FINAL_HIDDEN: x.transpose(0, 1)}
         return x, extra
 
     def _embed(self, tokens: Tensor, seen: int, positions: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from fairseq.data import (
 )
 from fairseq.errors import BadFile, BadFlag, MissingFile
 from fairseq.flag_types import any_int, finite_float, positive_int, row_count
+from fairseq.key_types import KEY_TYPES
 from fairseq.tasks import FairseqTask, register_task
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class LanguageModelingTask(FairseqTask):
             help="longest input of the model (--tokens-per-sample)",
         )
         add("--truncate-sequence", action="store_true", help="cut each line to --tokens-per-sample")
-        add("--knn-keytype", help="which activation is the key: last_ffn_input")
+        add("--knn-keytype", metavar="NAME", help="what keys are made of: " + ", ".join(sorted(KEY_TYPES)))
         add("--probe", default=8, type=any_int, help="lists of the index that a search visits")
         add("--k", default=1024, type=any_int, help="neighbours that a search returns")
         add("--dstore-size", type=row_count, help="entries of the datastore (default: known from its files)")

@@ -57,7 +57,7 @@ def test_the_writer_refuses_keys_of_another_width(tmp_path) -> None:
 @pytest.mark.parametrize(
     "text, sentence",
     [
-        ("{'knn_keytype': 'last_ffn_output'}", "--knn-keytype: found last_ffn_output"),
+        ("{'knn_keytype': 'first_ffn_output'}", "--knn-keytype: found first_ffn_output"),
         ("{'tokens_per_sample': -3}", "tokens_per_sample -3"),
         ("{'tokens_per_sample': 'many'}", "tokens_per_sample 'many'"),
         ("{'sample_break_mode': 'never'}", "sample_break_mode 'never'"),

@@ -217,8 +217,8 @@ def test_tying_needs_equal_shapes(big_task, options, message):
 def test_unsupported_choices_are_one_sentence(make_task):
     with pytest.raises(UserError, match="character"):
         build_on_meta(make_task(50), "transformer_lm", character_embeddings=True)
-    with pytest.raises(BadFlag, match="--knn-keytype: found last_ffn_output"):
-        build_on_meta(make_task(50), "transformer_lm", knn_keytype="last_ffn_output")
+    with pytest.raises(BadFlag, match="--knn-keytype: found first_ffn_input"):
+        build_on_meta(make_task(50), "transformer_lm", knn_keytype="first_ffn_input")
     with pytest.raises(BadFlag, match="--arch: found fconv_lm"):
         models.build_model(argparse.Namespace(arch="fconv_lm"), make_task(50))
 

@@ -4,6 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fairseq.errors import BadFlag
+from fairseq.key_types import KEY_TYPES, Activations, MissingActivation, keys_of
+
 PAD = 1
 VARIANTS = {
     "plain": {},
@@ -100,6 +103,35 @@ def test_the_key_is_the_input_of_the_last_fc1(make_model, tokens, options):
     key = model(tokens)[1]["last_ffn_input"]
     assert key.shape == (11, 3, 16)
     assert torch.equal(key, seen[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"adaptive": True}, {"decoder_output_dim": 8}])
+@pytest.mark.parametrize("first_needed", [0, 4])
+def test_each_key_type_is_the_activation_that_hooks_see(make_model, tokens, options, first_needed):
+    model = make_model(knn_keytype="final_hidden", **options)
+    output, extra = model(tokens, features_only=True, first_needed=first_needed)
+    whole = model(tokens)[1]
+    expected = {
+        "last_ffn_input": whole["last_ffn_input"],
+        "last_ffn_output": whole["inner_states"][-1],
+        "final_hidden": model(tokens, features_only=True)[0].transpose(0, 1),
+    }
+    assert set(expected) == set(KEY_TYPES)
+    for name, value in expected.items():
+        torch.testing.assert_close(keys_of(name, extra, output.shape[1]), value[first_needed:])
+    layers = Activations(extra, output.shape[1])
+    torch.testing.assert_close(layers.layer_output(0), whole["inner_states"][0][first_needed:])
+    with pytest.raises(MissingActivation, match="layer 9"):
+        layers.layer_output(9)
+
+
+def test_a_model_without_an_activation_says_which_key_types_it_has():
+    extra = {"inner_states": [torch.zeros(3, 1, 2)]}
+    with pytest.raises(BadFlag, match="last_ffn_input, for which .* expected one of last_ffn_output"):
+        keys_of("last_ffn_input", extra, 3)
+    with pytest.raises(BadFlag, match="found nonsense, expected one of final_hidden, last_ffn_input, last_ffn_output"):
+        keys_of("nonsense", extra, 3)
+    assert keys_of("last_ffn_input", {"last_ffn_input": extra["inner_states"][0]}, 3).shape == (3, 1, 2)
 
 
 def test_embeddings_are_scaled_by_the_layer_width_before_the_projection(make_model, tokens):

@@ -1,0 +1,132 @@
+"""What a key of the datastore, or a query, is made of: the activations of a language model, named for all models alike.
+
+`@register_key_type("name")` makes a class available as `--knn-keytype name`, also one of `--user-dir`; keys may have
+any width. docs/extending.md has a complete one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from fairseq.errors import BadFlag
+from fairseq.registry import class_registrar
+
+FLAG = "--knn-keytype"
+DEFAULT = "last_ffn_input"
+FFN_INPUT, FINAL_HIDDEN = "last_ffn_input", "final_hidden"  # activations that are no layer's output
+
+
+class MissingActivation(LookupError):
+    """A model has no activation of this name."""
+
+
+class Activations:
+    """What a model computed for T positions of B rows; each activation is (T, B, D), D as wide as it is in the model.
+
+    Made from the dict that a decoder returns beside its features, in which fairseq's names are `inner_states` (the
+    embeddings and each layer's output) and `last_ffn_input`. MissingActivation for what is not in it."""
+
+    def __init__(self, extra: Mapping[str, Any], positions: int) -> None:
+        self._extra, self._positions = extra, positions
+
+    def named(self, name: str) -> Tensor:
+        """The activation of this name in the dict."""
+        value = self._extra.get(name)
+        if value is None:
+            raise MissingActivation(name)
+        return value[-self._positions :]  # a last layer may have left out the first positions, which nobody needs
+
+    @property
+    def last_ffn_input(self) -> Tensor:
+        """Input of the last layer's feed-forward block."""
+        return self.named(FFN_INPUT)
+
+    @property
+    def final_hidden(self) -> Tensor:
+        """What the output layer (the LM head) reads."""
+        return self.named(FINAL_HIDDEN)
+
+    def layer_output(self, number: int) -> Tensor:
+        """Output of a layer, with its residual sums: -1 is the last layer, 0 the embeddings, 1 the first layer."""
+        states: Sequence[Tensor | None] = self._extra.get("inner_states") or ()
+        if not -len(states) <= number < len(states) or (state := states[number]) is None:
+            raise MissingActivation(f"layer {number}")
+        return state[-self._positions :]
+
+
+class KeyType:
+    """Turns activations into keys. `needs`: what of a model it reads, by the names `last_ffn_input` and `final_hidden`
+    and by numbers of layers (-1 the last); a model that can collect a few activations collects these."""
+
+    needs: ClassVar[tuple[str | int, ...]] = ()
+
+    def keys(self, activations: Activations) -> Tensor:
+        """(T, B, K) keys of any width K; K is the same for every batch."""
+        raise TypeError(f"{type(self).__name__} must define keys")
+
+
+KEY_TYPES: dict[str, type[KeyType]] = {}
+register_key_type = class_registrar(FLAG, KEY_TYPES, KeyType)
+
+
+def key_type_named(name: str) -> KeyType:
+    """The key type that is registered under `name`; BadFlag when there is none."""
+    if name not in KEY_TYPES:
+        raise BadFlag(FLAG, name, "one of " + ", ".join(sorted(KEY_TYPES)), "check the name and --user-dir")
+    return KEY_TYPES[name]()
+
+
+def keys_of(name: str, extra: Mapping[str, Any], positions: int) -> Tensor:
+    """(T, B, K) keys of type `name` for `positions` T from the dict that a decoder returned beside its features.
+
+    A model may put keys of a type into the dict itself, under the type's name. BadFlag when it has no such keys."""
+    if extra.get(name) is not None:
+        return extra[name]
+    try:
+        return key_type_named(name).keys(Activations(extra, positions))
+    except MissingActivation as missing:
+        found = f"{name}, for which the model gives no {missing}"
+        raise BadFlag(FLAG, found, _available(extra, positions)) from None
+
+
+def _available(extra: Mapping[str, Any], positions: int) -> str:
+    names = []
+    for name in sorted(KEY_TYPES):
+        try:
+            KEY_TYPES[name]().keys(Activations(extra, positions))
+        except Exception:  # noqa: BLE001, S112  (a user's type may fail in any way; then it is not one to advise)
+            continue
+        names.append(name)
+    return "one of " + ", ".join(names) if names else "a model that gives its activations"
+
+
+@register_key_type("last_ffn_input")
+class LastFfnInput(KeyType):
+    """The papers' key (Khandelwal et al., 2020): the input of the last layer's feed-forward block."""
+
+    needs = (FFN_INPUT,)
+
+    def keys(self, activations: Activations) -> Tensor:
+        return activations.last_ffn_input
+
+
+@register_key_type("last_ffn_output")
+class LastFfnOutput(KeyType):
+    """The last layer's output, its residual sum included, before the final norm."""
+
+    needs = (-1,)
+
+    def keys(self, activations: Activations) -> Tensor:
+        return activations.layer_output(-1)
+
+
+@register_key_type("final_hidden")
+class FinalHidden(KeyType):
+    """What the output layer reads: after the final norm, and a projection if there is one."""
+
+    needs = (FINAL_HIDDEN,)
+
+    def keys(self, activations: Activations) -> Tensor:
+        return activations.final_hidden
