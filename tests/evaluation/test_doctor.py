@@ -184,7 +184,7 @@ ILLNESSES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "keys that are no numbers": (changed_keys(nan_keys), WRONG, "are not finite"),
     "keys that are infinite": (changed_keys(infinite_keys), WRONG, "are not finite"),
     "only infinite keys": (changed_keys(only_infinite_keys), WRONG, "are not finite"),
-    "weights that are no numbers": (broken_weights, WRONG, "gave a log-probability that is not a number"),
+    "weights that are no numbers": (broken_weights, WRONG, "found numbers that are not finite in"),
     "keys that are all the same": (changed_keys(same_keys), WRONG, "all sampled keys are the same"),
     "keys in another order": (changed_keys(shuffled_keys), WRONG, "does not reproduce"),
     "values that are no words": (foreign_values, WRONG, "but the dictionary has the words 0 to"),
@@ -264,10 +264,9 @@ def test_a_weight_that_does_not_suit(healthy: Path, run_cli: Any) -> None:
 def test_broken_weights_save_nothing(folder: Path, run_cli: Any) -> None:
     broken_weights(folder)
     before = {path.name for path in folder.iterdir()}
-    error = run_cli("eval_lm", f"{LM} --gen-subset valid --no-progress-bar".split(), cwd=folder).error
-    assert "the language model gave a log-probability that is not a number" in error
-    save = "--gen-subset valid --save-knnlm-dstore --dstore-mmap n --dstore-fp16 --no-progress-bar"
-    assert "is infinite or not a number in float16" in run_cli("eval_lm", f"{LM} {save}".split(), cwd=folder).error
+    for flags in ("--gen-subset valid", "--gen-subset valid --save-knnlm-dstore --dstore-mmap n --dstore-fp16"):
+        error = run_cli("eval_lm", f"{LM} {flags} --no-progress-bar".split(), cwd=folder).error
+        assert "checkpoint_best.pt: found numbers that are not finite in" in error
     assert {path.name for path in folder.iterdir()} == before
 
 

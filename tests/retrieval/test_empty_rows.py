@@ -69,7 +69,7 @@ def test_kmeans_and_greedy_merging(prefix: str, run_cli: Any, tmp_path: Path) ->
     done = run_cli("kmeans", ["--dstore", prefix, "--dim", WIDTH, "--num-clusters", 8, "--sample", 600, "--save",
                               tmp_path / "c", "--no-progress-bar"])  # fmt: skip
     assert done.status == 0, done.stderr
-    assert f"the last {EMPTY} rows of {prefix} are all zero and are left out of the clusters" in done.stderr
+    assert f"{prefix}: the last {EMPTY} rows are all zero and are left out of the clusters" in done.stderr
     merge = ["--dstore", prefix, "--dim", WIDTH, "--indexfile", full_index(prefix), "--k", 90, "--merge", 80]
     done = run_cli("greedy_merge", [*merge, "--save", tmp_path / "m", "--no-progress-bar"])
     assert done.status == 0, done.stderr

@@ -65,7 +65,7 @@ class Datastore:
         if self.filled == self.size:
             return self
         empty = self.size - self.filled
-        logger.warning("the last %d rows of %s are all zero and are left out of %s", empty, self.prefix, purpose)
+        logger.warning("%s: the last %d rows are all zero and are left out of %s", self.prefix, empty, purpose)
         keys = None if self.keys is None else self.keys[: self.filled]
         return replace(self, keys=keys, values=self.values[: self.filled])
 
