@@ -266,6 +266,10 @@ def test_a_trained_index_that_is_cut_short(golden: Path, tmp_path: Path, run_cli
     assert run_cli("build_dstore", [*flags.split(), "--code_size", "2"], cwd=golden).status == 0
     half("i.trained")(tmp_path)
     error = run_cli("build_dstore", [*flags.split(), "--code_size", "2"], cwd=golden).error
+    assert "i.trained: found bytes that differ from those that were written" in error
+    assert "delete this file to train again" in error
+    (tmp_path / "i.trained.json").unlink()
+    error = run_cli("build_dstore", [*flags.split(), "--code_size", "2"], cwd=golden).error
     assert "i.trained: found a file that FAISS cannot read" in error and "delete this file to train again" in error
     (tmp_path / "i.trained").unlink()
     assert run_cli("build_dstore", [*flags.split(), "--code_size", "2"], cwd=golden).status == 0

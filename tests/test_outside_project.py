@@ -45,10 +45,11 @@ def test_training(trained: tuple[Path, str]) -> None:
     losses = [float(loss) for loss in re.findall(r"\d / \d+ loss=([\d.]+)", log)]
     assert losses[-1] < losses[0]
     state = torch.load(path, weights_only=False)
+    validated = [float(loss) for loss in re.findall(r"'valid' subset \| loss ([\d.]+)", log)]
     assert state["optimizer_history"][-1] == {
         "criterion_name": "MeanNLL",
         "optimizer_name": "SignsOptimizer",
-        "lr_scheduler_state": {"best": None},
+        "lr_scheduler_state": {"best": pytest.approx(min(validated), abs=1e-3)},
         "num_updates": 12,
     }
     assert state["args"].decoder_embed_dim == 16 and state["args"].halve_every == 4
