@@ -1,10 +1,10 @@
 """The automaton (Alon et al., 2022, section 3; with the quirks of the published code, see docs/footguns.md), advanced
-for many sequences in lock-step.
+for many sequences together.
 
-A state of the traversal is the set of entries that were retrieved for the last token *and* whose value was the token
-that came. Their successors in the text, entry + 1, are the pointers: candidates for the next token that cost no search.
-With clusters, the other members of the pointers' clusters are candidates too. All operations work on flat arrays:
-`rows[i]` says to which sequence entry `ids[i]` belongs."""
+Its state for a sequence is the set of entries that were retrieved for the last token *and* whose value was the right
+token. Their successors in the text, entry + 1, are the pointers: candidates for the next token that need no search.
+With clusters, the other members of the pointers' clusters are candidates too. All operations work on flat arrays: entry
+`ids[i]` belongs to sequence `rows[i]`."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ def best_first(values: Tensor, rows: Tensor) -> Tensor:
 
 
 def best_of_rows(values: Tensor, rows: Tensor, counts: Tensor, most: int) -> Tensor:
-    """`best_first`, but only the first `most` positions of each row; counts (B,) are the rows' numbers of entries."""
+    """`best_first`, but only the first `most` positions of each row; counts (B,): number of entries of each row."""
     order = best_first(values, rows)
     rank = torch.arange(len(order), device=order.device) - starts_of(counts)[rows[order]]
     return order[rank < most]
 
 
 class Automaton:
-    """Pointer-following state. `size`: entries of the datastore; `max_knns`: most candidates from pointers a step."""
+    """The state of following pointers. size: number of entries of the datastore; max_knns: largest number of candidates
+    per step from pointers and clusters."""
 
     def __init__(
         self, size: int, max_knns: int, clusters: Clusters | None = None, device: torch.device | str = "cpu"
@@ -43,24 +44,24 @@ class Automaton:
         self.clusters = clusters
         if clusters is not None:
             if self.device.type != "cpu":
-                clusters.check()  # all of it goes to the device, where an index out of range ends the process
+                clusters.check()  # checks all numbers: on a device, an index out of range would end the process
             self.indptr = as_tensor(clusters.indptr).to(device)
             self.members = as_tensor(clusters.members).to(device)
             self.cluster_of = as_tensor(clusters.cluster_of).to(device)
         self.kept = no_entries(device)
 
     def reset(self) -> None:
-        """Forgets everything; called when new sequences begin."""
+        """Drops all pointers; called when new sequences begin."""
         self.kept = no_entries(self.device)
 
     def keep(self, matched: Entries, mixed: Mixed | None = None) -> None:
-        """Takes over the entries whose value was the token that came, of each row those that a search found first. The
-        datastore's last entry has no successor, so it is dropped; ends of documents inside the datastore are ignored,
-        as in the original.
+        """Stores the matched entries, that is, those whose value was the right token; in each row, those found by a
+        search come first. The datastore's last entry has no successor, so it is dropped; ends of documents inside the
+        datastore are ignored, as in the original.
 
-        Rows with ties are put into the original's order (`tie_order`), the others stay as they are: whatever needs
-        their order sorts them. `mixed`: rows whose entries come from a search and from pointers, if there may be any
-        in which scores of the two differ."""
+        Rows with ties are put into the original's order (`tie_order`). Other rows are not sorted here, since methods
+        that need an order sort by score. mixed: the rows whose entries come both from a search and from pointers, if
+        the scores of these two kinds can differ in the last bits."""
         if len(matched) and int(matched.ids.max()) >= self.size - 1:
             matched = matched.select(matched.ids < self.size - 1)
         if len(matched):
@@ -73,7 +74,7 @@ class Automaton:
         self.kept = matched
 
     def _with_ties_ordered(self, matched: Entries, tied: Tensor, mixed: Mixed | None) -> Entries:
-        """`matched`, its rows `tied` (C,) in the original's order."""
+        """`matched` with the rows `tied` (C,) in the original's order."""
         assert matched.scores is not None
         count = int(tied[-1]) + 1
         chosen = torch.zeros(count, dtype=torch.bool, device=self.device)
@@ -88,23 +89,23 @@ class Automaton:
         return Entries(matched.rows, ids, scores, bounds=matched.bounds)
 
     def _as_they_came(self, matched: Entries, chosen: Tensor, mixed: Mixed | None) -> Entries:
-        """`matched`, all of the rows `chosen` (B,) bool, in the order in which the original has them before it sorts:
-        what a search found, then what was given, and this in the order that the sort of the step before left.
+        """`matched`, which has only entries of the rows `chosen` (B,) bool, in the order that the original has before
+        it sorts: first what the search found, then pointers and members in the order of the sort at the step before.
 
-        The candidates of a step need not have been in that order, as it matters for rows with ties only; so it is made
-        again, from the entries that were kept at the step before."""
+        The candidates of this step were not put into that order, because it matters only for rows with ties. It is
+        therefore computed here, from the entries that were kept at the step before."""
         assert matched.scores is not None
         count = len(chosen)
         given = self.in_original_order(count, chosen)
         if not len(given):
             return matched
         followed = given.select(torch.isin(self._keys(given), self._keys(matched)))
-        found = matched.counts(count) - followed.counts(count)  # by a search; the value of an entry is that of copies
+        found = matched.counts(count) - followed.counts(count)  # by a search; all copies of an entry match or none does
         rank = torch.arange(len(matched), device=self.device) - matched.within(count)[matched.rows]
         given_before = matched.select(rank >= found[matched.rows])
         assert given_before.scores is not None
-        known, by_key = self._keys(given_before).sort()
-        scores = given_before.scores[by_key][torch.searchsorted(known, self._keys(followed))]
+        sorted_keys, by_key = self._keys(given_before).sort()
+        scores = given_before.scores[by_key][torch.searchsorted(sorted_keys, self._keys(followed))]
         if mixed is not None:
             both = (mixed.norms[followed.rows] >= 0).nonzero().squeeze(1)
             scores[both] = mixed.score(followed.rows[both], followed.ids[both])
@@ -115,8 +116,9 @@ class Automaton:
         return together.select(torch.argsort(rows, stable=True))
 
     def in_original_order(self, sequences: int, chosen: Tensor | None = None) -> Entries:
-        """What the first `sequences` sequences, or those of them that are `chosen` (B,) bool, follow in this step, in
-        the original's order: pointers best first, then members of the clusters with most pointers first."""
+        """The pointers and cluster members of the first `sequences` sequences, or of those of them that are `chosen`
+        (B,) bool, in the original's order: pointers by descending score, then members, those of the clusters with most
+        pointers first."""
         kept = self.kept.of_first(sequences)
         if chosen is not None:
             kept = kept.select(chosen[kept.rows])
@@ -125,13 +127,13 @@ class Automaton:
         return self.expand(self._best(kept, sequences), sequences, all_by_votes=True)
 
     def _keys(self, entries: Entries) -> Tensor:
-        """(n,) a number for each row and id; an id may be -1."""
+        """(n,) a number that is unique for each pair of row and id; an id may be -1."""
         return entries.rows * (self.size + 1) + entries.ids + 1
 
     def pointers(self, sequences: int) -> tuple[Entries, Tensor]:
-        """Pointers of the first `sequences` sequences and how many each had before the cut to `max_knns`.
+        """The pointers of the first `sequences` sequences, and (sequences,) how many each had before the cut.
 
-        Where a sequence has more than `max_knns`, those with the best scores at the previous step stay."""
+        If a sequence has more than `max_knns` pointers, those with the best scores at the previous step are kept."""
         kept = self.kept.of_first(sequences)
         counts = kept.counts(sequences)
         if len(kept) and int(counts.max()) > self.max_knns:
@@ -139,24 +141,26 @@ class Automaton:
         return Entries(kept.rows, kept.ids + 1, bounds=kept.within(sequences)), counts
 
     def _best(self, kept: Entries, sequences: int) -> Entries:
-        """Pointers of at most `max_knns` entries a row, best first. Equals stay as `keep` has left them."""
+        """Pointers of at most `max_knns` entries per row, best first. Entries with equal scores stay in the order in
+        which `keep` stored them."""
         assert kept.scores is not None
         kept = kept.select(best_of_rows(kept.scores, kept.rows, kept.counts(sequences), self.max_knns))
         return Entries(kept.rows, kept.ids + 1)
 
     def expand(self, pointers: Entries, sequences: int, all_by_votes: bool = False) -> Entries:
-        """Adds the members of the pointers' clusters, up to `max_knns` entries a sequence.
+        """Adds the members of the pointers' clusters, up to `max_knns` entries per sequence.
 
-        Clusters with more pointers come first, members in ascending order; a pointer is its own cluster's member and so
-        stands twice, which the original's softmax counts. Without clusters: the pointers themselves.
+        Clusters with more pointers come first, members in ascending order. A pointer is also a member of its cluster,
+        so it occurs twice, and the original's softmax counts both. Without clusters, returns `pointers`.
 
-        all_by_votes: also where all members fit, for which the order decides nothing unless there are ties."""
+        all_by_votes: sort clusters by their number of pointers even where all members fit, when the order matters only
+        for ties."""
         if self.clusters is None or not len(pointers):
             return pointers
         if kernels.AVAILABLE and self.device.type == "cpu":
             return self._expand_compiled(pointers, sequences, all_by_votes)
         counts = pointers.counts(sequences)
-        room = (self.max_knns - counts).clamp_(min=0)
+        capacity = (self.max_knns - counts).clamp_(min=0)  # how many members each sequence may add
         own = self.cluster_of[pointers.ids]
         self._require((own >= 0) & (own < self.clusters.count))
         keys = pointers.rows * self.clusters.count + own
@@ -166,15 +170,15 @@ class Automaton:
         self._require((begin >= 0) & (begin <= end) & (end <= len(self.members)))
         sizes = end - begin
         widths = torch.bincount(rows, minlength=sequences)
-        available = torch.zeros_like(room).index_add_(0, rows, sizes)
-        order = _most_voted_first(votes, widths, (available > room) | all_by_votes)
+        available = torch.zeros_like(capacity).index_add_(0, rows, sizes)
+        order = _most_voted_first(votes, widths, (available > capacity) | all_by_votes)
         clusters = clusters[order]
         rows, sizes = rows[order], sizes[order]
 
-        # How many members of each cluster fit: sizes cut where their running sum within the sequence passes the room.
+        # How many members of each cluster fit: sizes are cut where their running sum in the sequence exceeds capacity.
         before = starts_of(sizes)
         before = before - before[starts_of(widths)[rows]]
-        take = torch.minimum(sizes, room[rows] - before).clamp_(min=0)
+        take = torch.minimum(sizes, capacity[rows] - before).clamp_(min=0)
         total = int(take.sum())
         source = torch.repeat_interleave(self.indptr[clusters] - starts_of(take), take, output_size=total)
         source += torch.arange(total, device=self.device)
@@ -184,39 +188,41 @@ class Automaton:
         return merge_by_row(pointers, added, counts, sequences)
 
     def _expand_compiled(self, pointers: Entries, sequences: int, all_by_votes: bool) -> Entries:
-        """The same by compiled loops."""
+        """`expand` by compiled loops."""
         assert self.clusters is not None
-        starts, named = pointers.within(sequences).numpy(), pointers.ids.numpy()
+        starts, pointer_ids = pointers.within(sequences).numpy(), pointers.ids.numpy()
         indptr, members, cluster_of = self.indptr.numpy(), self.members.numpy(), self.cluster_of.numpy()
-        clusters, votes = np.empty((2, len(named)), np.int64)
+        clusters, votes = np.empty((2, len(pointer_ids)), np.int64)
         widths, available = np.empty((2, sequences), np.int64)
         found = (clusters, votes, widths, available)
-        kernels.run_by_rows(automaton_kernels.find_states, starts, named, cluster_of, indptr, len(members), *found)
+        arrays = (pointer_ids, cluster_of, indptr, len(members))
+        kernels.run_by_rows(automaton_kernels.find_states, starts, *arrays, *found)
         self.clusters.require(int(available.min()) >= 0)
         counts = starts[1:] - starts[:-1]
-        room = np.maximum(self.max_knns - counts, 0)  # how many members each sequence may add
-        crowded = np.flatnonzero(((available > room) | all_by_votes) & (widths > 1))
-        if len(crowded):
-            _sort_by_votes(clusters, votes, starts[crowded], widths[crowded])
+        capacity = np.maximum(self.max_knns - counts, 0)  # how many members each sequence may add
+        to_sort = np.flatnonzero(((available > capacity) | all_by_votes) & (widths > 1))
+        if len(to_sort):
+            _sort_by_votes(clusters, votes, starts[to_sort], widths[to_sort])
         bounds = np.zeros(sequences + 1, np.int64)
-        np.cumsum(counts + np.minimum(room, available), out=bounds[1:])
+        np.cumsum(counts + np.minimum(capacity, available), out=bounds[1:])
         ids, rows = np.empty((2, int(bounds[-1])), np.int64)
         fine = np.empty(sequences, np.bool_)
-        taken = (starts, named, clusters, indptr, members, self.size)
-        kernels.run_by_rows(automaton_kernels.emit_members, bounds, *taken, ids, rows, fine)
+        sources = (starts, pointer_ids, clusters, indptr, members, self.size)
+        kernels.run_by_rows(automaton_kernels.emit_members, bounds, *sources, ids, rows, fine)
         self.clusters.require(bool(fine.all()))
         return Entries(torch.from_numpy(rows), torch.from_numpy(ids), bounds=torch.from_numpy(bounds))
 
     def _require(self, fine: Tensor) -> None:
-        """Of clusters that were not looked at as a whole: numbers taken out of them are in their ranges."""
+        """BadFile unless `fine` (n,) bool is True everywhere: numbers read from the clusters' arrays are in range.
+        (Large arrays of clusters are checked only where they are used.)"""
         assert self.clusters is not None
         if self.device.type == "cpu":
             self.clusters.require(bool(fine.all()))
 
 
 def _most_voted_first(votes: Tensor, widths: Tensor, chosen: Tensor) -> Tensor:
-    """A permutation that puts the clusters of the sequences `chosen` (B,) bool in descending order of votes; widths
-    (B,) are the sequences' numbers of clusters."""
+    """A permutation that sorts the clusters of the sequences `chosen` (B,) bool by descending votes; widths (B,):
+    number of clusters of each sequence."""
     device, order = votes.device, np.arange(len(votes))
     these, sizes = (chosen & (widths > 1)).cpu().numpy(), widths.cpu().numpy()
     _sort_by_votes(order, votes.cpu().numpy(), (np.cumsum(sizes) - sizes)[these], sizes[these])
@@ -226,16 +232,17 @@ def _most_voted_first(votes: Tensor, widths: Tensor, chosen: Tensor) -> Tensor:
 def _sort_by_votes(
     clusters: NDArray[np.int64], votes: NDArray[np.int64], starts: NDArray[np.int64], widths: NDArray[np.int64]
 ) -> None:
-    """Puts each run of clusters, of `widths` (R,) from `starts` (R,) on, in descending order of votes, in place.
+    """Sorts R runs of clusters by descending votes, in place; run i has `widths[i]` clusters from `starts[i]` on.
 
-    Clusters with equal votes stand as numpy's default sort leaves them: the original's truncation, and so its numbers,
-    depend on that."""
+    Clusters with equal votes are left in the order of numpy's default sort: the original's truncation, and so its
+    results, depend on that order."""
     for places, order in numpy_orders(-votes, starts, widths):
         clusters[places] = np.take_along_axis(clusters[places], order, 1)
 
 
 def merge_by_row(first: Entries, second: Entries, first_counts: Tensor, sequences: int) -> Entries:
-    """Both, in ascending order of rows, `first` before `second` within a row; both must be ascending already."""
+    """The entries of both in ascending order of rows, within a row those of `first` before those of `second`. The rows
+    of both must already be ascending; first_counts (B,): number of entries of `first` in each row."""
     starts = starts_of(first_counts + second.counts(sequences))
     at_first = torch.arange(len(first), device=first.rows.device) + (starts - starts_of(first_counts))[first.rows]
     second_counts = second.counts(sequences)

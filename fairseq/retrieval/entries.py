@@ -1,5 +1,5 @@
-"""Datastore entries of several sequences as flat arrays: `rows[i]` says to which sequence entry `ids[i]` belongs. The
-index, the automaton, the votes and the strategies all exchange entries in this form."""
+"""Datastore entries of several sequences as flat arrays: entry `ids[i]` belongs to sequence `rows[i]`. The index, the
+automaton, the votes and the strategies all exchange entries in this form."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from torch import Tensor
 
 @dataclass
 class Entries:
-    """Entries of several sequences: rows (n,) int64 sequence numbers, ascending; ids (n,) int64 datastore entries;
-    scores (n,) float32 or None, larger is nearer; weights (n,) float32, how often each one votes, or None for once;
-    bounds (B + 1,) int64, between which each of B sequences has its entries, or None until `within` is asked."""
+    """Entries of several sequences.
+
+    rows (n,) int64: sequence numbers, ascending; ids (n,) int64: datastore entries; scores (n,) float32 or None, larger
+    is nearer; weights (n,) float32: the weights of their votes, or None for weights of 1; bounds (B + 1,) int64: the
+    entries of sequence b are those from bounds[b] to bounds[b + 1], or None until `within` is called."""
 
     rows: Tensor
     ids: Tensor
@@ -27,13 +29,13 @@ class Entries:
         return self.ids.shape[0]
 
     def within(self, sequences: int) -> Tensor:
-        """(sequences + 1,) int64: between which positions each sequence has its entries."""
+        """(sequences + 1,) int64: the `bounds` of the first `sequences` sequences."""
         if self.bounds is None or self.bounds.shape[0] <= sequences:
             self.bounds = bounds_of_rows(self.rows, sequences)
         return self.bounds[: sequences + 1]
 
     def counts(self, sequences: int) -> Tensor:
-        """(sequences,) int64: how many entries each sequence has."""
+        """(sequences,) int64: number of entries of each sequence."""
         bounds = self.within(sequences)
         return bounds[1:] - bounds[:-1]
 
@@ -43,7 +45,7 @@ class Entries:
         return Entries(self.rows[chosen], self.ids[chosen], scores, weights)
 
     def of_first(self, sequences: int) -> Entries:
-        """The entries of the first sequences."""
+        """The entries of the first `sequences` sequences."""
         bounds = self.within(sequences)
         end = int(bounds[-1])
         if end == len(self):
@@ -70,12 +72,12 @@ def bounds_of(counts: Tensor) -> Tensor:
 
 
 def bounds_of_rows(rows: Tensor, count: int) -> Tensor:
-    """(count + 1,): between which positions of `rows` (n,), ascending, each of the numbers below `count` stands."""
+    """(count + 1,): row b occupies positions bounds[b] to bounds[b + 1] of `rows` (n,), which are ascending."""
     return torch.searchsorted(rows, torch.arange(count + 1, device=rows.device))
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """A tensor over the array's own memory, also over a read-only map (nothing here ever writes to it)."""
+    """A tensor that shares the array's memory, also of a read-only memory map (no caller writes to it)."""
     if array.flags.writeable or not array.size:
         return torch.from_numpy(array if array.flags.writeable else array.copy())
     with warnings.catch_warnings():

@@ -1,4 +1,5 @@
-"""Imports faiss, or says which of its two packages to install (they share one module name and exclude each other)."""
+"""Imports faiss, or says which of its two packages to install (both have the module name faiss, so that only one of
+them can be installed)."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ def require_faiss() -> ModuleType:
 
 
 def limit_faiss_threads() -> None:
-    """FAISS, if it is there, uses no other threads for what the calling thread asks of it."""
+    """Makes FAISS, if it is installed, use a single thread for calls from the calling thread."""
     with contextlib.suppress(ImportError):
         import faiss
 

@@ -1,5 +1,5 @@
-"""Flags of `eval_lm.py` that contradict each other, or that do nothing beside others: each is refused, or named in a
-warning where the original takes it as well."""
+"""Flags of `eval_lm.py` that contradict each other, which are refused, or that have no effect together with others,
+which a warning names, because the original accepts them too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 
 logger = logging.getLogger(__name__)
 
-# Flags that only retrieval reads, and what they are when nobody gave them.
+# Flags that only retrieval reads, and their defaults.
 OF_RETRIEVAL = {
     "dstore_filename": None,
     "dstore_weights": False,
@@ -40,12 +40,12 @@ OF_POINTERS = {"members": None, "min_knns": 1, "max_knns": None}
 
 
 def flag(name: str) -> str:
-    """How a flag is typed."""
+    """The flag as it is typed on the command line."""
     return "--" + name.replace("_", "-")
 
 
 def given(args: argparse.Namespace, defaults: Mapping[str, object]) -> list[str]:
-    """Of flags with these defaults, those that say something else, as they are typed."""
+    """The flags among `defaults` whose value differs from the default, as they are typed."""
     return [flag(name) for name, default in defaults.items() if getattr(args, name, default) != default]
 
 
@@ -58,7 +58,7 @@ def strategy_name(args: argparse.Namespace) -> str:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Warns of flags that the chosen kind of run does not read."""
+    """Warns of flags that have no effect in this kind of run."""
     if not args.knnlm:
         idle = given(args, OF_RETRIEVAL)
         if idle:
@@ -72,7 +72,7 @@ def check_flags(args: argparse.Namespace) -> None:
 
 
 def check_strategy_flags(args: argparse.Namespace) -> None:
-    """Warns of flags that the chosen strategy does not read."""
+    """Warns of flags that have no effect with the chosen strategy."""
     if not RETRIEVER_REGISTRY[strategy_name(args)].sequential:
         how = "--no-pointer" if args.no_pointer else f"--strategy {args.strategy}"
         for idle in given(args, OF_POINTERS):

@@ -1,6 +1,6 @@
-"""Many sequences, one step at a time: their tokens as flat arrays, in the order of the steps, and the arrays that
-results go into. Sequences do not depend on each other, so one batched search and one batched distance computation serve
-a step."""
+"""Many sequences advanced together, one step at a time: their tokens as flat arrays in the order of the steps, and the
+arrays of results. Sequences do not depend on each other, so each step needs only one batched search and one batched
+computation of distances."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fairseq.scored_sequences import ScoredSequence
 
 @dataclass
 class RetrievalResult:
-    """What retrieval made of one ScoredSequence; all arrays are (T,).
+    """The result of retrieval for one ScoredSequence; all arrays are (T,).
 
-    log_probs: log of the mixture, nats; searched: whether the index was searched; candidates: how many entries voted;
-    matched: how many of them had the right value; lmbda: the weight of p_kNN; by_temperature: (T, S) log p_kNN, nats,
-    at each of the KNNLM's S temperatures, the first of which is the one that was mixed."""
+    log_probs: log of the mixture, nats; searched: whether the index was searched; candidates: number of entries that
+    voted; matched: number of these with the right value; lmbda: the weight of p_kNN; by_temperature: (T, S) log p_kNN,
+    nats, at each of the KNNLM's S temperatures, the first of which is used in the mixture."""
 
     sample_id: int
     log_probs: Tensor
@@ -36,18 +36,20 @@ class RetrievalResult:
 
     @property
     def knn_log_probs(self) -> Tensor:
-        """(T,) log p_kNN at the temperature that was mixed, nats."""
+        """(T,) log p_kNN at the temperature used in the mixture, nats."""
         return self.by_temperature[:, 0]
 
 
 class Lockstep:
-    """The tokens of several sequences as flat arrays, and the arrays that results go into.
+    """The tokens of several sequences as flat arrays, and the arrays of results.
 
-    steps: which tokens advance together, those of a step one after the other. Of sequential strategies (chunk None),
-    step t has token t of every sequence that is so long, the longest sequence first, so that those still running are a
-    prefix of those before; when tokens do not depend on each other, a step has the next `chunk` tokens.
+    steps: slices of the flat arrays, each with the tokens that are processed together. For sequential strategies (chunk
+    None), step t has token t of every sequence with more than t tokens, in descending order of the sequences' lengths.
+    The sequences of a step are therefore a prefix of those of the step before. When tokens do not depend on each other,
+    a step has the next `chunk` tokens.
 
-    lmbda: the weight of retrieval where a strategy gives none."""
+    lmbda: the weight of retrieval for tokens to which the strategy gives none. needs: names of the features that the
+    strategy reads."""
 
     def __init__(
         self,
@@ -64,13 +66,13 @@ class Lockstep:
         starts = np.cumsum(self.lengths) - self.lengths
         positions = np.arange(count) - np.repeat(starts, self.lengths)
         if chunk is None:
-            rank = np.argsort(np.argsort(-self.lengths, kind="stable"))  # the longest is the first
+            rank = np.argsort(np.argsort(-self.lengths, kind="stable"))  # 0 for the longest sequence
             bounds = np.concatenate([[0], np.bincount(positions).cumsum()])
             place = bounds[positions] + np.repeat(rank, self.lengths)
         else:
             bounds, place = np.array([*range(0, count, chunk), count]), np.arange(count)
         self.steps = [slice(first, last) for first, last in itertools.pairwise(bounds.tolist())]
-        self._place = torch.from_numpy(place)  # (N,) of the tokens of one sequence after the other
+        self._place = torch.from_numpy(place)  # (N,) position in the flat arrays, for tokens in order of sequences
         places_of = self._of_each(self._place)
 
         def of_all(parts: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
@@ -92,19 +94,19 @@ class Lockstep:
         self.matched = torch.zeros(count, dtype=torch.int64, device=device)
 
     def step(self, tokens: slice) -> Step:
-        """What a strategy may see of these tokens."""
+        """What a strategy is given about these tokens."""
         features = {name: values[tokens] for name, values in self.features.items()}
         return Step(self.sample_ids[tokens], self.positions[tokens], self.queries[tokens], features)
 
     def store(self, tokens: slice, knn: Tensor, proposal: Proposal, candidates: Tensor, matched: Tensor) -> None:
-        """Keeps the results of a step."""
+        """Stores the results of a step."""
         self.knn_log_probs[tokens], self.searched[tokens] = knn, proposal.search
         self.candidates[tokens], self.matched[tokens] = candidates, matched
         if proposal.lmbda is not None:
             self.lmbda[tokens] = proposal.lmbda.float()
 
     def results(self, log_probs: Tensor) -> list[RetrievalResult]:
-        """One result per sequence, from the mixture of all tokens (N,), nats; UserError when one is not a number."""
+        """One result per sequence, from the mixture of all tokens (N,), nats; UserError when one of them is NaN."""
         if torch.isnan(log_probs).any():
             raise UserError("the retrieval produced a value that is not a number; check the datastore and index with k")
         of_step_order = log_probs, self.searched, self.candidates, self.matched, self.lmbda, self.knn_log_probs
@@ -119,12 +121,12 @@ class Lockstep:
         ]
 
     def _of_each(self, values: Tensor) -> tuple[Tensor, ...]:
-        """Each sequence's part of what is there for one sequence after the other."""
+        """`values` (N, ...), which are in order of sequences, split into one part per sequence."""
         return values.split(self.lengths.tolist())
 
 
 def _feature(sequences: list[ScoredSequence], name: str) -> list[Tensor]:
-    """Each sequence's (T, ...) feature; UserError when they were scored without it."""
+    """The feature `name` of each sequence, (T, ...); UserError when the sequences were scored without it."""
     if not all(name in sequence.features for sequence in sequences):
         raise UserError(
             f"--strategy: found scores without {name}, which this strategy needs; "

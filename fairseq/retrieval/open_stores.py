@@ -1,5 +1,5 @@
-"""What an evaluation opens once for any number of settings: datastore, index, distances and clusters, as eval_lm's
-flags name them, each checked to belong to the others."""
+"""Opens the files of an evaluation, once for any number of settings: datastore, index, similarity and clusters, as
+eval_lm's flags name them. Checks that they belong together."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Stores:
-    """What is opened once for any number of KNNLMs: datastore, index, distances, and clusters by path."""
+    """The open files of any number of KNNLMs: datastore, index, similarity, and clusters by path."""
 
     datastore: Datastore
     index: Index
@@ -87,6 +87,7 @@ def open_stores(
 
 
 def require_stores(args: argparse.Namespace) -> None:
+    """BadFlag unless the flags name a datastore and an index, and do not contradict each other."""
     if args.dstore_filename is None:
         raise BadFlag("--dstore-filename", "nothing", "the prefix of the datastore to use with --knnlm")
     takes_file = args.index is None or named_index(args.index).takes_file
@@ -109,7 +110,7 @@ def _refinement(args: argparse.Namespace) -> float | None:
 
 
 def _without_keys(args: argparse.Namespace) -> str:
-    """What to do when the keys are missing."""
+    """The remedy in the error message when the file of keys is missing."""
     if _refinement(args) is not None:
         what = f"{args.indexfile} was built with --preset fast and needs them"
         return f"{what}: copy them here, or use an index built without that flag"

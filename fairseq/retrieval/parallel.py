@@ -1,5 +1,5 @@
-"""Sharing sequences between the CPU's threads. Where each step of a sequence needs the one before, steps are too short
-to be shared, so each thread takes some of the sequences and has a strategy of its own for them."""
+"""Dividing sequences among the CPU's threads. When each step depends on the step before, a single step is too short to
+be divided. So each thread processes some of the sequences, with a strategy object of its own."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fairseq.retrieval.lockstep import RetrievalResult
 from fairseq.retrieval.retrievers import Retriever
 from fairseq.scored_sequences import ScoredSequence
 
-STEP_COST = 6  # of a step, however few sequences are in it, in tokens
+STEP_COST = 6  # fixed cost of a step, in units of the cost of a token
 
 
 class Team:
-    """A strategy and others like it, one for each thread. `stopped` is set when a thread has failed, so that the others
-    end early."""
+    """A strategy and copies of it, one for each thread. `stopped` is set when a thread has failed, so that the other
+    threads end early."""
 
     def __init__(self, retriever: Retriever) -> None:
         self.retrievers = [retriever]
@@ -30,7 +30,7 @@ class Team:
         threads: int,
         score: Callable[[list[ScoredSequence], Retriever], list[RetrievalResult]],
     ) -> list[RetrievalResult]:
-        """A result for each sequence, from `score(some of them, a strategy)` in each thread."""
+        """A result for each sequence; each thread calls `score(sequences, strategy)` with some of the sequences."""
         parts = parts_of_like_length([len(sequence) for sequence in sequences], threads)
         missing = len(parts) - len(self.retrievers)
         self.retrievers += [self.retrievers[0].twin() for _ in range(missing)]
@@ -47,8 +47,10 @@ class Team:
 
 
 def parts_of_like_length(lengths: list[int], most: int) -> list[list[int]]:
-    """Positions in at most `most` parts of about equal cost, the longest sequences in the first: a part takes as many
-    steps as its longest sequence, and each step costs something however few sequences are left."""
+    """Positions of sequences of these lengths, divided into at most `most` parts of about equal cost.
+
+    Each part has sequences of similar length, the first part the longest ones: a part needs as many steps as its
+    longest sequence, and a step has a fixed cost however few sequences are left."""
     longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
     def filled(limit: int) -> list[list[int]]:

@@ -1,5 +1,5 @@
-"""How near an entry is: the choices of `--knn-sim-func` as one `scores` function for
-entries that a search returned and one for entries that pointers name. Scores are larger for nearer entries."""
+"""Scores of candidates, larger for nearer entries: the choices of `--knn-sim-func`, each with one function for entries
+found by a search and one for given entries, such as pointers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ CHOICES = "do_not_recomp_l2, dot, or leave the flag out for exact L2 distances"
 
 
 class Similarity(Protocol):
-    """Scores of searched and of given entries. rebuilds: whether `of_rebuilt` differs from `of_entries`."""
+    """Scores of entries that a search found, and of given entries. rebuilds: whether `of_rebuilt` differs from
+    `of_entries`."""
 
     @property
     def rebuilds(self) -> bool: ...
@@ -26,14 +27,15 @@ class Similarity(Protocol):
         """(B, k) float32 from a search's (B, k) distances and ids; queries (B, D)."""
 
     def of_entries(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-        """(n,) float32 for entry ids[i] seen from query rows[i]; queries (B, D)."""
+        """(n,) float32: the score of entry ids[i] for query rows[i]; queries (B, D)."""
 
     def of_rebuilt(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-        """As `of_entries`, to the last bit as the original computes it."""
+        """As `of_entries`, but equal to the original's score to the last bit: computed from the decoded vector."""
 
 
 class IndexSimilarity:
-    """The index's own distances: quantised keys (`do_not_recomp_l2`), or its inner products."""
+    """Scores by the index's own distances, which are those of quantised keys (`do_not_recomp_l2`), or by its inner
+    products."""
 
     def __init__(self, index: Index) -> None:
         if isinstance(index, FaissIndex):
@@ -61,7 +63,7 @@ class IndexSimilarity:
 
 
 class KeySimilarity:
-    """Exact distances, or inner products, recomputed from the stored keys."""
+    """Scores by exact distances, or inner products, computed from the stored keys."""
 
     rebuilds = False
 
@@ -85,7 +87,8 @@ class KeySimilarity:
 
 
 class WeightedSimilarity:
-    """Scores of a merged datastore's entries: the log of how many each stands for is added (before the temperature)."""
+    """Scores of a merged datastore's entries: the logarithm of an entry's weight, the number of original entries that
+    were merged into it, is added (before the temperature)."""
 
     def __init__(self, similarity: Similarity, weights: Tensor) -> None:
         self.similarity, self.log_weights = similarity, weights.to(torch.float32).log()
@@ -109,12 +112,12 @@ class WeightedSimilarity:
 
 
 def needs_keys(function: str | None, metric: str) -> bool:
-    """Whether `--knn-sim-func` and `--faiss-metric-type` ask for scores from the keys, not from the index."""
+    """Whether `--knn-sim-func` and `--faiss-metric-type` select scores from the keys, not from the index."""
     return not (function == "do_not_recomp_l2" or (function is None and metric == "ip"))
 
 
 def build_similarity(function: str | None, metric: str, datastore: Datastore, index: Index) -> Similarity:
-    """The similarity that `--knn-sim-func` and `--faiss-metric-type` ask for; BadFlag for anything unknown."""
+    """The similarity that `--knn-sim-func` and `--faiss-metric-type` select; BadFlag for unknown values."""
     if metric not in ("l2", "ip"):
         raise BadFlag("--faiss-metric-type", metric, "l2 or ip")
     if index.inner_product != (metric == "ip"):

@@ -1,11 +1,13 @@
-"""The original's order of equals. It sorts what is carried from one token to the next by numpy's default sort of the
-float32 scores, ascending, and reverses that: `scores.argsort()[::-1]`. The sort is not stable, so where entries have
-equal scores their order depends on their number, their order before, and the vector instructions for which numpy was
-compiled. From that order follow the pointers that `--max-knns` leaves, the order of the next candidates, and with them
-all later orders.
+"""The original's order of entries with equal scores.
 
-Without equal scores, or where only copies of one entry are equal, any sort gives the same. Such rows are nearly all of
-them in text that hardly repeats itself, so that what this costs is a look whether a row has ties."""
+The original sorts the entries that it keeps for the next token by numpy's default sort of the float32 scores,
+ascending, and reverses the result: `scores.argsort()[::-1]`. This sort is not stable. The order of entries with equal
+scores therefore depends on the number of entries, their order before, and the vector instructions for which numpy was
+compiled. That order decides which pointers remain after the cut to `--max-knns` and the order of the next candidates,
+and so all later orders.
+
+Without equal scores, or where only duplicates of one entry have equal scores, every sort gives the same result. In text
+that hardly repeats itself nearly all rows are of this kind, and the only cost is the check whether a row has ties."""
 
 from __future__ import annotations
 
@@ -25,12 +27,12 @@ NEAR = 2.0**-19  # of the squared norm and the distances; scores of the index we
 
 @dataclass
 class Mixed:
-    """Rows for which an index was searched and pointers were followed as well. Two copies of an entry, one found and
-    one followed, then have scores that were computed in different ways, and the original's last bits decide which copy
-    comes first.
+    """Rows for which the index was searched and pointers were followed as well. If an entry occurs twice in such a row,
+    once from the search and once from a pointer, its two scores were computed in different ways, and the last bits of
+    the original's scores decide which copy comes first.
 
-    norms (B,) float32: the squared norms of those rows' queries, -1 for other rows; score(rows, ids) gives the scores
-    (n,) of followed entries as the original computes them, from the entry that is rebuilt."""
+    norms (B,) float32: the squared norms of these rows' queries, -1 for other rows; score(rows, ids) gives the scores
+    (n,) of followed entries as the original computes them, from the decoded vector."""
 
     norms: Tensor
     score: Callable[[Tensor, Tensor], Tensor]
@@ -38,7 +40,7 @@ class Mixed:
 
 def rows_with_ties(bounds: Tensor, ids: Tensor, scores: Tensor, norms: Tensor | None = None) -> Tensor:
     """(C,) int64: the rows in which entries of different ids have equal scores or, where norms (B,) is not negative,
-    scores that another way to compute them could make equal or exchange.
+    scores so close that rounding could make them equal or exchange their order.
 
     ids, scores (n,), of which row b has those from bounds[b] to bounds[b + 1]; bounds (B + 1,)."""
     count = len(bounds) - 1
@@ -62,17 +64,18 @@ def rows_with_ties(bounds: Tensor, ids: Tensor, scores: Tensor, norms: Tensor | 
 def numpy_orders(
     values: NDArray[np.generic], starts: NDArray[np.int64], widths: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """For the runs of `widths` (R,) values from `starts` (R,) on, those of one width w at a time: their places (r, w)
-    and in which order numpy's default sort puts these, (r, w) numbers below w. Each run is sorted by itself, since
-    where equal values come to stand depends on how many there are."""
+    """Sorts R runs of `values` by numpy's default sort; run i has `widths[i]` values from position `starts[i]` on.
+
+    Yields, for all runs of one width w at a time, their positions (r, w) and the order within each run, (r, w) numbers
+    below w. Each run is sorted separately, since the order of equal values depends on the number of values."""
     for width in np.unique(widths).tolist():
         places = starts[widths == width][:, None] + np.arange(width)
         yield places, np.argsort(values[places], axis=1)
 
 
 def original_order(scores: Tensor, counts: Tensor) -> Tensor:
-    """(n,) positions that put each row's scores into the original's order, best first. scores (n,) float32, rows of
-    `counts` (B,) one after the other."""
+    """(n,) positions that put each row's scores into the original's order, best first. scores (n,) float32: row b has
+    `counts[b]` of them, rows are stored one after the other."""
     widths, values = counts.cpu().numpy(), scores.cpu().numpy()
     order = np.arange(len(values))
     for places, ascending in numpy_orders(values, np.cumsum(widths) - widths, widths):

@@ -2,9 +2,9 @@
 
     p_kNN(w) = sum over candidates with v_i = w of exp(s_i / T) / sum over all candidates of exp(s_i / T)
 
-(Khandelwal et al., 2020, equation 2). Candidates are what a search found for some rows of the step, and what a strategy
-gave for any of them, each of which votes as often as its weight says. A compiled loop counts on the CPU, tensors do on
-any device."""
+(Khandelwal et al., 2020, equation 2). Candidates are the entries that a search found for some rows of the step, and the
+entries that the strategy proposed; the sums are weighted by the weights of their votes. On the CPU a compiled loop
+computes this; tensor operations do on any device."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from fairseq.retrieval import kernels
 from fairseq.retrieval.entries import Entries
 from fairseq.retrieval.kernels import vote_kernels
 
-NO_WEIGHTS = np.empty(0, np.float32)  # of what was given: each candidate votes once
-NO_FOUND_WEIGHTS = np.empty((0, 0), np.float32)  # of what was found
+NO_WEIGHTS = np.empty(0, np.float32)  # tells the compiled loop that each given entry has weight 1
+NO_FOUND_WEIGHTS = np.empty((0, 0), np.float32)  # the same for entries found by a search
 NOT_FOUND = -torch.finfo(torch.float32).max
 NO_MATCH = -10000.0  # log p_kNN of a target that no candidate has as its value, as in the original
 
 
 @dataclass
 class Searched:
-    """What a search found: rows (n,) int64 of the step, ascending; ids (n, k) int64; scores (n, k) float32; weights
-    (n, k) float32, how often each one votes, or None for once. An id of -1 has the last entry's value, as in the
-    original, and the score NOT_FOUND: it never votes."""
+    """What a search found: rows (n,) int64 of the step, ascending; ids (n, k) int64; scores (n, k) float32; weights (n,
+    k) float32 of the votes, or None for weights of 1. An id of -1 has the last entry's value, as in the original, and
+    the score NOT_FOUND: it never votes."""
 
     rows: Tensor
     ids: Tensor
@@ -39,9 +39,9 @@ class Searched:
 
 @dataclass
 class Outcome:
-    """log_probs (B, S): log p_kNN of the targets, nats, no less than NO_MATCH, minus infinity for rows without
-    candidates; candidates (B,) int64; matched: those whose value is the target, with scores, what a search found first;
-    matches (B,) int64: how many of them each row has."""
+    """The votes of a step. log_probs (B, S): log p_kNN of the targets, nats, no less than NO_MATCH, and minus infinity
+    for rows without candidates; candidates (B,) int64: number of candidates of each row; matched: the candidates whose
+    value is the target, with scores, those found by a search first; matches (B,) int64: number of them in each row."""
 
     log_probs: Tensor
     candidates: Tensor
@@ -52,7 +52,7 @@ class Outcome:
 def count_votes(
     searched: Searched, given: Entries, values: Tensor, targets: Tensor, inverse_temperatures: Tensor
 ) -> Outcome:
-    """The outcome for targets (B,); values (N,) are the datastore's, inverse_temperatures (S,) float32."""
+    """The outcome for targets (B,); values (N,) of the datastore, inverse_temperatures (S,) float32."""
     if kernels.AVAILABLE and targets.device.type == "cpu":
         return _count_compiled(searched, given, values, targets, inverse_temperatures)
     return _count_tensors(searched, given, values, targets, inverse_temperatures)
@@ -76,16 +76,16 @@ def _count_compiled(
     found_weights = NO_FOUND_WEIGHTS if searched.weights is None else searched.weights.numpy()
     log_probs = np.empty((count, len(inverse_temperatures)), np.float32)
     found = (found_at, searched.ids.numpy(), searched.scores.numpy())
-    offered = (starts, given.ids.numpy(), given.scores.numpy())
+    proposed = (starts, given.ids.numpy(), given.scores.numpy())
     of_values = (found_weights, weights, values.numpy(), targets.numpy(), inverse_temperatures.numpy(), NO_MATCH)
     counted = np.empty((count, 2), np.int64)
     places = np.empty((searches, k), np.int32), np.empty(len(given), np.int32), counted
-    kernels.run_by_rows(vote_kernels.count_votes, work, found, offered, *of_values, log_probs, *places)
+    kernels.run_by_rows(vote_kernels.count_votes, work, found, proposed, *of_values, log_probs, *places)
     bounds = np.zeros(count + 1, np.int64)
     np.cumsum(counted.sum(1), out=bounds[1:])
     rows, ids = np.empty((2, int(bounds[-1])), np.int64)
     scores = np.empty(len(rows), np.float32)
-    kernels.run_by_rows(vote_kernels.collect_matches, bounds, found, offered, *places, rows, ids, scores)
+    kernels.run_by_rows(vote_kernels.collect_matches, bounds, found, proposed, *places, rows, ids, scores)
     to = torch.from_numpy
     matched = Entries(to(rows), to(ids), to(scores), bounds=to(bounds))
     return Outcome(to(log_probs), to(work[1:] - work[:-1]), matched, matched.counts(count))
@@ -133,7 +133,7 @@ def _count_tensors(
 def _sums_of_exp(
     below: Tensor, rows: Tensor, weights: Tensor | None, count: int, inverse_temperatures: Tensor
 ) -> Tensor:
-    """(count, S): sums of weight times exp(below / T) over the entries of each row; all (n,)."""
+    """(count, S): sums of weight times exp(below / T) over the entries of each row; below, rows, weights (n,)."""
     sums = []
     for inverse in inverse_temperatures:
         terms = (below * inverse).exp_()
