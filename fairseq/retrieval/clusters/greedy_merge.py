@@ -1,12 +1,13 @@
 """Greedy merging (He et al., 2021, algorithm 1): an entry absorbs those of its nearest neighbours that have its value.
 
-What remains can replace the datastore, with a weight an entry (how many it stands for), or serve RetoMaton as clusters:
-small ones, all of whose members have the same value. In random order, an entry that has not been absorbed looks at its
-K nearest neighbours and takes every one that has its value and has neither been absorbed nor absorbed others itself.
+Entries are visited in random order. An entry that has not been absorbed absorbs each of its K nearest neighbours that
+has the same value and has neither been absorbed nor absorbed others. The remaining entries can replace the datastore,
+each with a weight (the number of entries merged into it); or the groups can serve RetoMaton as small clusters, all of
+whose members have the same value.
 
-That is a loop in which each turn depends on earlier ones. A compiled loop runs it as it stands. Without a compiler,
-entries are taken in rounds: all those at once that no earlier one of the order can still interfere with, which gives
-the same result, because an entry's turn depends on nothing but the weights of itself and its candidates."""
+This is a loop in which each iteration depends on earlier ones, and a compiled loop runs it in this form. Without numba,
+entries are processed in rounds: each round takes all entries that no earlier entry of the order can still affect. The
+result is the same, because an iteration depends only on the weights of the entry and of its candidates."""
 
 from __future__ import annotations
 
@@ -39,15 +40,15 @@ KIND = "neighbours"
 REMEDY = "delete the file to search again"
 SEARCH_BATCH = 3072
 SAFE_POINT_SECONDS = 30.0
-ROUND_ROWS = 1 << 20  # entries whose neighbours are looked at together
-SAME_FOR_MERGED = ("weights", "vocabulary", "key_type", "data")  # what a merged datastore takes over
+ROUND_ROWS = 1 << 20  # entries whose neighbours are processed at a time
+SAME_FOR_MERGED = ("weights", "vocabulary", "key_type", "data")  # fields copied to a merged datastore's sidecar
 COPY_ROWS = 1 << 16
 
 
 @dataclass
 class Merge:
-    """weights (N,) int64: how many entries each one stands for, 0 for absorbed ones; absorber (N,) int64: the entry
-    that each one went into, itself for those that remain."""
+    """weights (N,) int64: number of entries merged into each entry (itself included), 0 for absorbed ones; absorber
+    (N,) int64: the entry that absorbed each entry, itself for those that remain."""
 
     weights: NDArray[np.int64]
     absorber: NDArray[np.int64]
@@ -58,12 +59,13 @@ class Merge:
         return np.flatnonzero(self.weights)
 
     def assignment(self) -> NDArray[np.int64]:
-        """(N,): the cluster of each entry; clusters are numbered by their remaining entry, in ascending order."""
+        """(N,): the cluster of each entry; clusters are numbered in ascending order of their remaining entries."""
         return (np.cumsum(self.weights > 0) - 1)[self.absorber]
 
 
 def merge(neighbours: NDArray[Any], values: NDArray[Any], count: int, seed: int = 22) -> Merge:
-    """Merges entries by their first `count` + 1 listed neighbours (N, k), each usually among its own; values (N,)."""
+    """Merges entries by the first `count` + 1 of their neighbours (N, k), which usually include the entry itself;
+    values (N,)."""
     size = len(values)
     order = np.random.default_rng(seed).permutation(size)
     weights, absorber = np.ones(size, np.int64), np.arange(size)
@@ -104,8 +106,8 @@ def _merge_in_rounds(
     weights: NDArray[np.int64],
     absorber: NDArray[np.int64],
 ) -> None:
-    """As the loop, in place. `first` says for every entry who, of those still waiting, will touch it first: an entry
-    whose turn may come is the first at itself and at all its candidates."""
+    """`_merge_in_order` in rounds, in place. `first` is, for every entry, the smallest rank of the waiting entries that
+    can change it; an entry can be processed when its rank is the smallest at itself and at all its candidates."""
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     waiting = order
@@ -134,7 +136,7 @@ def _merge_in_rounds(
 def _candidates(
     entries: NDArray[np.int64], neighbours: NDArray[Any], values: NDArray[Any], width: int, weights: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(row, other): for entries[row], each different entry that it may absorb as the weights now are."""
+    """(row, other): for entries[row], each distinct entry that it may absorb with the present weights."""
     near = np.array(neighbours[entries, :width], np.int64)
     near.sort(axis=1)
     fits = (near >= 0) & (near != entries[:, None]) & (values[near] == values[entries][:, None]) & (weights[near] == 1)
@@ -150,12 +152,12 @@ def _candidates(
 def dump_neighbours(
     datastore: Datastore, index: Index, k: int, path: str, identity: dict[str, Any], show_progress: bool = True
 ) -> NDArray[np.int32]:
-    """The `k` nearest entries of every key, (N, k) int32, mapped from the `.npy` file `path`; made there, resumably,
-    when it is not whole or of something else than `identity` (plain values) says."""
+    """The `k` nearest entries of every key, (N, k) int32, memory-mapped from the `.npy` file `path`. The file is
+    computed, resumably, when it is not complete, or was made for another `identity` (plain values)."""
     info = json.loads(json.dumps({"k": k, "entries": datastore.size, "identity": identity}))
-    known = read_sidecar(path, KIND, {"k": int})
-    if known is None or {**known, **info} != known:
-        if known is not None:
+    stored = read_sidecar(path, KIND, {"k": int})
+    if stored is None or {**stored, **info} != stored:
+        if stored is not None:
             logger.warning("%s: the neighbours of other keys or of another index; searching again", path)
             os.unlink(path + ".json")
         _search_all(datastore, index, k, path, info, show_progress)

@@ -2,7 +2,7 @@
 then the nearest centroid of every key.
 
 `lloyd` is FAISS's k-means, as published. `two-level` compares keys with neighbouring centroids only
-(`kmeans_two_level`). Both go on where a killed run stopped (`kmeans_state`)."""
+(`kmeans_two_level`). Both continue after a kill (`kmeans_state`)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from fairseq.sizes import size_text
 logger = logging.getLogger(__name__)
 
 ALGORITHMS = ("lloyd", "two-level")
-EXACT_ASSIGNMENT = 1024  # clusters up to which two-level compares keys with all centroids in the end
-FAISS_SAMPLE = 256  # keys a cluster beyond which FAISS's k-means draws a sample of its own, and copies it
-KEY_BYTES = {"lloyd": 0, "two-level": 24}  # a sampled key's numbers of cell, order and centroid
+EXACT_ASSIGNMENT = 1024  # clusters up to which two-level compares keys with all centroids in the final assignment
+FAISS_SAMPLE = 256  # keys per cluster beyond which FAISS's k-means draws a sample of its own, and copies it
+KEY_BYTES = {"lloyd": 0, "two-level": 24}  # memory per sampled key for its cell, position and centroid
 
 
 @dataclass(frozen=True)
 class KMeansRecipe:
-    """clusters: K; sample: most keys that centroids are computed from; iterations and seed of k-means."""
+    """clusters: K; sample: largest number of keys that centroids are computed from; iterations and seed of k-means."""
 
     clusters: int
     sample: int
@@ -42,7 +42,8 @@ class KMeansRecipe:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a recipe is carried out. sample, batch: keys held at a time; memory: bytes, besides the results of N keys."""
+    """Sizes with which a recipe is run. sample, batch: number of keys in memory at a time; memory: bytes needed,
+    without the results for N keys."""
 
     sample: int
     batch: int
@@ -50,9 +51,9 @@ class Plan:
 
     @classmethod
     def of(cls, recipe: KMeansRecipe, count: int, dimension: int, batch: int, memory_gb: float | None) -> Plan:
-        """The plan for `count` keys; within `memory_gb` the sample is smaller and batches are, if need be.
+        """The plan for `count` keys. If `memory_gb` is given, sample and batch are reduced to fit.
 
-        BadFlag when there are fewer keys than clusters, or when not even one key a cluster fits."""
+        BadFlag when there are fewer keys than clusters, or when the memory is too small for one key per cluster."""
         if recipe.algorithm not in ALGORITHMS:
             raise BadFlag("--algorithm", recipe.algorithm, " or ".join(ALGORITHMS))
         row = 4 * dimension
@@ -64,11 +65,11 @@ class Plan:
             fixed += FAISS_SAMPLE * recipe.clusters * row
         key = row + KEY_BYTES[recipe.algorithm]
         if memory_gb is not None:
-            room = int(memory_gb * 1e9) - fixed
-            if room < key * recipe.clusters:
+            available = int(memory_gb * 1e9) - fixed
+            if available < key * recipe.clusters:
                 need = 1.005 * (fixed + key * recipe.clusters) / 1e9  # rounded up
                 raise BadFlag("--memory-gb", memory_gb, f"at least {need:.3g} for one key a cluster")
-            sample, batch = min(sample, room // key), max(1, min(batch, room // (2 * row)))
+            sample, batch = min(sample, available // key), max(1, min(batch, available // (2 * row)))
         return cls(sample, batch, fixed + max(sample * key, 2 * batch * row))
 
 
@@ -91,7 +92,7 @@ def sample_keys(
 def train_centroids(
     sample: NDArray[np.float32], recipe: KMeansRecipe, verbose: bool = False, state: KMeansState | None = None
 ) -> NDArray[np.float32]:
-    """(K, D) float32 centroids of `sample` (n, D), going on from `state`."""
+    """(K, D) float32 centroids of `sample` (n, D), continuing from `state`."""
     state = state or KMeansState()
     if recipe.algorithm == "lloyd":
         _train_lloyd(sample, recipe, state, verbose)
@@ -101,7 +102,7 @@ def train_centroids(
 
 
 def _train_lloyd(sample: NDArray[np.float32], recipe: KMeansRecipe, state: KMeansState, verbose: bool) -> None:
-    """FAISS's k-means an iteration at a time: the same centroids, to the bit, as by one call."""
+    """FAISS's k-means, one iteration per call; the centroids equal those of a single call to the bit."""
     done = int(state.arrays.get("iteration", 0))
     hidden = None if verbose else True
     steps = range(done, recipe.iterations)
@@ -121,10 +122,11 @@ def cluster_keys(
     datastore: dict[str, Any] | None = None,
     source: str = "the keys",
 ) -> tuple[NDArray[np.int32], KMeansState]:
-    """The cluster of every key of `keys` (N, D), (N,) int32, and the state to `clear` when results are in place.
+    """The cluster of every key of `keys` (N, D), (N,) int32, and the state to `clear` when the results have been
+    written.
 
-    prefix: of the files from which a run of the same recipe on the same `datastore` (a description) goes on. source:
-    the file of the keys, which must be finite (BadFile)."""
+    prefix: of the files from which a run with the same recipe and the same `datastore` (a description) continues.
+    source: the file of the keys, which must be finite (BadFile)."""
     count, dimension = keys.shape
     plan = Plan.of(recipe, count, dimension, batch, memory_gb)
     _log_plan(plan, recipe, count)

@@ -1,7 +1,7 @@
-"""What k-means keeps on disk so that a killed run goes on: its arrays in one sealed file, replaced as a whole, and the
-clusters of keys in a second one that only grows, each batch of it with a digest. A second run with the same recipe and
-datastore takes both over, as far as they are what was written, and ends with the bytes that an undisturbed run would
-have written."""
+"""The state of k-means on disk, from which a run continues after a kill: its arrays in one sealed file, which is
+replaced as a whole, and the clusters of keys in a second file, to which batches with a digest each are appended. A
+later run with the same recipe and datastore continues from both, as far as their digests are right, and ends with the
+same bytes as a run without interruption."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ logger = logging.getLogger(__name__)
 
 SAFE_POINT_SECONDS = 30.0
 DIGEST_BYTES = 16
-MOST_OF_THE_TIME = 10  # a safe point may take a tenth of the time between two of them
+MOST_OF_THE_TIME = 10  # saving may take at most a tenth of the time between two savings
 
 
 class KMeansState:
-    """Arrays by name, as `keep` last wrote them. Without a prefix nothing touches the disk.
+    """Arrays by name, as last given to `keep`. Without a prefix nothing is written to disk.
 
-    Files: `PREFIX.kmeans.tmp` (sealed), the temporary file of `PREFIX.assignment` (int32, one a key, and
-    a digest after each batch). The caller holds the lock of `PREFIX`."""
+    Files: `PREFIX.kmeans.tmp` (sealed), and the temporary file of `PREFIX.assignment` (int32, one per key, and a digest
+    after each batch). The caller must have the lock of `PREFIX`."""
 
     def __init__(self, prefix: str | None = None, identity: dict[str, Any] | None = None) -> None:
         self.path = None if prefix is None else prefix + ".kmeans.tmp"
@@ -45,7 +45,7 @@ class KMeansState:
         self._last = time.monotonic()
 
     def _read(self) -> dict[str, NDArray[Any]]:
-        """The arrays of an earlier run of the same identity; none when there are none, or they cannot be read."""
+        """The arrays of an earlier run with the same identity; empty when there are none, or they cannot be read."""
         if self.path is None or not os.path.exists(self.path):
             return {}
         try:
@@ -59,7 +59,8 @@ class KMeansState:
         return arrays
 
     def keep(self, final: bool = False, **arrays: Any) -> None:
-        """Replaces what is kept by `arrays`; writes it when the last safe point is long ago, or at once if `final`."""
+        """Replaces all arrays by `arrays`; writes them when enough time has passed since the last write, or if
+        `final`."""
         self.arrays = {name: np.asarray(array) for name, array in arrays.items()}
         if self.path is None or not (final or self.due):
             return
@@ -70,25 +71,26 @@ class KMeansState:
 
     @property
     def due(self) -> bool:
-        """Whether the last safe point is long ago."""
+        """Whether enough time has passed since the last write."""
         return time.monotonic() - self._last >= self._interval
 
     def open_assignment(self, count: int, batch: int, clusters: int) -> Assignment:
-        """The clusters (of `clusters`) of `count` keys, as far as they are known in whole batches."""
+        """The assignment of `count` keys to `clusters` clusters, continued after the complete batches of an earlier
+        run."""
         of = hashlib.blake2b(json.dumps(self.identity, sort_keys=True).encode(), digest_size=32)
         of.update(np.ascontiguousarray(self.arrays.get("centroids", np.zeros(0, np.float32))).reshape(-1).data)
         return Assignment(self.assignment_path, count, batch, clusters, of.digest())
 
     def clear(self) -> None:
-        """Removes the files, once the results are in place."""
+        """Removes the files; called when the results have been written."""
         if self.path is not None and self.assignment_path is not None:
             assignment = [temporary_path(self.assignment_path), *leftovers(self.assignment_path)]
             discard([Path(self.path), *leftovers(self.path), *assignment])
 
 
 class Assignment:
-    """The cluster of each key in order, appended batch by batch; on disk when there is a path. `key` says of which
-    centroids, so that the clusters of others are not taken over."""
+    """The cluster of each key in order, appended batch by batch; on disk when there is a path. key: identifies the
+    centroids; it is part of the digests, so that an assignment to other centroids is not continued."""
 
     def __init__(self, path: str | None, count: int, batch: int, clusters: int, key: bytes = b"") -> None:
         self.path, self.count, self.done, self._key = path, count, 0, key
@@ -101,7 +103,7 @@ class Assignment:
             self._stream.seek(0, os.SEEK_END)
 
     def _take_over(self, batch: int, clusters: int) -> int:
-        """Bytes of the whole batches at the start of the file, which are taken over."""
+        """Reads the complete batches at the start of the file, and returns their size in bytes."""
         assert self.path is not None
         whole = 0
         with open_input(temporary_path(self.path)) as stream:
@@ -110,7 +112,7 @@ class Assignment:
                 record = stream.read(expected)
                 part = np.frombuffer(record[:-DIGEST_BYTES], np.int32) if len(record) == expected else None
                 if part is None or record[-DIGEST_BYTES:] != self._digest(part):
-                    break  # what a machine that lost power, or damage, has left
+                    break  # a batch that was not completely written, or is damaged
                 if part.min() < 0 or part.max() >= clusters:
                     break
                 self._take(part)
@@ -118,7 +120,7 @@ class Assignment:
         return whole
 
     def _digest(self, part: NDArray[np.int32]) -> bytes:
-        place = self.done.to_bytes(8, "little")  # so that one batch cannot stand for another
+        place = self.done.to_bytes(8, "little")  # the position is part of the digest, so that batches cannot be swapped
         return hashlib.blake2b(part.data, digest_size=DIGEST_BYTES, key=self._key, salt=place).digest()
 
     def _take(self, part: NDArray[np.int32]) -> None:
@@ -126,7 +128,7 @@ class Assignment:
         self.done += len(part)
 
     def append(self, clusters: NDArray[Any]) -> None:
-        """Adds the clusters of the next keys."""
+        """Appends the clusters of the next keys."""
         part = np.ascontiguousarray(clusters, np.int32)
         digest = self._digest(part)
         self._take(part)
@@ -141,7 +143,7 @@ class Assignment:
                 self._synced = time.monotonic()
 
     def result(self) -> NDArray[np.int32]:
-        """(count,) int32, when all are there."""
+        """(count,) int32; to be called when all clusters have been appended."""
         assert self.done == self.count
         if self.path is not None:
             with writing(self.path):

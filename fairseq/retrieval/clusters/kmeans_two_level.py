@@ -1,10 +1,10 @@
-"""k-means with neighbours in place of all centroids: what `kmeans.py --algorithm two-level` runs.
+"""k-means that compares a key with neighbouring centroids only, not with all: `kmeans.py --algorithm two-level`.
 
-Half of the iterations make centroids on two levels: about sqrt(K) cells, then the clusters of every cell by itself. The
-other half mends what the borders of cells did: centroids form groups of about two, and a key is compared with the
-centroids nearest to the group that its present centroid is in, wherever that leads. So an iteration costs NEIGHBOURS
-distances a key, whatever K is, and the result is as good as that of k-means over all centroids
-(`benchmarks/kmeans.py`). Keys that have no centroid yet find it through an inverted file of centroids."""
+The first half of the iterations computes centroids on two levels: about sqrt(K) cells, then the clusters of each cell
+separately. The second half corrects assignments at the borders of cells: centroids form groups of about two, and a key
+is compared with the centroids nearest to the group of its present centroid. An iteration therefore costs NEIGHBOURS
+distances per key, independently of K, and the result is as good as that of k-means over all centroids
+(`benchmarks/kmeans.py`). The first centroid of a key is found by an inverted file of centroids."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from fairseq.retrieval.faiss_import import require_faiss
 
 GROUP = 2  # centroids in a group, on average
 NEIGHBOURS = 128  # centroids that a key is compared with in an iteration
-REGROUP = 4  # iterations for which groups are good
+REGROUP = 4  # number of iterations after which groups are formed again
 GROUP_ITERATIONS = 5  # of the small k-means runs that form groups
-ROWS = 2048  # keys multiplied at a time: their scores stay in the processor's cache
+ROWS = 2048  # keys multiplied at a time, so that their scores fit in the processor's cache
 EXHAUSTIVE = 1 << 31  # pairs up to which the centroids nearest to groups are searched exhaustively
 CELLS_PROBED = {"first": 4, "final": 8}  # of 2 sqrt(K); 8 find the nearest centroid for 998 of 1000 keys
 SEARCHED_AT_ONCE = 1 << 16
-SPLIT = 1 / 1024  # how far apart the halves of a split cluster are put, as in FAISS
+SPLIT = 1 / 1024  # relative distance between the two centroids of a split cluster, as in FAISS
 
 Advance = Callable[[int], Any]
 
@@ -37,7 +37,7 @@ Advance = Callable[[int], Any]
 def lloyd(points: NDArray[np.float32], count: int, iterations: int, seed: int, **more: Any) -> NDArray[np.float32]:
     """(count, D) float32: centroids of `points` (n, D) by FAISS's k-means, on a GPU when FAISS has one.
 
-    more: `init_centroids`, from which to go on."""
+    more: `init_centroids` (count, D), the initial centroids."""
     faiss = require_faiss()
     gpu = hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0
     settings = {"niter": iterations, "seed": seed, "gpu": gpu, "min_points_per_centroid": 1}  # the last only warns
@@ -50,9 +50,10 @@ def lloyd(points: NDArray[np.float32], count: int, iterations: int, seed: int, *
 def train(
     sample: NDArray[np.float32], clusters: int, iterations: int, seed: int, state: KMeansState, verbose: bool
 ) -> None:
-    """Computes centroids (clusters, D) float32 of `sample` (n, D) into state.arrays["centroids"], from where it is.
+    """Computes centroids (clusters, D) float32 of `sample` (n, D) into state.arrays["centroids"], continuing from
+    `state`.
 
-    Safe points lie between cells and between iterations."""
+    The state is saved between cells and between iterations."""
     hidden = None if verbose else True
     first = iterations // 2
     if "centroids" not in state.arrays:
@@ -81,7 +82,7 @@ def train(
 def _two_levels(
     sample: NDArray[np.float32], clusters: int, iterations: int, seed: int, state: KMeansState, hidden: bool | None
 ) -> None:
-    """Both levels, resumable after each cell."""
+    """The first half of the iterations: both levels, resumable after each cell."""
     if "cell" not in state.arrays:
         centroids = lloyd(sample, max(1, round(clusters**0.5)), iterations, seed)
         state.keep(cells=len(centroids), cell=nearest(sample, centroids).astype(np.int32), parts=sample[:0], next=0)
@@ -115,7 +116,8 @@ def _search_first(index: Any, keys: NDArray[Any]) -> NDArray[np.int64]:
 
 
 class InvertedFile:
-    """Centroids (K, D) in 2 sqrt(K) cells; a key looks into the nearest few. purpose: a key of CELLS_PROBED."""
+    """An index of centroids (K, D) with 2 sqrt(K) cells, of which a search visits the nearest few. purpose: a key of
+    CELLS_PROBED, which gives their number."""
 
     def __init__(self, centroids: NDArray[np.float32], seed: int, purpose: str) -> None:
         faiss = require_faiss()
@@ -138,7 +140,8 @@ class InvertedFile:
 
 @dataclass
 class Cells:
-    """The first level. order (n,): points by cell; bounds (cells + 1,); shares (cells,): clusters that each gets."""
+    """The first level. order (n,): points sorted by cell; bounds (cells + 1,): cell c has order[bounds[c]:bounds[c +
+    1]]; shares (cells,): number of clusters of each cell."""
 
     order: NDArray[np.int64]
     bounds: NDArray[np.int64]
@@ -151,7 +154,7 @@ class Cells:
         self.shares = allot(sizes, clusters)
 
     def clusters_of(self, points: NDArray[np.float32], number: int, iterations: int, seed: int) -> NDArray[np.float32]:
-        """The second level, for one cell: (shares[number], D)."""
+        """The second level for one cell: its centroids, (shares[number], D)."""
         members = points[self.order[self.bounds[number] : self.bounds[number + 1]]]
         share = int(self.shares[number])
         if share in (0, len(members)):
@@ -160,23 +163,22 @@ class Cells:
 
 
 def allot(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
-    """Distributes `total` clusters over groups in proportion to their sizes; never more than a group has points.
-
-    Largest remainders first; needs total <= sum of sizes."""
+    """Distributes `total` clusters over groups in proportion to their sizes, by largest remainders, but at most one
+    cluster per point of a group. `total` must not exceed the sum of sizes."""
     exact = sizes * (total / sizes.sum())
     shares = np.floor(exact).astype(np.int64)
     by_remainder = np.argsort(-(exact - shares), kind="stable")
     shares[by_remainder[: total - shares.sum()]] += 1
     shares = np.minimum(shares, sizes)
     missing = total - shares.sum()
-    room = np.cumsum(sizes - shares)  # rounding may have hit full groups: fill the others from the left
-    return shares + np.diff(np.minimum(room, missing), prepend=0)
+    free = np.cumsum(sizes - shares)  # clusters that did not fit in full groups go to the first groups with free points
+    return shares + np.diff(np.minimum(free, missing), prepend=0)
 
 
 class Graph:
-    """Centroids (K, D) float32 in groups of a few that lie near each other, and the centroids around each group.
+    """Centroids (K, D) float32 in small groups of near ones, and the centroids nearest to each group.
 
-    group_of (K,) int64, found anew unless given; neighbours (G, NEIGHBOURS) int64."""
+    group_of (K,) int64: the group of each centroid, computed unless given; neighbours (G, NEIGHBOURS) int64."""
 
     def __init__(self, centroids: Tensor, seed: int, group_of: Tensor | None = None) -> None:
         self.count = -(-len(centroids) // GROUP)
@@ -189,7 +191,7 @@ class Graph:
         by_cell = Cells(cell, cells, self.count)
         group_of = np.empty(len(points), np.int64)
         begin = 0
-        for number in range(cells):  # a centroid's group is one of its own cell: all pairs would be too many
+        for number in range(cells):  # groups are formed within cells, since comparing all pairs would be too expensive
             inside = by_cell.order[by_cell.bounds[number] : by_cell.bounds[number + 1]]
             centres = by_cell.clusters_of(points, number, GROUP_ITERATIONS, seed)
             if len(inside):
@@ -198,7 +200,7 @@ class Graph:
         return torch.from_numpy(np.minimum(group_of, self.count - 1))
 
     def move(self, centroids: Tensor) -> None:
-        """Takes the centroids' new places; groups keep their members."""
+        """Replaces the centroids by moved ones; groups keep their members, and neighbours are searched again."""
         self.centroids = centroids
         sizes = torch.bincount(self.group_of, minlength=self.count)
         sums = centroids.new_zeros(self.count, centroids.shape[1]).index_add_(0, self.group_of, centroids)
@@ -207,7 +209,8 @@ class Graph:
 
 
 def _nearest_lists(vectors: Tensor, queries: Tensor, count: int) -> Tensor:
-    """(queries, count) int64: the nearest of `vectors` to each query; nearly so when there are very many."""
+    """(queries, count) int64: the nearest of `vectors` to each query, by approximate search when there are very
+    many."""
     faiss = require_faiss()
     width = vectors.shape[1]
     index = faiss.IndexFlatL2(width)
@@ -225,7 +228,7 @@ def refine(keys: Tensor, graph: Graph, assigned: Tensor, advance: Advance | None
     """One iteration: every key (n, D) goes to the nearest of its group's neighbours, `assigned` (n,) int64 being
     updated, and every centroid to the mean of its keys. Returns the new centroids (K, D).
 
-    One matrix product a group; holds a block of keys at a time besides what it is given."""
+    One matrix product per group; needs memory for a block of keys at a time besides its arguments."""
     centroids = graph.centroids
     sums = torch.zeros_like(centroids)
     groups = graph.group_of[assigned]
@@ -252,7 +255,7 @@ def refine(keys: Tensor, graph: Graph, assigned: Tensor, advance: Advance | None
 
 
 def _split_largest(centroids: Tensor, counts: Tensor) -> Tensor:
-    """Centroids without keys become halves of the largest clusters, which are moved apart by a little."""
+    """Moves centroids without keys next to those of the largest clusters, which are so split in halves."""
     empty = (counts == 0).nonzero().squeeze(1)
     if len(empty):
         sizes, largest = counts.topk(len(empty))

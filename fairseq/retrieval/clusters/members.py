@@ -1,7 +1,8 @@
 """Clusters of similar keys, the states of the automaton: entry -> cluster -> members, as flat arrays.
 
-Two forms on disk: the pickled SciPy CSR matrix that the original's `--members` takes (rows are clusters, columns are
-entries), read without executing anything, and a folder of plain `.npy` arrays that is opened by memory map at once."""
+There are two forms on disk: the pickled SciPy CSR matrix that the original's `--members` takes (rows are clusters,
+columns are entries), which is read without executing code, and a folder of plain `.npy` arrays, which are
+memory-mapped."""
 
 from __future__ import annotations
 
@@ -29,18 +30,19 @@ KIND = "clusters"
 MEMBERS_KIND = "members"
 ARRAYS = ("indptr", "members", "cluster_of")
 TYPES = ("<i4", "<i8")
-CHECKED_ENTRIES = 1 << 22  # arrays of a larger, described folder are not read on opening; what is used is checked
+CHECKED_ENTRIES = 1 << 22  # arrays of larger folders with a sidecar are checked when used, not on opening
 
 
 @dataclass
 class Clusters:
     """Cluster c has the entries members[indptr[c]:indptr[c + 1]], ascending; entry i is in cluster_of[i].
 
-    indptr: (C + 1,) int64; members: (N,) int32 or int64; cluster_of: (N,) int32. An entry that no cluster lists counts
-    as in cluster 0, a quirk of the original that changes numbers and is therefore kept.
+    indptr: (C + 1,) int64; members: (N,) int32 or int64; cluster_of: (N,) int32. An entry that is in no cluster has
+    cluster_of 0: this behaviour of the original affects its results and is therefore kept.
 
-    source: the file that they come from. Of a large folder's arrays only the lengths are known to be right: whoever
-    uses them as indices looks at what was taken out (`require`), or at all of it (`check`)."""
+    source: the file that the arrays come from. When a large folder is opened, only the lengths of its arrays are
+    checked. Code that uses their numbers as indices must check those that it reads (`require`), or all of them
+    (`check`)."""
 
     indptr: NDArray[Any]
     members: NDArray[Any]
@@ -53,13 +55,13 @@ class Clusters:
         return len(self.indptr) - 1
 
     def check(self) -> None:
-        """BadFile unless every number is in its range; reads everything."""
+        """BadFile unless every number is in range; reads all arrays."""
         _check_arrays(self.source, self.indptr, self.members, len(self.cluster_of))
         own = self.cluster_of
         self.require(not len(own) or (int(own.min()) >= 0 and int(own.max()) < self.count))
 
     def require(self, fine: bool) -> None:
-        """BadFile unless what was taken out of the arrays is `fine`."""
+        """BadFile unless `fine`, the result of a caller's check of numbers from the arrays."""
         if not fine:
             expected = f"{self.count} clusters of the entries 0 to {len(self.cluster_of) - 1}"
             raise BadFile(self.source, "clusters or entries out of range", expected, "cluster again with kmeans.py")
@@ -68,8 +70,8 @@ class Clusters:
     def from_assignment(
         cls, assignment: NDArray[Any], count: int | None = None, size: int | None = None
     ) -> Clusters:
-        """Clusters from the cluster number of each entry, (N,) integers; one sort, no loop. Further entries up to
-        `size` are in none."""
+        """Clusters from the cluster number of each entry, (N,) integers. Further entries up to `size` are in no
+        cluster."""
         assignment = np.asarray(assignment)
         if len(assignment) and assignment.min() < 0:
             raise ValueError("cluster numbers must not be negative")
@@ -85,10 +87,10 @@ class Clusters:
     def from_csr(cls, matrix: Any, size: int, path: str) -> Clusters:
         """Clusters from a CSR matrix whose rows are clusters and whose columns are entries of a datastore of `size`.
 
-        Members keep the order in which each row stores them. What a file holds is checked before it is used."""
+        Members keep the order in which each row stores them. All arrays are checked before they are used."""
         members: NDArray[Any]
         parts = [vars(matrix).get(name) for name in ("indptr", "indices", "data")]
-        # Whatever else has a shape may tell NumPy to read any address as its numbers.
+        # Only genuine arrays: another object with an array interface could make NumPy read arbitrary addresses.
         if not all(type(part) is np.ndarray and part.dtype.kind in "biuf" and part.ndim == 1 for part in parts):
             found = f"parts that are {', '.join(_kind_of(part) for part in parts)}"
             raise BadFile(path, found, "a CSR layout of flat arrays", "cluster again with kmeans.py")
@@ -122,7 +124,7 @@ class Clusters:
         """The matrix that the original pickles: int64 ones, int32 indices, members ascending in each row."""
         data = np.ones(len(self.members), np.int64)
         entries = int(self.members.max(initial=-1)) + 1
-        import scipy.sparse  # as below: only commands that read or write members spend the time to import it
+        import scipy.sparse  # imported here because it takes time, and only reading and writing members needs it
 
         return scipy.sparse.csr_matrix((data, self.members, self.indptr), shape=(self.count, entries))
 
@@ -195,8 +197,8 @@ def _load_arrays(folder: str, size: int) -> Clusters:
 
 
 def save_clusters(folder: str, clusters: Clusters, info: dict[str, Any]) -> None:
-    """Writes the arrays as `.npy` files into `folder`. They get their names when all are whole, the description comes
-    last; what was there before is untouched until then."""
+    """Writes the arrays as `.npy` files into `folder`. The files are renamed when all are complete, and the sidecar is
+    written last; earlier files stay unchanged until then."""
     paths = {name: os.path.join(folder, name + ".npy") for name in ARRAYS}
     with contextlib.ExitStack() as stack:
         for name, path in paths.items():
@@ -211,7 +213,8 @@ def save_clusters(folder: str, clusters: Clusters, info: dict[str, Any]) -> None
 
 
 def save_members_pickle(path: str, clusters: Clusters, info: dict[str, Any] | None = None) -> None:
-    """Writes the pickled CSR matrix that the original RetoMaton's `--members` reads, and what `info` says of it."""
+    """Writes the pickled CSR matrix that the original RetoMaton's `--members` reads, and a sidecar with the fields
+    `info`, if given."""
     with staged(path) as stream:
         pickle.dump(clusters.to_csr(), stream, protocol=4)
     content = {"members": describe_content(temporary_path(path))}

@@ -1,5 +1,5 @@
-"""The datastore: keys and values on disk, what their bytes are, their writer, and which artefacts were made from which
-datastore."""
+"""The datastore: keys and values on disk, detection of their types, their writer, and the record of which datastore an
+artefact was made from."""
 
 from fairseq.retrieval.datastore.layout import keys_path, values_path, weights_path
 from fairseq.retrieval.datastore.raw_arrays import KEY_DTYPES, VALUE_DTYPES

@@ -1,6 +1,6 @@
-"""How many entries the files of a datastore hold, of what types and width: as the sidecar says, else as their own NumPy
-headers say, else as the bytes do (`raw_arrays`), held against what flags say. What cannot be told is refused, and what
-is likely but not certain is used with a warning."""
+"""The number of entries in a datastore's files, their types and width: read from the sidecar, else from NumPy headers,
+else inferred from the bytes (`raw_arrays`), and compared with the flags. What cannot be inferred is refused; what is
+likely but not certain is used with a warning."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def weights_path(prefix: str) -> str:
 
 @dataclass
 class Told:
-    """What flags and callers say of a datastore; None where they say nothing. fp16: whether keys are float16."""
+    """The properties of a datastore that flags or callers give; None where they are not given. fp16: whether keys are
+    float16."""
 
     size: int | None = None
     dimension: int | None = None
@@ -60,8 +61,8 @@ class Told:
 
 @dataclass
 class Layout:
-    """Rows in the files, width and type of the keys (None when there are none to open), type of the values, and where
-    the numbers begin in either file."""
+    """Number of rows, width and type of the keys (None when the keys are not opened), type of the values, and the
+    offsets in bytes at which the numbers begin in both files."""
 
     rows: int
     dimension: int | None
@@ -73,7 +74,8 @@ class Layout:
 
 @dataclass
 class _File:
-    """A file of numbers: its header, if it has one, the bytes of its numbers, and a sample of them."""
+    """A file of numbers: its NumPy header, if it has one, the size of its numbers in bytes, and a sample of these
+    bytes."""
 
     path: str
     header: Header | None
@@ -92,8 +94,8 @@ class _File:
 
 
 def infer_layout(prefix: str, info: dict[str, Any], told: Told, need_keys: bool) -> Layout:
-    """The layout of the datastore `prefix`, whose sidecar holds `info` (empty: it has none). MissingFile, BadFile or
-    BadFlag for whatever does not fit."""
+    """The layout of the datastore `prefix`; info: the fields of its sidecar (empty: it has none). MissingFile, BadFile
+    or BadFlag when files, sidecar and flags do not fit together."""
     remedy = "check the prefix that was given for the datastore"
     input_size(values_path(prefix), remedy, prefix)
     has_keys = need_keys or os.path.exists(keys_path(prefix))
@@ -128,7 +130,7 @@ def _warn(prefix: str, taken_for: str, flags: str) -> None:
 
 
 def _value_layouts(values: _File, size: int | None) -> list[tuple[int, str]]:
-    """(rows, type) of everything that a values file may hold, the likeliest first; BadFile when that is nothing."""
+    """All possible (rows, type) of a values file, the likeliest first; BadFile when there is none."""
     if values.header is not None:
         return [_headed_values(values, values.header, size)]
     types = token_types(values.sample)
@@ -168,7 +170,7 @@ def _headed_values(values: _File, header: Header, size: int | None) -> tuple[int
 def _headed_layout(
     keys: _File, header: Header, values: _File, candidates: list[tuple[int, str]], told: Told
 ) -> Layout:
-    """Of keys that have a NumPy header."""
+    """The layout when the keys have a NumPy header."""
     fits = header.dtype in KEY_DTYPES.values() and len(header.shape) == 2
     rows = [layout for layout in candidates if fits and layout[0] == header.shape[0]]
     if not rows or told.dimension not in (None, header.shape[1]) or (told.fp16 and header.dtype != KEY_DTYPES[2]):
@@ -181,7 +183,7 @@ def _headed_layout(
 
 
 def _sized_layout(keys: _File, values: _File, candidates: list[tuple[int, str]], told: Told) -> Layout:
-    """Of keys whose width is told."""
+    """The layout when the width of the keys is given."""
     width = told.dimension or 0
     for rows, value_dtype in candidates:
         for itemsize in (2,) if told.fp16 else (4,) if told.fp16 is False else (2, 4):
@@ -202,8 +204,8 @@ def _sized_layout(keys: _File, values: _File, candidates: list[tuple[int, str]],
 def _guessed_layout(
     prefix: str, keys: _File, values: _File, candidates: list[tuple[int, str]], told: Told
 ) -> Layout:
-    """Of keys of which nothing says the width: the bytes say which precision they have, the length of a row the
-    rest."""
+    """The layout when the width of the keys is not given: their precision is inferred from the bytes, and the width
+    from the precision and the length of a row."""
     fitting = [(rows, dtype) for rows, dtype in candidates if keys.size % (2 * rows) == 0 and keys.size]
     if not fitting:
         rows = candidates[0][0]

@@ -1,5 +1,5 @@
-"""Whether things belong together, as far as their sidecars tell: an index or clusters to a datastore, by
-`datastore_files`, quick digests of the files that they were made from; a datastore to the model that asks it."""
+"""Checks by sidecars that artefacts belong together: an index or clusters to a datastore, by `datastore_files` (quick
+digests of the files that they were made from), and a datastore to the model whose queries search it."""
 
 from __future__ import annotations
 
@@ -18,50 +18,51 @@ SOURCE = ("weights", "data", "vocabulary", "key_type")  # fields of a sidecar th
 
 
 def datastore_files(datastore: Datastore) -> dict[str, str]:
-    """By what an index or clusters know their datastore: quick digests of its files."""
+    """The `datastore_files` of the sidecar of an index or of clusters: quick digests of the datastore's files."""
     paths = {"keys": keys_path(datastore.prefix), "values": values_path(datastore.prefix)}
     return {name: quick_fingerprint(path) for name, path in paths.items() if os.path.isfile(path)}
 
 
 def datastore_identity(datastore: Datastore) -> dict[str, Any]:
-    """By what an unfinished job knows the datastore that it works on: its sidecar; without one (or with one that has no
-    digests) also digests of samples from all over its files, since other keys may have the same size."""
-    known = datastore.info or {"rows": datastore.size, "dimension": datastore.dimension}
-    if isinstance(known.get("content"), dict):
-        return known
+    """Identifies the datastore of an unfinished job: the fields of its sidecar; without a sidecar (or with one that has
+    no digests) also digests of samples from all over its files, since other keys may have the same size."""
+    description = datastore.info or {"rows": datastore.size, "dimension": datastore.dimension}
+    if isinstance(description.get("content"), dict):
+        return description
     paths = {"keys": keys_path(datastore.prefix), "values": values_path(datastore.prefix)}
-    return {**known, "samples": {name: sample_digest(path) for name, path in paths.items() if os.path.isfile(path)}}
+    samples = {name: sample_digest(path) for name, path in paths.items() if os.path.isfile(path)}
+    return {**description, "samples": samples}
 
 
 def check_belongs(flag: str, artefact: str, datastore: Datastore) -> None:
-    """Refuses an index or clusters made from another datastore than `datastore`. Artefacts without a sidecar, or with
-    one that does not say, pass."""
-    known = peek_sidecar(artefact).get("datastore_files")
-    if not isinstance(known, dict):
+    """Refuses an index or clusters made from another datastore than `datastore`. Artefacts without a sidecar, or with a
+    sidecar without this field, are accepted."""
+    recorded = peek_sidecar(artefact).get("datastore_files")
+    if not isinstance(recorded, dict):
         return
     present = datastore_files(datastore)
     for name, digest in present.items():
-        if known.get(name, digest) != digest:
-            found = f"{artefact}, which was made from a datastore with {name} {str(known[name])[:12]}"
+        if recorded.get(name, digest) != digest:
+            found = f"{artefact}, which was made from a datastore with {name} {str(recorded[name])[:12]}"
             expected = f"one of {datastore.prefix}, whose {name} are {digest[:12]}"
             remedy = "make it again from this datastore, give the other one, or go on with --force"
             refuse(BadFile(flag, found, expected, remedy))
 
 
 def check_asked_by(prefix: str, asking: Mapping[str, Any], places: Sequence[str]) -> list[str]:
-    """Refuses datastore `prefix` for queries of a model with other weights, another dictionary or key type; returns
-    what could be compared, by name.
+    """Refuses datastore `prefix` for queries of a model with other weights, another dictionary or key type; returns the
+    names of the properties that could be compared.
 
-    `asking` describes the queries' source as a datastore's sidecar does the keys'; `places`: where it has its weights,
-    its dictionary, the number of words and the key type from, for the sentence."""
+    asking: describes the source of the queries with the fields of a datastore's sidecar; places: where its weights, its
+    dictionary, the number of words and the key type were read from, for the error message."""
     kept = read_sidecar(prefix, KIND, {}) or {}
     made = f"{prefix}, saved with"
     return _check_source("--dstore-filename", made, "the datastore that was saved", kept, asking, places)
 
 
 def check_gate(path: str, kept: Mapping[str, Any], asking: Mapping[str, Any], places: Sequence[str]) -> None:
-    """Refuses an AdaptRet checkpoint for queries of another model than that from whose scores, described by `kept`, it
-    learned; the rest as `check_asked_by`."""
+    """Refuses an AdaptRet checkpoint for queries of another model than the one on whose scores, described by `kept`, it
+    was trained. asking, places: see `check_asked_by`."""
     learned = f"{path}, trained on scores with"
     _check_source("--adaptret-checkpoint", learned, "a checkpoint that was trained", kept, asking, places)
 
@@ -69,7 +70,7 @@ def check_gate(path: str, kept: Mapping[str, Any], asking: Mapping[str, Any], pl
 def _check_source(
     flag: str, made: str, other: str, kept: Mapping[str, Any], asking: Mapping[str, Any], places: Sequence[str]
 ) -> list[str]:
-    """The names of what both know and was compared."""
+    """The names of the properties that both descriptions have, and that were therefore compared."""
     before, compared = source_of(kept), []
     for (name, present), place in zip(source_of(asking).items(), places, strict=True):
         if None in (before[name], present):
@@ -82,7 +83,7 @@ def _check_source(
 
 
 def source_of(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What the keys, or queries, that a sidecar describes came from: by this, models are told apart."""
+    """The properties of a sidecar that identify the model and text of its keys or queries."""
     data = info.get("data")
     dictionary = data.get("dict.txt") if isinstance(data, dict) else None
     weights, vocabulary, key_type = (info.get(name) for name in ("weights", "vocabulary", "key_type"))
@@ -90,5 +91,5 @@ def source_of(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """Digests are cut: the first digits tell them apart."""
+    """A value for an error message; digests are cut to their first digits."""
     return ", ".join(_short(part) for part in value) if isinstance(value, list) else str(value)[:16]

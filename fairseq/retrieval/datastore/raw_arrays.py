@@ -1,9 +1,10 @@
-"""What a raw file of numbers holds, told from its bytes. Datastores have no header, so a length that fits says little:
-an int32 file is as long as an int64 file of half as many values. Token numbers are small, and read as a wider type,
-with another byte order or as floating point they are not; coordinates of a vector are of similar size, and read as
-another type they are spread over many powers of two. A sample from all over the file is looked at.
+"""Infers the type of numbers in a raw file from its bytes. Datastore files have no header, and a length that fits
+proves little: an int32 file is as long as an int64 file of half as many values. But token numbers are small, and they
+are not small when read as a wider type, with another byte order or as floating point. Coordinates of a vector have
+similar sizes, and when read as another type their sizes are spread over many powers of two. A sample from all over the
+file is examined.
 
-Files that do have a NumPy header are read as it says; other containers are named."""
+Files with a NumPy header are read according to it; other containers are refused by name."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from fairseq.errors import BadFile
 
 VALUE_DTYPES = {8: "<i8", 4: "<i4", 2: "<i2"}
 KEY_DTYPES = {2: "<f2", 4: "<f4"}
-LARGEST_TOKEN = {"<i8": 1 << 31, "<i4": 1 << 20, "<i2": 1 << 15}  # beyond it, what was read is no token number
+LARGEST_TOKEN = {"<i8": 1 << 31, "<i4": 1 << 20, "<i2": 1 << 15}  # larger numbers are not token numbers
 NAMES = {"<i8": "int64", "<i4": "int32", "<i2": "int16", "<f2": "float16", "<f4": "float32", "<f8": "float64"}
 NAMES |= {">" + code[1:]: f"big-endian {name}" for code, name in NAMES.items()}
 CONTAINERS = {
@@ -29,17 +30,17 @@ CONTAINERS = {
 }
 MAGIC = b"\x93NUMPY"
 PIECES, PIECE = 64, 8192  # bytes of each piece of a sample
-FEW = 16  # numbers that say too little
-USUAL_SIZE = 20  # powers of two within which coordinates of a vector typically lie
-CLEAR = 1.5  # difference of `spread` that decides
-ORDERLY = 5.0  # `spread` of what is plausible as vectors
+FEW = 16  # fewer numbers than this are not enough to infer a type
+USUAL_SIZE = 20  # coordinates of a vector typically are within 2^-20 and 2^20
+CLEAR = 1.5  # difference of `spread` between two types from which on the smaller one is certain
+ORDERLY = 5.0  # largest `spread` of numbers that are plausible as vectors
 FLOATS = ("<f2", "<f4", ">f2", ">f4", "<f8", ">f8")
 COPY = "copy the file again, or save the datastore again"
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the NumPy header of a file says: type, shape, and where the numbers begin, in bytes."""
+    """The NumPy header of a file: type, shape, and the offset of the numbers in bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -61,7 +62,7 @@ def read_header(path: str) -> Header | None:
             read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
             major, _ = np.lib.format.read_magic(stream)
             shape, fortran, dtype = read[major](stream)
-        except Exception as error:  # whatever NumPy's parser of the header raises
+        except Exception as error:  # NumPy's parser may raise exceptions of any kind
             found = "a NumPy header that cannot be read"
             raise BadFile(path, found, "a header of version 1 or 2, or none", COPY) from error
         if fortran and len(shape) > 1 and min(shape) > 1:
@@ -70,7 +71,7 @@ def read_header(path: str) -> Header | None:
 
 
 def number_bytes(path: str, header: Header | None) -> int:
-    """Bytes of the numbers themselves; BadFile when a header says another length."""
+    """Size in bytes of the numbers without the header; BadFile when it is not the size that the header gives."""
     size = os.path.getsize(path)
     if header is None:
         return size
@@ -81,7 +82,7 @@ def number_bytes(path: str, header: Header | None) -> int:
 
 
 def sample_bytes(path: str, offset: int = 0) -> NDArray[np.uint8]:
-    """Pieces from all over a file, each from a multiple of 8 bytes after `offset` on."""
+    """Pieces from all over a file, each of which starts a multiple of 8 bytes after `offset`."""
     size = os.path.getsize(path) - offset
     starts = range(0, size, PIECE) if size <= PIECES * PIECE else np.linspace(0, size - PIECE, PIECES).astype(int)
     with open(path, "rb") as stream:
@@ -103,8 +104,8 @@ def _numbers(sample: NDArray[np.uint8], dtype: str) -> NDArray[Any]:
 
 
 def are_tokens(sample: NDArray[np.uint8], dtype: str) -> bool:
-    """Whether bytes read as integers `dtype` may be token numbers: in range, and not wider numbers cut into pieces, of
-    which every second one would be the upper half, with the same number in all of them."""
+    """Whether a sample may consist of token numbers of the integer type `dtype`: all numbers are in range, and they are
+    not halves of wider numbers (then every second one would be an upper half, and all upper halves would be equal)."""
     numbers = _numbers(sample, dtype)
     native = "<" + dtype[1:]
     if not ((numbers >= 0) & (numbers < LARGEST_TOKEN[native])).all():
@@ -116,12 +117,13 @@ def are_tokens(sample: NDArray[np.uint8], dtype: str) -> bool:
 
 
 def token_types(sample: NDArray[np.uint8]) -> list[str]:
-    """The integer types as which a sample holds token numbers, the widest first: the first is the likeliest."""
+    """The integer types with which a sample may consist of token numbers, the widest, which is the likeliest, first."""
     return [dtype for dtype in VALUE_DTYPES.values() if are_tokens(sample, dtype)]
 
 
 def foreign_tokens(sample: NDArray[np.uint8]) -> str | None:
-    """The type, of those that no datastore uses, as which a sample holds token numbers; None when there is none."""
+    """The type, among those that datastores do not use, with which a sample consists of token numbers; None when there
+    is none."""
     for dtype in ("<f4", "<f8"):
         numbers = _numbers(sample, dtype)
         with np.errstate(invalid="ignore"):
@@ -131,7 +133,7 @@ def foreign_tokens(sample: NDArray[np.uint8]) -> str | None:
 
 
 def no_tokens(path: str, sample: NDArray[np.uint8], dtype: str) -> BadFile:
-    """The refusal of a file of which the sample holds no token numbers as `dtype`."""
+    """The error for a file whose sample does not consist of token numbers of type `dtype`."""
     other = foreign_tokens(sample)
     expected = "token numbers from 0 on, as little-endian int64, int32 or int16"
     if other is not None:
@@ -146,9 +148,9 @@ def no_tokens(path: str, sample: NDArray[np.uint8], dtype: str) -> BadFile:
 
 
 def spread(sample: NDArray[np.uint8], dtype: str) -> float:
-    """By how many powers of two the sizes of numbers differ, read as `dtype`: the standard deviation of their
-    logarithms, larger for sizes that are unusual and for numbers that are not finite. Zeros say nothing; infinity when
-    there is nothing else, or when every second number is zero, as it is in pieces of wider numbers."""
+    """How widely the sizes of numbers are spread when a sample is read as `dtype`: the standard deviation of their
+    base-2 logarithms, increased for unusual sizes and for numbers that are not finite. Zeros are left out. Infinity
+    when too few other numbers remain, or when every second number is zero, as in halves of wider numbers."""
     read = _numbers(sample, dtype)
     with np.errstate(invalid="ignore"):
         numbers = read.astype(np.float64)
@@ -161,7 +163,7 @@ def spread(sample: NDArray[np.uint8], dtype: str) -> float:
 
 
 def vector_type(path: str, sample: NDArray[np.uint8], among: tuple[str, ...]) -> str | None:
-    """The type, of those `among`, as which a sample is of vectors; None when the bytes do not tell. BadFile when they
+    """The type in `among` of a sample of vectors; None when it cannot be inferred from the bytes. BadFile when they
     clearly are numbers of another type."""
     spreads = sorted((spread(sample, dtype), dtype) for dtype in FLOATS)
     (least, best), (second, _) = spreads[:2]
@@ -173,8 +175,8 @@ def vector_type(path: str, sample: NDArray[np.uint8], among: tuple[str, ...]) ->
 
 
 def check_vectors(path: str, sample: NDArray[np.uint8], dtype: str) -> None:
-    """BadFile when a sample of keys, which are said to be `dtype`, is clearly of another type. Keys most of which are
-    not finite are for their reader to refuse."""
+    """BadFile when a sample of keys that should have type `dtype` clearly has another type. Keys most of which are not
+    finite are not examined here; they are refused when they are read."""
     if len(sample) == 0 or np.isfinite(_numbers(sample, dtype)).mean() < 0.5:
         return
     least, other = min((spread(sample, other), other) for other in FLOATS if other != dtype)

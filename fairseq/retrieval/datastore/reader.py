@@ -1,9 +1,9 @@
 """The datastore: one (key, value) pair per token of a text. Keys are the language model's activations, values the
-tokens that followed; the entry after entry i in the text is entry i + 1, which is all that a pointer needs.
+tokens that followed. Entry i + 1 is the entry that follows entry i in the text, so a pointer needs no storage.
 
 Files (the RetoMaton layout): `PREFIX_keys.npy` and `PREFIX_vals.npy` are raw row-major arrays without a numpy header,
-keys (N, D) float16 or float32, values (N, 1) int64 (other tools: int32 or int16). `PREFIX.json` describes them; without
-it, `datastore_layout` looks at their bytes."""
+keys (N, D) float16 or float32, values (N, 1) int64 (other tools: int32 or int16). The sidecar `PREFIX.json` describes
+them; without it, `layout` infers their types from the bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KIND = "datastore"
 SCAN_ROWS = 65536
 SCAN_VALUES = 1 << 22
 LARGEST_WEIGHT = 1 << 40
-LARGEST_SQUARE = 8e37  # squared norm of keys whose squared distances still are float32 numbers
+LARGEST_SQUARE = 8e37  # largest squared norm of keys whose squared distances do not overflow in float32
 
 
 @dataclass
@@ -56,12 +56,13 @@ class Datastore:
 
     @functools.cached_property
     def filled(self) -> int:
-        """Rows before the all-zero end; all of them when the keys are not open. See `count_filled_rows`."""
+        """Number of rows before the all-zero rows at the end; all rows when the keys are not open. See
+        `count_filled_rows`."""
         return self.size if self.keys is None else count_filled_rows(self)
 
     def without_empty_rows(self, purpose: str) -> Datastore:
-        """The datastore without the all-zero rows at its end, which are no entries; a warning says how many are left
-        out of what (`purpose`)."""
+        """The datastore without the all-zero rows at its end, which are not entries. A warning says how many rows are
+        left out, and of what (`purpose`)."""
         if self.filled == self.size:
             return self
         empty = self.size - self.filled
@@ -74,8 +75,8 @@ class Datastore:
         return read_keys(self.require_keys("reading them"), rows, keys_path(self.prefix))
 
     def check_words(self, vocabulary: int | None) -> None:
-        """BadFile unless every value is a word of a dictionary of `vocabulary` words (None: not known, so that values
-        only must not be negative); reads them all."""
+        """BadFile unless every value is a word of a dictionary of `vocabulary` words (None: unknown, so that values
+        only must not be negative). Reads all values."""
         least, most = value_range(self.values)
         if least >= 0 and (vocabulary is None or most < vocabulary):
             return
@@ -94,10 +95,10 @@ class Datastore:
         load_keys: bool = True,
         in_memory: bool = False,
     ) -> Datastore:
-        """Opens `PREFIX_keys.npy` and `PREFIX_vals.npy` read-only, as memory maps or (`in_memory`) copied.
+        """Opens `PREFIX_keys.npy` and `PREFIX_vals.npy`, as read-only memory maps or (`in_memory`) as copies.
 
         Size, dimension and types come from the sidecar, else from the arguments and the files' bytes, which must agree
-        (BadFile). A `size` below the number of rows opens the first rows."""
+        (BadFile). A `size` below the number of rows opens only the first `size` rows."""
         info = read_sidecar(prefix, KIND, {"rows": int, "dimension": int, "key_dtype": str, "value_dtype": str}) or {}
         layout = infer_layout(prefix, info, Told(size, dimension, fp16), load_keys)
         rows = layout.rows if size is None else size
@@ -126,15 +127,16 @@ def _map(path: str, dtype: str, shape: tuple[int, ...], offset: int) -> NDArray[
 
 
 def value_range(values: NDArray[Any]) -> tuple[int, int]:
-    """The least and the largest of values (N,), a part at a time; (0, 0) for none."""
+    """The smallest and the largest of values (N,), read part by part; (0, 0) when there are none."""
     parts = [values[start : start + SCAN_VALUES] for start in range(0, len(values), SCAN_VALUES)]
     ranges = [(int(part.min()), int(part.max())) for part in parts]
     return min((low for low, _ in ranges), default=0), max((high for _, high in ranges), default=0)
 
 
 def read_keys(keys: NDArray[Any], rows: slice | NDArray[np.integer], source: str) -> NDArray[np.float32]:
-    """(n, D) float32: some `rows` of keys (N, D) from the file `source`. BadFile names the first one that is not
-    finite, or so large that distances to it are not: FAISS ends the process on these, or puts them anywhere."""
+    """(n, D) float32: the given `rows` of keys (N, D) from the file `source`. BadFile names the first key that is not
+    finite, or so large that distances to it overflow: FAISS ends the process for such keys, or gives arbitrary
+    results."""
     some = np.asarray(keys[rows], np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         fine = np.einsum("nd,nd->n", some, some) <= LARGEST_SQUARE
@@ -148,7 +150,8 @@ def read_keys(keys: NDArray[Any], rows: slice | NDArray[np.integer], source: str
 
 
 def read_weights(datastore: Datastore) -> NDArray[np.int64]:
-    """(N,): how many entries each one of a merged datastore stands for; BadFile unless all are at least 1."""
+    """(N,): the weights of a merged datastore, that is, how many original entries were merged into each entry; BadFile
+    unless all are at least 1."""
     path, remedy = weights_path(datastore.prefix), "merge again with fairseq-greedy-merge"
     regular_size(path, "merge with fairseq-greedy-merge, or drop --dstore-weights")
     rows = int(datastore.info.get("rows", datastore.size))
@@ -166,7 +169,8 @@ def read_weights(datastore: Datastore) -> NDArray[np.int64]:
 
 
 def count_filled_rows(datastore: Datastore) -> int:
-    """Rows before the all-zero tail that writers leave when they allocate more than they fill (Law-MT: 19,847 rows).
+    """Number of rows before the all-zero rows at the end, which exist when a writer allocates more rows than it fills
+    (Law-MT: 19,847 rows).
 
     A row counts as empty when its key is all zeros and its value is 0."""
     keys = datastore.require_keys("finding the filled rows")

@@ -1,5 +1,6 @@
-"""Writing a datastore row by row, resumably: rows go to temporary files, a progress file says how many are safe, and a
-second run of the same command goes on from there. The files get their names when whole, the sidecar comes last."""
+"""Writing a datastore row by row, resumably. Rows are written to temporary files; a progress file records how many of
+them have been flushed to disk, and a later run of the same command continues after these. The files are renamed when
+complete, and the sidecar is written last."""
 
 from __future__ import annotations
 
@@ -40,9 +41,9 @@ SAFE_POINT_SECONDS = 30.0
 
 
 class DatastoreWriter:
-    """Appends rows until `rows` are there; `identity` (model, data, flags) decides whether an unfinished run goes on.
+    """Appends up to `rows` rows. An unfinished run is continued if its `identity` (model, data, flags) is the same.
 
-    Use as: writer = DatastoreWriter(...); skip the first `writer.written` rows; `append`; `finish`."""
+    Use: writer = DatastoreWriter(...); skip the first `writer.written` rows; `append` the others; `finish`."""
 
     def __init__(self, prefix: str, rows: int, dimension: int, fp16: bool, identity: dict[str, Any]) -> None:
         self.prefix, self.rows, self.dimension = prefix, rows, dimension
@@ -82,7 +83,8 @@ class DatastoreWriter:
             stream.seek(0, os.SEEK_END)
 
     def _resume(self) -> None:
-        """Takes over the safe rows of an unfinished run with the same identity, else starts afresh."""
+        """Continues after the flushed rows of an unfinished run with the same identity, else starts from the
+        beginning."""
         if os.path.exists(self._progress):
             progress = read_progress(self._progress)
             safe = rows_noted(progress, "written")
@@ -94,12 +96,12 @@ class DatastoreWriter:
                     return
                 logger.warning("%s: rows that differ from those that were written; saving all again", self.prefix)
                 self._digests = [RowDigest(), RowDigest()]
-            os.unlink(self._progress)  # or its run, started again, would take this one's rows for its own
+            os.unlink(self._progress)  # of another run, which must not continue from this run's rows
         for name in self._names:
             open_temporary(name).close()
 
     def _take_over(self, rows: int, digests: Any) -> bool:
-        """Whether the files begin with `rows` rows of these digests, which are then read, once."""
+        """Whether the first `rows` rows of the temporary files have these digests; reads the rows once."""
         adopted = [adopt(name) for name in self._names]
         if not all(adopted):
             return False
@@ -121,11 +123,12 @@ class DatastoreWriter:
 
     @property
     def room(self) -> int:
-        """Rows still to come."""
+        """Number of rows that can still be appended."""
         return self.rows - self.written
 
     def append(self, keys: NDArray[Any], values: NDArray[Any]) -> None:
-        """Adds keys (n, D) and values (n,), cut to the room that is left; UserError when keys are not finite."""
+        """Appends keys (n, D) and values (n,), of which those beyond `rows` are dropped; UserError when keys are not
+        finite or have another width."""
         keys, values = keys[: self.room], values[: self.room]
         if keys.shape != (len(values), self.dimension):
             raise UserError(
@@ -149,7 +152,7 @@ class DatastoreWriter:
             self.safe_point()
 
     def safe_point(self) -> None:
-        """Makes all rows so far survive a kill."""
+        """Flushes all rows to disk and records them in the progress file, so that they survive a kill."""
         with writing(keys_path(self.prefix)):
             for stream in self._files:
                 stream.flush()
@@ -163,7 +166,7 @@ class DatastoreWriter:
         write_json(self._progress, {**state, **more})
 
     def close(self) -> None:
-        """Leaves an unfinished datastore in a state from which the same command goes on; nothing if it is empty."""
+        """Leaves an unfinished datastore in a state from which the same command continues; removes an empty one."""
         with self._lock:
             self._close()
 
@@ -184,8 +187,9 @@ class DatastoreWriter:
                     stream.close()
 
     def finish(self, info: dict[str, Any], staged: dict[str, str] | None = None) -> None:
-        """Pads with zero rows to the requested size (as the original leaves them), names the files, writes the
-        sidecar. staged: further files of the datastore, by name, that wait under their temporary names."""
+        """Pads with zero rows to the requested size (as in the original), renames the files, writes the sidecar with
+        the fields `info`. staged: name -> path of further files of the datastore that are written under temporary
+        names."""
         self._finish(info, staged or {})
         self._lock.close()
 

@@ -1,8 +1,8 @@
 """Building an IVFPQ index of a datastore's keys, resumably.
 
-After training, keys are turned into codes chunk by chunk and the codes appended to a file, which is all that a later
-run needs to go on; the inverted lists are filled from it at the end. So a build writes the codes once and the index
-once, never the whole index a hundred times, and holds one chunk of keys and the index in memory."""
+After training, keys are encoded chunk by chunk and the codes are appended to a file, from which a later run can
+continue; at the end the inverted lists are filled from this file. A build therefore writes the codes once and the index
+once, and needs memory for one chunk of keys and the index."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 KIND = "index"
 CODE_SIZE = 64  # unless --code_size says another
-LEAST_A_LIST = 39  # training vectors for each list, below which FAISS's k-means warns
+LEAST_A_LIST = 39  # training vectors per list, below which FAISS's k-means warns
 TRAINING_SAMPLE = 1_000_000
 SAFE_POINT_SECONDS = 30.0
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS)
@@ -66,12 +66,13 @@ TRAIN_AGAIN = "delete this file to train again"
 
 @dataclass(frozen=True)
 class IndexRecipe:
-    """What decides an index's bytes. ncentroids: inverted lists; code_size: bytes a vector (8-bit sub-quantisers);
-    pca: dimensions kept by a rotated PCA in front, 0 for none; probe: stored nprobe; seed: of the training sample.
+    """The settings that determine an index's bytes. ncentroids: number of inverted lists; code_size: bytes per vector
+    (8-bit sub-quantisers); pca: number of dimensions after a rotated PCA, 0 for none; probe: the nprobe that is stored;
+    seed: of the training sample.
 
-    fast: the same bytes as twice as many 4-bit sub-quantisers of the keys themselves, rotated to suit them (OPQ, unless
-    there is a PCA); FAISS scans them in registers. They find less by themselves, so the keys choose from `REFINE` times
-    as many entries (`refined`)."""
+    fast: codes of the same size, with twice as many 4-bit sub-quantisers of the keys themselves (no residuals), after a
+    rotation trained for them (OPQ, unless there is a PCA); FAISS scans such codes in registers. Their recall is lower,
+    so a search takes `REFINE` times k entries, and the keys decide which are nearest (`refined`)."""
 
     ncentroids: int
     code_size: int
@@ -81,13 +82,13 @@ class IndexRecipe:
     fast: bool = False
 
     def identity(self) -> dict[str, Any]:
-        """What an index's sidecar keeps of it."""
+        """The fields that are stored in an index's sidecar."""
         fields = asdict(self)
         return fields | {"refine": REFINE} if fields.pop("fast") else fields
 
 
 class IndexBuilder:
-    """Builds `path` from the first `size` keys of `datastore`; `chunk` keys are added at a time."""
+    """Builds the index `path` from the first `size` keys of `datastore`, adding `chunk` keys at a time."""
 
     def __init__(self, datastore: Datastore, path: str, recipe: IndexRecipe, size: int, chunk: int) -> None:
         self.datastore, self.path, self.recipe, self.size, self.chunk = datastore, path, recipe, size, chunk
@@ -137,7 +138,8 @@ class IndexBuilder:
         check_files("--faiss_index", index_files(self.path))
 
     def build(self, show_progress: bool = True) -> Any:
-        """Trains (or reads the trained index of an earlier run), adds everything, writes the index and its sidecar."""
+        """Trains (or reads the trained index of an earlier run), adds all keys, writes the index and its sidecar, and
+        returns the FAISS index."""
         with exclusive(self.path):
             return self._build(show_progress)
 
@@ -213,25 +215,25 @@ class IndexBuilder:
             raise UserError(f"{self.path}: FAISS could not train the index ({reason(error)})") from error
         temporary = self._write(index, self.trained_path)
         content = {"index": describe_content(temporary)}
-        # The sidecar comes first, so that the file never stands without it.
+        # The sidecar is written first, so that the file never exists without it.
         write_sidecar(self.trained_path, KIND, {**self.identity, "content": content})
         publish(temporary, self.trained_path)
         return index
 
     def _trained_for_this(self) -> bool:
-        """Whether an earlier run trained for the same datastore and recipe, but for the probe, which has no part in it.
-        A trained index that nothing describes is used, as in the original."""
+        """Whether an earlier run trained for the same datastore and recipe (except for the probe, which does not affect
+        training). A trained index without a sidecar is used, as in the original."""
         described = read_sidecar(self.trained_path, KIND, {})
         if described is None:
             said = "%s: nothing describes it; taken for trained on these keys, and undamaged"
             logger.warning(said, self.trained_path)
             return True
         other = ("kind", "format_version", "probe", "content")
-        known, wanted = (
+        stored, wanted = (
             {name: value for name, value in fields.items() if name not in other}
             for fields in (described, json.loads(json.dumps(self.identity)))
         )
-        if known == wanted:
+        if stored == wanted:
             return True
         logger.warning("%s was trained for another datastore or recipe; training again", self.trained_path)
         return False
@@ -242,7 +244,7 @@ class IndexBuilder:
         width = recipe.pca or self.dimension
         parts, bits = (2 * recipe.code_size, FAST_BITS) if recipe.fast else (recipe.code_size, CODE_BITS)
         ivfpq = faiss.IndexIVFPQ(faiss.IndexFlatL2(width), width, recipe.ncentroids, parts, bits)
-        ivfpq.by_residual = not recipe.fast  # without residuals one table serves all lists of a query
+        ivfpq.by_residual = not recipe.fast  # without residuals, one look-up table is valid for all lists of a query
         ivfpq.nprobe = recipe.probe
         if recipe.pca:
             return faiss.IndexPreTransform(faiss.PCAMatrix(self.dimension, recipe.pca, 0, True), ivfpq)
@@ -251,14 +253,14 @@ class IndexBuilder:
         rotation = faiss.OPQMatrix(width, parts)
         rotation.niter = ROTATION_ITERATIONS
         coder = faiss.ProductQuantizer(width, parts, bits)
-        rotation.pq = coder  # on which it is trained; FAISS does not keep it alive
+        rotation.pq = coder  # the quantiser used in training the rotation; FAISS holds no reference to it
         index = faiss.IndexPreTransform(rotation, ivfpq)
         index.referenced_objects = [*getattr(index, "referenced_objects", []), coder]
         return index
 
     def _training_sample(self) -> NDArray[np.float32]:
-        """At most a million distinct keys in the original's order, a random one (from which FAISS's k-means takes its
-        own sample), so that the index is the original's to the byte. They are read in the file's order."""
+        """At most a million distinct keys, in the original's random order, so that the index equals the original's to
+        the byte (FAISS's k-means draws its own sample from them). They are read in the file's order."""
         count = min(self.size, TRAINING_SAMPLE)
         chosen = np.random.RandomState(self.recipe.seed).permutation(self.size)[:count]
         places = np.argsort(chosen)
@@ -287,11 +289,11 @@ class IndexBuilder:
     # Adding
 
     def _encode(self, index: Any, show_progress: bool) -> None:
-        """Appends list number and code of every key to the codes file, from where an earlier run stopped."""
+        """Appends list number and code of every key to the codes file, continuing after those of an earlier run."""
         width = index.sa_code_size()
         done, digest = self._resume_point(width)
         if not done and os.path.exists(self.progress_path):
-            os.unlink(self.progress_path)  # of another build, which must not take this one's codes for its own
+            os.unlink(self.progress_path)  # of another build, which must not continue from this build's codes
         hidden = None if show_progress else True
         with (
             writing(self.codes_path),
@@ -319,12 +321,12 @@ class IndexBuilder:
         write_json(self.progress_path, json.loads(json.dumps(state)))
 
     def _codes_identity(self) -> dict[str, Any]:
-        """What codes are made from: the keys, the recipe, and the trained index."""
+        """Identifies what codes are made from: the keys, the recipe, and the trained index."""
         return {"identity": self.identity, "trained": sample_digest(self.trained_path)}
 
     def _resume_point(self, width: int) -> tuple[int, RowDigest]:
-        """Keys whose codes an unfinished run with the same identity has left, and the digest of these codes, which are
-        read once for it; 0 when they are not those that were written."""
+        """The number of keys that an unfinished run with the same identity has encoded, and the digest of their codes,
+        for which the codes are read once; 0 when they differ from what was written."""
         nothing = 0, RowDigest()
         if not adopt(self.codes_path):
             return nothing
@@ -354,18 +356,18 @@ class IndexBuilder:
         index.ntotal = ivf.ntotal
 
     def _finished(self, index: Any) -> Any:
-        """The index to write: the fast one has its codes in another order."""
+        """The index to write; for `fast`, converted to the class whose codes are in the order for fast scans."""
         if not self.recipe.fast:
             return index
         faiss = require_faiss()
         codes = faiss.IndexIVFPQFastScan(faiss.downcast_index(index.index))
         finished = faiss.IndexPreTransform(index.chain.at(0), codes)
-        kept = [*getattr(finished, "referenced_objects", []), codes, index]  # it owns the centroids and the transform
-        finished.referenced_objects = kept
+        # `index` owns the centroids and the transform.
+        finished.referenced_objects = [*getattr(finished, "referenced_objects", []), codes, index]
         return finished
 
     def _write(self, index: Any, path: str) -> str:
-        """Writes the index under the temporary name of `path`, which it returns."""
+        """Writes the index to the temporary name of `path`, and returns that name."""
         faiss = require_faiss()
         temporary = str(temporary_path(path))
         with writing(path):
@@ -382,7 +384,7 @@ class IndexBuilder:
         temporary = self._write(index, self.path)
         content = {"index": describe_content(temporary)}
         origin = {"datastore_files": datastore_files(self.datastore), "content": content}
-        sync(temporary)  # now, since it takes time: between here and the new sidecar there is none
+        sync(temporary)  # takes time, so it is done before the old sidecar is removed
         with together():
             remove_sidecar(self.path)
             publish(temporary, self.path)
@@ -391,13 +393,13 @@ class IndexBuilder:
 
 
 def _why_not_written(error: RuntimeError) -> str:
-    """What the system said when FAISS could not write; FAISS's own text names its source and nothing else."""
+    """The operating system's reason why FAISS could not write; the rest of FAISS's message is not useful to users."""
     said = next((os.strerror(number) for number in WRITE_ERRORS if os.strerror(number) in str(error)), None)
     return "cannot be written" if said is None else f"cannot be written ({said})"
 
 
 def _list_numbers(codes: NDArray[np.uint8], ivf: Any) -> NDArray[np.int64]:
-    """(n,): the list that each of `codes` begins with, in as many bytes as the number of lists takes."""
+    """(n,): the list number at the start of each of `codes`, which has as many bytes as the number of lists needs."""
     width = int(ivf.coarse_code_size())
     numbers = np.zeros((len(codes), 8), np.uint8)
     numbers[:, :width] = codes[:, :width]

@@ -1,8 +1,9 @@
 """Searching on an accelerator (`--knnlm-gpu`): by faiss-gpu where it is installed, else by scanning the codes with
 torch.
 
-The scan is the inverted file's search written with tensors: the nearest lists of each query, the distances to all their
-entries from codes, the k smallest. It runs on any torch device, and so it is tested on the CPU."""
+The scan is the search of an inverted file, written with tensor operations: find the nearest lists of each query,
+compute the distances to all their entries from the codes, and take the k smallest. It runs on any torch device, so it
+is tested on the CPU."""
 
 from __future__ import annotations
 
@@ -20,13 +21,13 @@ from fairseq.retrieval.kernels.nearest_items import UNFOUND
 
 logger = logging.getLogger(__name__)
 
-SCAN_ENTRIES = 1 << 22  # candidates whose distances are held at a time: some tens of MB
+SCAN_ENTRIES = 1 << 22  # candidates whose distances are in memory at a time: some tens of MB
 
 
 class CodeScan:
-    """Inverted-file search over a PQCodes table on its own device.
+    """Inverted-file search over a PQCodes table, on the table's device.
 
-    `order` (N,) are the entries by list, list l being order[bounds[l]:bounds[l + 1]]."""
+    order (N,): the entries sorted by list; list l has order[bounds[l]:bounds[l + 1]]."""
 
     def __init__(self, codes: PQCodes, probe: int) -> None:
         self.codes, self.probe = codes, min(probe, len(codes.coarse))
@@ -36,7 +37,7 @@ class CodeScan:
         self.longest = int((self.bounds[1:] - self.bounds[:-1]).max())
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """(distances (B, k) float32, ids (B, k) int64), nearest first, filled up with ids of -1."""
+        """(distances (B, k) float32, ids (B, k) int64), nearest first; padded with ids of -1."""
         step = max(1, SCAN_ENTRIES // max(1, self.longest * self.probe))
         parts = [self._search_some(some, k) for some in queries.split(step)]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
@@ -55,7 +56,7 @@ class CodeScan:
         ids = self.order[source + torch.arange(len(source), device=queries.device)]
         scores = self.codes.distances(queries, rows, ids) * (1 if inner else -1)
 
-        # One line a query, as wide as the longest; what is missing is infinitely far.
+        # One row per query, padded to the largest number of candidates with infinite distances.
         columns = torch.arange(len(ids), device=queries.device) - starts_of(counts)[rows]
         width = max(k, int(counts.max()))
         table = torch.full((len(queries), width), -torch.inf, device=queries.device)
@@ -69,7 +70,7 @@ class CodeScan:
 
 
 class DeviceIndex(FaissIndex):
-    """A FaissIndex whose searches run on `device`; its code table lives there too."""
+    """A FaissIndex whose searches run on `device`, where its code table is stored too."""
 
     def __init__(self, path: str, size: int, probe: int | None, device: torch.device | str) -> None:
         super().__init__(path, size, probe, device)

@@ -1,6 +1,6 @@
-"""Reading a FAISS index file that somebody else wrote. FAISS trusts the sizes inside a file: it would reserve memory
-for whatever is announced, and search lists that point outside. Here it may reserve no more at once than the file is
-long (or 64 MB), and what it read is checked for parts that do not fit together before anything is searched."""
+"""Reading FAISS index files, which may be damaged or hostile. FAISS trusts the sizes inside a file: it would allocate
+memory for any size, and search lists that point outside the file. Here each allocation is limited to the file's length
+(or 64 MB), and the parts of the index are checked for consistency before anything is searched."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ REMEDY = "build it again"
 
 
 def read_faiss_index(path: str) -> Any:
-    """Reads an index; lists kept on disk are looked for beside it. BadFile when FAISS cannot read it, or should not."""
+    """Reads an index; inverted lists on disk are looked for beside it. BadFile when FAISS cannot read it, or when its
+    parts are inconsistent."""
     faiss = require_faiss()
     size = input_size(path, "check --indexfile, or build it with build_dstore.py")
     flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
@@ -42,7 +43,7 @@ def read_faiss_index(path: str) -> Any:
 
 
 def looks_like_an_index(path: str) -> bool:
-    """Whether a file begins as FAISS's indexes do: four letters or digits, the first of them an I."""
+    """Whether a file begins like a FAISS index: four letters or digits, the first of them an I."""
     with open(path, "rb") as stream:
         kind = stream.read(4)
     return len(kind) == 4 and kind[:1] == b"I" and kind.isalnum()
@@ -50,7 +51,7 @@ def looks_like_an_index(path: str) -> bool:
 
 @contextlib.contextmanager
 def faiss_errors(path: str, action: str) -> Iterator[None]:
-    """Turns what FAISS raises about the index in `path` into a BadFile."""
+    """Turns exceptions that FAISS raises about the index in `path` into BadFile."""
     try:
         yield
     except (RuntimeError, MemoryError, OverflowError, AttributeError, TypeError) as error:  # unknown kinds: the last
@@ -58,14 +59,15 @@ def faiss_errors(path: str, action: str) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """What FAISS says, without the place in its source and the condition there."""
+    """FAISS's message without the source location and the failed condition."""
     text = next(iter(str(error).splitlines()), "unknown reason").removesuffix(" (Success)")
     return re.sub(r"^Error in .* at \S+:\d+: (Error: '.*?' failed: )?", "", text)[-160:]
 
 
 @contextlib.contextmanager
 def deserialisation_limits(limit: int) -> Iterator[None]:
-    """Bounds each vector (in bytes) and each loop (in turns) that FAISS reads from a file. FAISS 1.15 and later."""
+    """Limits the size of each vector (in bytes) and each loop (in iterations) when FAISS reads a file. Has an effect
+    with FAISS 1.15 and later."""
     faiss = require_faiss()
     kinds = ("vector_byte", "loop")
     if not hasattr(faiss, "set_deserialization_vector_byte_limit"):
@@ -82,7 +84,7 @@ def deserialisation_limits(limit: int) -> Iterator[None]:
 
 
 def _parts(index: Any) -> Iterator[Any]:
-    """The index and what is wrapped in it, outermost first."""
+    """The index and the indexes wrapped inside it, outermost first."""
     faiss = require_faiss()
     for _ in range(16):
         yield index
@@ -93,7 +95,7 @@ def _parts(index: Any) -> Iterator[Any]:
 
 
 def _check_consistency(index: Any, path: str) -> None:
-    """BadFile when parts of an index that FAISS has read do not fit together."""
+    """BadFile when parts of an index that FAISS has read are inconsistent."""
     faiss = require_faiss()
     for part in _parts(index):
         if part.d < 1 or part.ntotal < 0:
@@ -112,7 +114,7 @@ def _check_consistency(index: Any, path: str) -> None:
 
 
 def _check_graph(index: Any, path: str) -> None:
-    """A search follows the numbers in the graph without looking at them."""
+    """BadFile for a graph with numbers out of range: FAISS's search uses them as indices without a check."""
     faiss = require_faiss()
     graph, storage = index.hnsw, index.storage
     levels, begins = (faiss.vector_to_array(part).astype(np.int64) for part in (graph.levels, graph.offsets))
@@ -155,7 +157,7 @@ def _check_lists(ivf: Any, path: str) -> None:
     found = (quantizer.ntotal, quantizer.d)
     if found != (ivf.nlist, ivf.d):
         raise BadFile(path, f"{found[0]} centroids of dimension {found[1]}", f"{ivf.nlist} of {ivf.d}", REMEDY)
-    fast = isinstance(ivf, faiss.IndexIVFFastScan)  # its lists hold blocks of vectors, not codes
+    fast = isinstance(ivf, faiss.IndexIVFFastScan)  # its lists contain blocks of several codes, not single codes
     if lists is None or lists.nlist != ivf.nlist or (lists.code_size != ivf.code_size and not fast):
         raise BadFile(path, "inverted lists of another index", f"{ivf.nlist} lists", REMEDY)
     lists = faiss.downcast_InvertedLists(lists)
@@ -163,13 +165,14 @@ def _check_lists(ivf: Any, path: str) -> None:
         _check_blocks(ivf, lists, path)
     if isinstance(lists, faiss.OnDiskInvertedLists):
         _check_lists_on_disk(lists, path)
-    held = sum(lists.list_size(number) for number in range(ivf.nlist))
-    if held != ivf.ntotal:
-        raise BadFile(path, f"lists with {held} entries", f"{ivf.ntotal} as its head says", REMEDY)
+    count = sum(lists.list_size(number) for number in range(ivf.nlist))
+    if count != ivf.ntotal:
+        raise BadFile(path, f"lists with {count} entries", f"{ivf.ntotal} as its head says", REMEDY)
 
 
 def _check_blocks(ivf: Any, lists: Any, path: str) -> None:
-    """Blocks of vectors, of 4-bit codes by pairs of sub-quantisers, as a fast scan reads them."""
+    """BadFile unless the lists have the block sizes that a fast scan reads: blocks of 4-bit codes, stored by pairs of
+    sub-quantisers."""
     faiss = require_faiss()
     found = None
     if isinstance(lists, faiss.BlockInvertedLists):
@@ -180,7 +183,7 @@ def _check_blocks(ivf: Any, lists: Any, path: str) -> None:
 
 
 def _check_lists_on_disk(lists: Any, path: str) -> None:
-    """Lists that reach beyond their file would end the process when they are searched."""
+    """BadFile for lists that extend beyond their file, which would end the process when they are searched."""
     data = os.path.join(os.path.dirname(path), os.path.basename(lists.filename))
     size = regular_size(data, f"copy it beside {path}")
     if lists.totsize > size:
@@ -201,7 +204,8 @@ def _check_quantiser(ivfpq: Any, path: str) -> None:
 
 
 def _precompute(index: Any) -> None:
-    """The tables that FAISS makes by itself when it reads an IVFPQ; here after the checks, as they can be large."""
+    """Computes the look-up tables that FAISS would compute while reading an IVFPQ; here after the checks, as they can
+    be large."""
     faiss = require_faiss()
     for part in _parts(index):
         if isinstance(part, faiss.IndexIVFPQ | faiss.IndexIVFPQFastScan) and part.by_residual:

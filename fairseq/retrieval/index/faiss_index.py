@@ -1,5 +1,5 @@
-"""`FaissIndex` wraps any file that FAISS wrote. Pointer distances come from IVFPQ codes where the index has them
-(`pq_codes`), from FAISS's batched reconstruction elsewhere."""
+"""`FaissIndex` wraps any index file that FAISS can read. Distances to given entries are computed from IVFPQ codes where
+the index has them (`pq_codes`), otherwise from vectors that FAISS reconstructs in batches."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from fairseq.retrieval.kernels import exact_kernels, intrinsics
 
 logger = logging.getLogger(__name__)
 
-RECONSTRUCT_CHUNK = 1 << 24  # floats rebuilt at a time: 64 MB
-COMPARED_QUERIES, COMPARED_ENTRIES = 4, 8  # with which distances are compared with those of a search
-TOLERANCE = 1e-3  # relative; single precision is off by far less, what fast scans round by more
-OF_BITS = ("IndexLSH", "IndexIVFSpectralHash")  # kinds of index whose search returns numbers of different bits
-FAR = 1e30  # squared distance of an entry that the index lacks: no weight, and still a number
+RECONSTRUCT_CHUNK = 1 << 24  # floats reconstructed at a time: 64 MB
+COMPARED_QUERIES, COMPARED_ENTRIES = 4, 8  # for the check that distances equal those of a search
+TOLERANCE = 1e-3  # relative; errors of single precision are far smaller, those of fast scans are larger
+OF_BITS = ("IndexLSH", "IndexIVFSpectralHash")  # kinds of index whose search returns Hamming distances
+FAR = 1e30  # squared distance of an entry that the index lacks: its weight is 0, but the distance is finite
 
 
 class FaissIndex:
-    """An index file that FAISS wrote. `size` is the number of the datastore's entries, which bounds the ids.
+    """An open FAISS index file. size: number of entries of the datastore, below which all ids must be.
 
-    `core` is the index proper, inside whatever transforms and id maps are wrapped around it."""
+    `core` is the innermost index, inside the transforms and id maps that are wrapped around it."""
 
     exact = False
 
@@ -45,7 +45,7 @@ class FaissIndex:
         self.faiss_index = read_faiss_index(path)
         self.dimension = int(self.faiss_index.d)
         self.inner_product = self.faiss_index.metric_type == faiss.METRIC_INNER_PRODUCT
-        ivf = faiss.try_extract_index_ivf(self.faiss_index)  # of the base type, which hides that it is an IVFPQ
+        ivf = faiss.try_extract_index_ivf(self.faiss_index)  # has the static type IndexIVF, even for an IVFPQ
         self.ivf = None if ivf is None else faiss.downcast_index(ivf)
         self.count = int(self.faiss_index.ntotal)
         self.core, self._transforms, self._id_map = _unwrapped(self.faiss_index, path)
@@ -69,7 +69,7 @@ class FaissIndex:
             logger.warning("%s holds %d of the datastore's %d entries", path, self.count, size)
 
     def _require_known_metric(self) -> None:
-        """BadFile unless the index and the one inside it are of squared L2 distances or of inner products."""
+        """BadFile unless the metric of the index and of `core` is squared L2 distance or inner product."""
         faiss = require_faiss()
         metrics = {self.faiss_index.metric_type, self.core.metric_type}
         if len(metrics) > 1 or not metrics <= {faiss.METRIC_L2, faiss.METRIC_INNER_PRODUCT}:
@@ -79,7 +79,7 @@ class FaissIndex:
             raise BadFile(self.path, f"an index of metric {found}", expected, "build it again from the keys")
 
     def require_own_distances(self) -> None:
-        """BadFile for an index whose search returns no distances of vectors, but numbers of different bits."""
+        """BadFile for an index whose search returns Hamming distances of codes, not distances of vectors."""
         faiss = require_faiss()
         kinds = tuple(getattr(faiss, name) for name in OF_BITS if hasattr(faiss, name))
         if isinstance(self.core, kinds):
@@ -88,7 +88,7 @@ class FaissIndex:
             raise BadFile(self.path, found, "an index with distances", remedy)
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """See `Index.search`; runs on the CPU, in as many threads as FAISS is given."""
+        """See `Index.search`; runs on the CPU, with FAISS's number of threads."""
         require_width(queries, self.dimension)
         with faiss_errors(self.path, "search"):
             distances, ids = self.faiss_index.search(np.ascontiguousarray(queries.cpu().numpy(), np.float32), k)
@@ -101,7 +101,7 @@ class FaissIndex:
             raise BadFile(self.path, found, expected, "check which index belongs to it")
 
     def distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-        """See `Index.distances`. An entry that the index does not hold is farther than any that it holds."""
+        """See `Index.distances`. An entry that is not in the index gets a distance larger than all others."""
         return self._measured(queries, rows, ids, from_codes=True)
 
     @property
@@ -110,8 +110,8 @@ class FaissIndex:
         return self.code_table() is not None
 
     def rebuilt_distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-        """As `distances`, but by the sum that the original writes: of the squares of the query less the rebuilt entry,
-        number by number, as torch adds them."""
+        """As `distances`, but with the original's rounding: the sum, by torch, of the squared differences between the
+        query and the decoded vector of the entry."""
         return self._measured(queries, rows, ids, from_codes=False)
 
     def _measured(self, queries: Tensor, rows: Tensor, ids: Tensor, from_codes: bool) -> Tensor:
@@ -142,8 +142,8 @@ class FaissIndex:
         return result
 
     def _compare_with_search(self, queries: Tensor) -> None:
-        """BadFile unless distances to entries that a search finds are those that it gives: of some kinds of indexes
-        FAISS rebuilds entries in another space, or searches with rougher numbers."""
+        """BadFile unless the distances to given entries equal those that a search returns for them. For some kinds of
+        index they do not: FAISS reconstructs vectors in another space, or searches with coarser numbers."""
         found, ids = FaissIndex.search(self, queries, COMPARED_ENTRIES)
         rows, columns = (ids >= 0).nonzero(as_tuple=True)
         given = self.distances(queries, rows, ids[rows, columns])
@@ -159,7 +159,8 @@ class FaissIndex:
 
     @functools.cached_property
     def places(self) -> Tensor | None:
-        """(size,): where `core` keeps each entry, -1 for one that it lacks; None when that is simply the entry's id."""
+        """(size,): the number under which `core` stores each entry, -1 for entries that it lacks; None when that number
+        is the entry's id."""
         inverted = isinstance(self.core, require_faiss().IndexIVF)
         if self._id_map is None and inverted:
             lacking = _check_ids(_ids_in_lists(self.core), self.size, self.path)
@@ -178,7 +179,7 @@ class FaissIndex:
         return torch.from_numpy(places).to(self.device)
 
     def code_table(self) -> PQCodes | None:
-        """The IVFPQ codes by place, read from the index at first use; None when the index has no such codes."""
+        """The table of IVFPQ codes, read from the index at first use; None when the index has no such codes."""
         if self._codes is None and self._has_pq_codes():
             self._codes = PQCodes(self.core, self.size if self._id_map is None else self.count, self.device)
         return self._codes
@@ -188,7 +189,7 @@ class FaissIndex:
         return isinstance(self.core, faiss.IndexIVFPQ) and self.core.pq.nbits == 8
 
     def _transformed(self, queries: Tensor) -> Tensor:
-        """Queries after the linear transforms (PCA, OPQ) in front of `core`, where distances are measured."""
+        """Queries after the linear transforms (PCA, OPQ) of the index, that is, in the space of `core`'s distances."""
         vectors = queries.cpu().numpy()
         for transform in self._transforms:
             vectors = transform.apply(vectors)
@@ -200,9 +201,9 @@ class FaissIndex:
             found = "an index for fast scanning, whose entries FAISS cannot rebuild"
             raise BadFile(self.path, found, "one whose entries have distances", "use one that build_dstore.py made")
         if isinstance(self.core, faiss.IndexIVF) and not self._mapped:
-            gaps = self._id_map is None and self.places is not None  # an array needs ids without gaps
+            gaps = self._id_map is None and self.places is not None  # an array map needs ids without gaps
             with faiss_errors(self.path, "follow"):
-                self.core.set_direct_map_type(faiss.DirectMap.NoMap)  # what the file says of places is not relied on
+                self.core.set_direct_map_type(faiss.DirectMap.NoMap)  # drops the file's own map, which may be wrong
                 self.core.set_direct_map_type(faiss.DirectMap.Hashtable if gaps else faiss.DirectMap.Array)
             self._mapped = True
         result = queries.new_empty(len(ids))
@@ -221,7 +222,7 @@ class FaissIndex:
 
 
 def _unwrapped(index: Any, path: str) -> tuple[Any, list[Any], NDArray[np.int64] | None]:
-    """(the index proper, the transforms of queries in front of it, the entry ids of its vectors if mapped)."""
+    """(the innermost index, the transforms of queries before it, the entry ids of its vectors if it has an id map)."""
     faiss = require_faiss()
     transforms: list[Any] = []
     id_map = None
@@ -249,8 +250,8 @@ def _ids_in_lists(ivf: Any) -> Iterator[NDArray[np.int64]]:
 
 
 def _check_ids(parts: Iterable[NDArray[np.int64]], size: int, path: str) -> int:
-    """How many of the entries 0 to `size` - 1 are not among ids that come in parts; BadFile when one is twice there, or
-    is no entry."""
+    """The number of entries from 0 to `size` - 1 that are not among the ids in `parts`; BadFile when an id occurs twice
+    or is out of range."""
     seen = np.zeros(size, np.bool_)
     count = 0
     for ids in parts:
@@ -259,25 +260,25 @@ def _check_ids(parts: Iterable[NDArray[np.int64]], size: int, path: str) -> int:
             raise BadFile(path, found, expected, "check which index belongs to it")
         seen[ids] = True
         count += len(ids)
-    held = int(np.count_nonzero(seen))
-    if held < count:
-        found = f"{count} vectors under {held} ids"
+    distinct = int(np.count_nonzero(seen))
+    if distinct < count:
+        found = f"{count} vectors under {distinct} ids"
         raise BadFile(path, found, "each entry once", "build it again from the keys")
-    return size - held
+    return size - distinct
 
 
 def pairwise(queries: Tensor, rows: Tensor, vectors: Tensor, inner_product: bool) -> Tensor:
     """(n,) float32: squared L2 distance, or inner product, of `queries[rows[i]]` and `vectors[i]`."""
-    asked = queries[rows]
+    repeated = queries[rows]
     if inner_product:
-        return (asked * vectors).sum(1)
-    return (asked - vectors).square_().sum(1)
+        return (repeated * vectors).sum(1)
+    return (repeated - vectors).square_().sum(1)
 
 
 def key_distances(keys: np.ndarray, queries: Tensor, rows: Tensor, ids: Tensor, inner_product: bool) -> Tensor:
-    """Exact distances from the stored keys (N, D): what `--knn-sim-func` unset (L2) or `dot` asks for.
+    """(n,) float32: exact squared L2 distances (or inner products) of queries[rows[i]] and the stored keys[ids[i]].
 
-    rows must be ascending. An id of -1 reads the last key, as in the original."""
+    keys (N, D), queries (B, D), rows (n,) ascending, ids (n,). An id of -1 reads the last key, as in the original."""
     require_width(queries, keys.shape[1])
     result = queries.new_empty(len(ids))
     half = keys.itemsize == 2

@@ -1,4 +1,4 @@
-"""Indexes: whatever answers `search` (the nearest entries of a query) and `distances` (from a query to given entries).
+"""The interface of indexes: `search` (the nearest entries of a query) and `distances` (from a query to given entries).
 
 `@register_index("name")` makes a class available as `--index name`; docs/extending.md has a complete one."""
 
@@ -16,9 +16,9 @@ from fairseq.retrieval.datastore import Datastore
 
 
 class Index(Protocol):
-    """What retrieval needs of an index. Distances are squared L2 (smaller is nearer) or inner products (larger is);
-    `exact` says that they are those of the keys themselves, whichever entries are found. `size` is the datastore's
-    number of entries, `count` the index's."""
+    """What retrieval needs of an index. Distances are squared L2 distances (smaller is nearer) or inner products
+    (larger is nearer). exact: whether distances are those of the keys themselves, also when not all nearest entries are
+    found; size: number of entries of the datastore; count: number of entries of the index."""
 
     size: int
     count: int
@@ -28,18 +28,18 @@ class Index(Protocol):
     exact: bool
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """(distances (B, k) float32, ids (B, k) int64), nearest first; an id of -1 fills up when fewer were found."""
+        """(distances (B, k) float32, ids (B, k) int64), nearest first; padded with ids of -1 when fewer were found."""
 
     def distances(self, queries: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         """(n,) float32: the distance of `queries[rows[i]]` to entry `ids[i]`. queries (B, D), rows and ids (n,)."""
 
     def describe(self) -> str:
-        """One line for the log: what is searched, and how."""
+        """One line for the log, which describes the index and the search."""
 
 
 class NamedIndex(Index, Protocol):
-    """An index that `--index NAME` opens. needs_keys: whether the datastore's keys have to be there; takes_file:
-    whether `--indexfile` says which file or files to open."""
+    """An index that `--index NAME` opens. needs_keys: whether it reads the datastore's keys; takes_file: whether
+    `--indexfile` names its file or files."""
 
     needs_keys: bool
     takes_file: bool

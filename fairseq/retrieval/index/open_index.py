@@ -1,5 +1,5 @@
-"""Opening the index that the flags name: one that is registered (`--index exact`, or a user's own), a FAISS file that
-is searched on the CPU or a GPU, or one whose answers the keys refine."""
+"""Opens the index that the flags name: a registered one (`--index exact`, or a user's own), a FAISS file that is
+searched on the CPU or a GPU, or a FAISS file whose results are refined by the keys."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def index_of_flags(args: argparse.Namespace, datastore: Datastore, device: torch
 def open_index(
     path: str, datastore: Datastore, probe: int | None = None, device: torch.device | str = "cpu"
 ) -> Index:
-    """The index in the file `path`, of whose lists a search visits `probe`."""
+    """The index in the file `path`; a search visits `probe` of its lists."""
     factor = refinement(path)
     if factor is not None:
         keys = datastore.require_keys(f"choosing from what {path} finds")
@@ -39,8 +39,8 @@ def open_index(
 
 
 def refinement(path: str | None) -> float | None:
-    """How many times k entries an index file's search should return for the keys to choose from, as its sidecar says;
-    None for an index that answers by itself."""
+    """The factor by which a search of the index file `path` should return more than k entries, among which the keys
+    decide; it is read from the sidecar. None for an index without refinement."""
     factor = None if path is None else peek_sidecar(path).get("refine")
     if path is None or factor is None:
         return None

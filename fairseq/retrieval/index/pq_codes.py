@@ -1,15 +1,16 @@
 """Distances from queries to *given* entries of an IVFPQ index, computed from the index's own codes with look-up tables.
 
-Following pointers needs the distance to entries that no search returned. Rebuilding each vector costs D operations and
-a call an entry; the codes give the same number with M table look-ups. With coarse
-centroid c and decoded residual r of an entry:
+Following pointers needs the distances to entries that no search returned. Reconstructing each vector costs D operations
+and a function call per entry; the codes give the same distance with M table look-ups. With coarse centroid c and
+decoded residual r of an entry:
 
     ||q - c - r||^2 = ||q - c||^2 + (||r||^2 + 2<c, r>) - 2<q, r>
 
-The first term is one matrix product for all lists, the second a constant per entry computed once, the third a sum of M
-entries of a (M, 2^nbits) table per query. The first is computed in double precision: in a small difference of large
-norms, single precision is off by so much that entries at nearly equal distances change places, and with them those that
-stay when pointers are cut to `--max-knns`. So computed, distances are as good as those of a FAISS search."""
+The first term is one matrix product for all lists, the second a constant per entry that is computed once, the third a
+sum of M entries of a (M, 2^nbits) table per query. The first term is computed in double precision: as a small
+difference of large norms, its error in single precision would exchange entries at nearly equal distances, and so change
+which pointers remain after the cut to `--max-knns`. With double precision, distances are as accurate as those of a
+FAISS search."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ CHUNK_LOOKUPS = 1 << 23  # bounds the scratch memory of one pass at about 100 MB
 class PQCodes:
     """The codes of an IndexIVFPQ, ordered by id: list number, code and constant term of each entry.
 
-    Needs 8-bit codes. Memory: M + 8 bytes an entry (M rounded up to a multiple of 4). `distances` runs on any torch
+    Needs 8-bit codes. Memory: M + 8 bytes per entry (M rounded up to a multiple of 4). `distances` runs on any torch
     device."""
 
     def __init__(self, ivfpq: Any, size: int, device: torch.device | str = "cpu") -> None:
@@ -49,7 +50,7 @@ class PQCodes:
         self.has_constants = self.by_residual and not self.inner_product
         self.norms = self.codebook.square().sum(2)  # (M, 256)
         self.lines = self.codebook.transpose(1, 2).contiguous().numpy()  # (M, D / M, 256), for the compiled loops
-        # One record an entry, so that following a pointer touches one place in memory: list, constant term, code.
+        # One record per entry (list, constant term, code), so that a pointer's distance reads one place in memory.
         records = read_inverted_lists(ivfpq, size, self._constant_terms if self.has_constants else None)
         self.records = torch.from_numpy(records).to(device)
         words = self.records.view(torch.int32)
@@ -58,7 +59,7 @@ class PQCodes:
         self.codebook = self.codebook.to(device)
         self.coarse = self.coarse.to(device, torch.float32 if self.inner_product else torch.float64)
         self.coarse_norms = self.coarse.square().sum(1)
-        self._compiled: tuple[Any, ...] | None = None  # what the compiled kernel takes, made at first use
+        self._compiled: tuple[Any, ...] | None = None  # arguments of the compiled kernel, made at first use
 
     def _constant_terms(self, number: int, codes: np.ndarray) -> np.ndarray:
         """||r||^2 + 2<c, r> of entries of list `number` from their codes (n, M): (n,) float32."""
@@ -106,7 +107,7 @@ class PQCodes:
         return result
 
     def rebuilt(self, ids: Tensor) -> Tensor:
-        """(n, D) float32: the vectors that the codes of entries `ids` (n,) stand for, as FAISS rebuilds them."""
+        """(n, D) float32: the vectors decoded from the codes of entries `ids` (n,), equal to FAISS's reconstruction."""
         codes = self.codes[ids].long()
         vectors = self.codebook[torch.arange(self.m, device=codes.device), codes].flatten(1)
         return vectors.add_(self.coarse[self.lists[ids].long()].float()) if self.by_residual else vectors
@@ -143,9 +144,9 @@ def read_inverted_lists(
 ) -> np.ndarray:
     """Records of the entries by id, from an IVF index's inverted lists: (size, 8 + code size rounded up to 4) uint8.
 
-    Bytes 0 to 3 are the list number (int32), 4 to 7 what `constant_terms` says of a list's number and codes (or zero),
-    the code follows. Entries that the index does not
-    hold stay zero: list 0, code 0. Works for lists in memory and on disk."""
+    Bytes 0 to 3 are the list number (int32), bytes 4 to 7 the constant term (float32) that `constant_terms(list number,
+    codes)` returns (or zero); the code follows. Entries that are not in the index stay zero: list 0, code 0. Works for
+    lists in memory and on disk."""
     faiss = require_faiss()
     records = np.zeros((size, HEADER_BYTES + -(-ivf.code_size // 4) * 4), np.uint8)
     lists, constants = records.view(np.int32)[:, 0], records.view(np.float32)[:, 1]

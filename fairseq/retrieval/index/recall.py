@@ -1,4 +1,4 @@
-"""Recall: the share of the truly nearest entries that an index finds, against an exact search of the keys."""
+"""Recall: the share of the truly nearest entries, known from an exact search of the keys, that an index finds."""
 
 from __future__ import annotations
 
@@ -36,18 +36,20 @@ class Recall:
 
 
 def recall_of(found: Tensor, exact: Tensor) -> Recall:
-    """Of ids found (B, k) and those of an exact search (B, k), both nearest first; -1 fills up either."""
+    """The recall of ids found (B, k) against those of an exact search (B, k), both nearest first and padded with -1."""
     found, exact = found.cpu(), exact.cpu()
     queries, k = exact.shape
     hits = sum(int(torch.isin(true[true >= 0], mine).sum()) for mine, true in zip(found, exact, strict=True))
-    known = exact[:, 0] >= 0
-    at_1 = (found[known, 0] == exact[known, 0]).double().mean().item() if known.any() else 1.0
+    valid = exact[:, 0] >= 0
+    at_1 = (found[valid, 0] == exact[valid, 0]).double().mean().item() if valid.any() else 1.0
     return Recall(queries, k, at_1, hits / max(1, int((exact >= 0).sum())))
 
 
 def measure_recall(index: Index, datastore: Datastore, queries: Tensor, k: int) -> Recall:
-    """Of an L2 index of a datastore's keys for `queries` (B, D) float32, at min(k, N) neighbours. Empty rows at the end
-    are no neighbours; BadFile for keys that are not finite, of which an exact search finds none."""
+    """The recall of an L2 index of a datastore's keys for `queries` (B, D) float32, at min(k, N) neighbours.
+
+    All-zero rows at the end are not counted as neighbours. BadFile for keys that are not finite, which an exact search
+    never finds."""
     keys = datastore.require_keys("measuring recall")[: datastore.filled]
     for start in range(0, len(keys), CHECKED_ROWS):
         datastore.read_keys(slice(start, min(start + CHECKED_ROWS, len(keys))))
@@ -56,8 +58,8 @@ def measure_recall(index: Index, datastore: Datastore, queries: Tensor, k: int) 
 
 
 def noisy_keys(keys: NDArray[np.floating], count: int, seed: int = 1) -> Tensor:
-    """(count, D) float32 queries: keys drawn at random plus noise, as an index finds its own entries too easily. Keys
-    that are not finite, which are near nothing, are left out."""
+    """(count, D) float32 queries: randomly drawn keys plus noise, since an index finds unchanged keys too easily. Keys
+    that are not finite are left out."""
     generator = np.random.default_rng(seed)
     rows = np.sort(generator.choice(len(keys), min(len(keys), count), replace=False, shuffle=False))
     chosen = np.asarray(keys[rows], np.float32)
@@ -81,7 +83,7 @@ def exact_neighbours(keys: NDArray[np.floating], queries: Tensor, k: int, inner_
 
 
 class QuerySample:
-    """Keeps `count` of `total` queries that pass by, drawn at random before they come."""
+    """Keeps a random sample of `count` of `total` queries that are passed to `add` in order; it is drawn beforehand."""
 
     def __init__(self, count: int, total: int, seed: int = 1) -> None:
         generator = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
-"""An index whose search returns more entries than asked for, of which the stored keys choose: what
-`build_dstore.py --preset fast` makes. Short codes that are quick to scan lose little of the true neighbours if a few
-more come back; their distances are then those of the keys."""
+"""An index whose results are refined by the stored keys; `build_dstore.py --preset fast` builds such indexes. A search
+takes more than k entries from codes that are fast to scan, computes their distances from the keys, and returns the k
+nearest. With some more entries, few of the true neighbours are lost although the codes are coarse."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fairseq.retrieval.index.faiss_index import FaissIndex, key_distances
 from fairseq.retrieval.index.fast_scan import FastScan
 from fairseq.retrieval.kernels.nearest_items import UNFOUND, nearest_items, packed_items
 
-TOGETHER = 256  # queries, which bounds the memory for their candidates
-QUERY_BY_QUERY = 11  # FAISS's number of the scan that suits one thread with many neighbours
+TOGETHER = 256  # queries searched at a time, which limits the memory for their candidates
+QUERY_BY_QUERY = 11  # FAISS's number of the scan that is fastest on one thread with many neighbours
 
 
 class RefinedIndex(FaissIndex):
-    """A FaissIndex refined by `keys` (N, D): a search asks it for `factor` times k entries. Runs on the CPU; results
+    """A FaissIndex refined by `keys` (N, D): a search takes `factor` times k entries from it. Runs on the CPU; results
     are on `device`."""
 
     exact = True
@@ -45,7 +45,7 @@ class RefinedIndex(FaissIndex):
         self.keys, self.factor, self.results = keys, factor, torch.device(device)
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """See `Index.search`; of entries equally far, the first in the datastore are nearer."""
+        """See `Index.search`; of entries with equal distances, those with smaller numbers come first."""
         queries = queries.cpu()
 
         def answer(first: int, last: int) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
@@ -63,7 +63,7 @@ class RefinedIndex(FaissIndex):
         return nearest_items(packed_items(distances.numpy(), ids.numpy()), k)
 
     def _candidates(self, queries: Tensor, count: int) -> Tensor:
-        """(B, count) ids of entries near to queries (B, D), in any order; -1 fills up."""
+        """(B, count) ids of entries near to queries (B, D), unsorted; padded with -1."""
         if self.scan is None:
             return super().search(queries, count)[1]
         ids = self.scan.search(self._transformed(queries).numpy(), count)

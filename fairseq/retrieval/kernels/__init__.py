@@ -1,11 +1,10 @@
-"""How compiled loops are made and run, for the CPU, where arrays alone would move too much memory. The loops themselves
-stand in the files named `*_kernels`, each beside the array code that does the same.
+"""Compiling and running loops on the CPU, for computations in which array operations would move too much memory. The
+loops are in the modules named `*_kernels`; for each of them there is array code that computes the same.
 
-They need numba (the `fast` extra). Without it, where it cannot be used, and on other devices, the array code computes
-the same. Machine code is kept beside the source or in the user's folder for caches; where neither can be written, it is
-made again by each process. Work is split by
-rows over Python threads, in which the kernels hold no lock; numba's own thread pool would change the number of threads
-that torch and FAISS use."""
+Compiled loops need numba (the `fast` extra). Without numba, where it cannot be used, and on other devices, the array
+code is used. Machine code is cached beside the source or in the user's cache folder; where neither can be written, each
+process compiles again. Work is divided by rows among Python threads, and the kernels release the GIL; numba's own
+thread pool is not used, because it would change the number of threads that torch and FAISS use."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ UNCACHED = "compiled loops cannot be kept for the next process (%s), which takes
 
 
 def _import_numba() -> Any:
-    """numba, or None where it is not installed or cannot be used, which a warning says."""
+    """numba, or None where it is not installed, or where it cannot be used (then with a warning)."""
     try:
         import numba
         from llvmlite import binding, ir  # noqa: F401  (`instructions` needs these)
@@ -48,7 +47,7 @@ def _import_numba() -> Any:
         if error.name == "numba":  # the extra is not installed
             return None
         reason = str(error)
-    except Exception as error:  # a library that lacks another, of whatever kind
+    except Exception as error:  # an incomplete installation may raise exceptions of any kind
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'unknown reason'}"
     logger.warning(UNUSABLE, reason)
     return None
@@ -59,14 +58,15 @@ AVAILABLE = numba is not None
 
 
 def compiled(function: Any) -> Any:
-    """A function as machine code that holds no lock, at its first call; without numba the function itself.
+    """The function compiled at its first call, to machine code that releases the GIL; without numba the function
+    itself.
 
-    Sums may be reordered (as any vector code does), but infinities and NaN keep their meaning."""
+    Sums may be reordered (as in any vector code), but infinities and NaN are handled as usual."""
     return _compiled(function, {"reassoc", "contract", "nsz"})
 
 
 def compiled_in_order(function: Any) -> Any:
-    """As `compiled`, but sums stay in the order in which they are written."""
+    """As `compiled`, but sums are computed in the order in which they are written."""
     return _compiled(function, {"contract", "nsz"})
 
 
@@ -91,8 +91,8 @@ def _warn_once(reason: str) -> None:
 
 
 class _ForgivingCache:
-    """numba's cache of a function, which it does without where files cannot be read or written: a full disk, or what a
-    killed process left."""
+    """numba's cache of a function, but the function is compiled without a cache when files cannot be read or written: a
+    full disk, or incomplete files of a killed process."""
 
     def __init__(self, cache: Any) -> None:
         self._cache = cache
@@ -104,7 +104,7 @@ class _ForgivingCache:
         """See numba; None when nothing usable is there."""
         try:
             return self._cache.load_overload(*arguments)
-        except Exception as error:  # unpickling, and building machine code from it, raise anything
+        except Exception as error:  # unpickling and linking of damaged files may raise exceptions of any kind
             _warn_once(f"{type(error).__name__} while reading {self._cache.cache_path}")
             return None
 
@@ -143,7 +143,7 @@ def in_threads(work: Callable[[int, int], Any], rows: int) -> list[Any]:
 
 
 def each_in_thread(work: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
-    """As `map`, each call in a thread of its own, within which torch, FAISS and these kernels use no others."""
+    """As `map`, with each call in a separate thread, in which torch, FAISS and these kernels use a single thread."""
     threads = torch.get_num_threads()
 
     def alone(*some: Any) -> Any:
@@ -154,7 +154,7 @@ def each_in_thread(work: Callable[..., Any], *arguments: Sequence[Any]) -> list[
     try:
         return list(_pool().map(alone, *arguments))
     finally:
-        torch.set_num_threads(threads)  # what it sets of the whole process; the rest is each thread's own
+        torch.set_num_threads(threads)  # part of the setting is global to the process, so it is restored
 
 
 @functools.cache

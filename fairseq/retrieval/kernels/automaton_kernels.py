@@ -1,4 +1,4 @@
-"""Compiled loops of unfolding clusters (`automaton`). They need numba, as `kernels` does."""
+"""Compiled loops that expand pointers by the members of their clusters (`automaton`). They need numba (`kernels`)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def find_states(
     widths: np.ndarray,
     available: np.ndarray,
 ) -> None:
-    """The clusters of row b's pointers, ascending, how many of its pointers each one has, and how many members these
-    have together.
+    """Finds the distinct clusters of each row's pointers, ascending; how many of the row's pointers are in each of
+    them; and the number of all their members.
 
-    pointers (n,), of which row b has those from bounds[b] to bounds[b + 1]; size: members of all clusters; clusters and
-    votes (n,) are filled from bounds[b] on, with widths[b] of them; available (B,), -1 where a number taken out of
-    cluster_of or indptr is out of range."""
+    pointers (n,): row b has those from bounds[b] to bounds[b + 1]; size: number of members of all clusters. Results of
+    row b: widths[b] clusters and their numbers of pointers, written to clusters and votes (n,) from bounds[b] on;
+    available[b] (B,): the number of members, or -1 where a number read from cluster_of or indptr is out of range."""
     count = len(indptr) - 1
     for row in range(first_row, last_row):
         first, last = bounds[row], bounds[row + 1]
@@ -68,9 +68,9 @@ def emit_members(
     rows: np.ndarray,
     fine: np.ndarray,
 ) -> None:
-    """Writes row b's pointers, then members of its clusters in the order given, until ids[bounds[b]:bounds[b + 1]] is
-    full; rows receives b; fine[b]: whether all these are from 0 to size - 1. Pointers and clusters of row b begin at
-    pointer_bounds[b]."""
+    """Writes row b's pointers, then the members of its clusters in the given order of clusters, until
+    ids[bounds[b]:bounds[b + 1]] is full, and b to the same positions of rows; fine[b]: whether all these ids are from 0
+    to size - 1. Pointers and clusters of row b begin at pointer_bounds[b]."""
     for row in range(first_row, last_row):
         position, last = bounds[row], bounds[row + 1]
         rows[position:last] = row

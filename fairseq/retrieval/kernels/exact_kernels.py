@@ -1,4 +1,4 @@
-"""Compiled loops of the exact search (`exact`) and of distances from the keys. They need numba, as `kernels` does."""
+"""Compiled loops of exact search (`exact_index`) and of distances from the keys. They need numba (`kernels`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fairseq.retrieval.kernels import compiled
 if kernels.AVAILABLE:
     from fairseq.retrieval.kernels.intrinsics import as_single, prefetch
 
-RUN = 32  # scores looked at together: comparing them as one vector says whether any is of interest
-AHEAD = 16  # keys, by which reading runs ahead of computing
+RUN = 32  # scores compared at a time, by vector instructions, before single scores are examined
+AHEAD = 16  # number of keys by which prefetching is ahead of computing
 CACHE_LINE = 64  # bytes
 
 
@@ -55,13 +55,16 @@ def offer_block(
     counts: np.ndarray,
     furthest: np.ndarray,
 ) -> None:
-    """Offers a block of keys to each query of a range of rows.
+    """Adds the keys of a block to the nearest items of each query, for a range of rows (queries).
 
-    scores (B, n): about half the squared distances; slack (B,): how much smaller half a distance may be than its score;
-    queries (B, D), keys (n, D) float32, the first of which is entry `start`; items (B, C > k) uint64: the bits of a
-    distance, then an entry; counts (B,) how many there are; furthest (B,) a distance that k of them do not exceed. Bits
-    of numbers that are not negative are in their order. Entries come in ascending order, so of equal distances the
-    first are kept. Scores that are NaN, of keys too large to multiply, say nothing."""
+    scores (B, n): approximations of half the squared distances; slack (B,): by how much half a distance may be smaller
+    than its score; queries (B, D); keys (n, D) float32, the first of which is entry `start`; items (B, C > k) uint64:
+    the bits of a distance, then an entry; counts (B,): number of items of each row; furthest (B,): a distance that at
+    least k items do not exceed.
+
+    The bits of float32 numbers that are not negative sort like the numbers. Entries are processed in ascending order,
+    so that of equal distances the first entries are kept. Where a score is NaN, because the key is too large to
+    multiply, the distance is computed."""
     columns, capacity = scores.shape[1], items.shape[1]
     one = np.empty(1, np.float32)
     word = one.view(np.uint32)
@@ -108,8 +111,8 @@ def key_distances(
 ) -> None:
     """Squared L2 distance of query b to the keys of entries ids[bounds[b]:bounds[b + 1]], into out (n,) float32.
 
-    queries (B, D) float32; keys (N, D), float32 or the bits of float16. Keys lie anywhere in memory: each is asked for
-    well before it is needed, so that many reads are under way at once. One that is not finite is infinitely far."""
+    queries (B, D) float32; keys (N, D), float32 or the bits of float16. Keys are at random places in memory, so each is
+    prefetched well before it is needed. The distance to a key that is not finite is infinite."""
     start, width, end = keys.ctypes.data, keys.strides[0], bounds[last_row]
     for row in range(first_row, last_row):
         query = queries[row]

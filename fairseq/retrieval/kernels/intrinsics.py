@@ -1,5 +1,5 @@
-"""Numba intrinsics in LLVM IR that the compiled loops need: reading float16 numbers and FAISS's memory, prefetching,
-looking up 32 codes of 4 bits at once. Those of int8 search are in `int8/instructions.py`."""
+"""Numba intrinsics in LLVM IR that the compiled loops use: reading float16 numbers and FAISS's memory, prefetching,
+looking up 32 codes of 4 bits with one instruction. Those of int8 search are in `int8/instructions.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from fairseq.retrieval.kernels import numba
 
-READS_FLOAT16 = HAS_AVX2 = HAS_VNNI = False  # what the processor can that numba compiles for
+READS_FLOAT16 = HAS_AVX2 = HAS_VNNI = False  # features of the processor for which numba compiles
 
 if numba is not None:
     from llvmlite import binding, ir
@@ -16,7 +16,7 @@ if numba is not None:
     from numba.core import cgutils
 
     instruction: Any = extending.intrinsic
-    # Numba can be told to compile for another processor, of which nothing is known here.
+    # If numba is told to compile for another processor, its features are unknown.
     if numba.config.CPU_NAME is None and numba.config.CPU_FEATURES is None and numba.config.ENABLE_AVX:
         _features = binding.get_host_cpu_features()
         READS_FLOAT16 = platform.machine() in ("aarch64", "arm64") or bool(_features.get("f16c"))
@@ -37,7 +37,7 @@ if numba is not None:
 
     @instruction
     def as_single(_: Any, number: Any) -> Any:
-        """The float32 that a number is: a float32 itself, or the float16 whose bits a uint16 holds."""
+        """Converts to float32: from float32 (unchanged), or from the bits of a float16 in a uint16."""
 
         def generate(_: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             if signature.args[0] == types.float32:
@@ -48,7 +48,7 @@ if numba is not None:
 
     @instruction
     def single_of_bits(_: Any, bits: Any) -> Any:
-        """The float32 whose bits an int32 holds."""
+        """The float32 with the bits of an int32."""
 
         def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
             return builder.bitcast(arguments[0], ir.FloatType())

@@ -1,5 +1,5 @@
-"""The k nearest entries found so far for each query, as one 64-bit number each: the bits of the distance, then the
-entry. Distances are not negative, so these numbers sort by distance and, where distances are equal, by entry."""
+"""The k nearest entries found so far for each query. An item is one 64-bit number: the bits of the distance, then the
+entry. Distances are not negative, so that items sort by distance and, where distances are equal, by entry."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fairseq.retrieval.kernels import exact_kernels
 
 UNFOUND = torch.finfo(torch.float32).max  # distance that goes with an id of -1, as in FAISS
 ENTRY_BITS = 32  # of an item
-NOTHING = np.uint64(2**64 - 1)  # an item that sorts behind all others
+NOTHING = np.uint64(2**64 - 1)  # padding: an item that sorts after all others
 
 
 class NearestItems:
-    """The nearest entries found so far, kept by the compiled loops.
+    """The nearest entries found so far, updated by compiled loops.
 
-    items (B, 2 k + spare) uint64, of which row b holds counts[b]; furthest (B,): a distance that k of them do not
-    exceed, infinite as long as fewer than k were found."""
+    items (B, 2 k + spare) uint64, of which row b has counts[b]; furthest (B,): a distance that k of them do not exceed,
+    infinite as long as fewer than k were found."""
 
     def __init__(self, queries: Tensor, k: int, spare: int = 256) -> None:
         self.queries, self.k = queries.contiguous().numpy(), k
@@ -36,8 +36,8 @@ class NearestItems:
         kernels.run_by_rows(exact_kernels.offer_block, bounds, *arrays, self.items, self.counts, self.furthest)
 
     def result(self, *others: NearestItems) -> tuple[Tensor, Tensor]:
-        """(distances, ids), both (B, k), nearest first, of what these and others hold; an id of -1 where that is less
-        than k."""
+        """(distances, ids), both (B, k), nearest first, of the entries in this object and in `others`; padded with ids
+        of -1."""
 
         def of_rows(first: int, last: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
             found = []
@@ -63,8 +63,8 @@ def packed_items(distances: NDArray[np.float32], ids: NDArray[np.int64]) -> NDAr
 
 
 def nearest_items(items: NDArray[np.uint64], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(distances, ids), both (B, k), of the k least of the items (B, C >= k), whose order changes; an id of -1 for
-    NOTHING."""
+    """(distances, ids), both (B, k), of the k smallest of the items (B, C >= k), which are reordered in place; an id of
+    -1 for NOTHING."""
     if items.shape[1] > 2 * k:
         items.partition(k - 1, axis=1)
         items = items[:, :k]

@@ -1,4 +1,4 @@
-"""Compiled loops of distances from IVFPQ codes (`pq_codes`). They need numba, as `kernels` does."""
+"""Compiled loops of distances from IVFPQ codes (`pq_codes`). They need numba (`kernels`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fairseq.retrieval.kernels import compiled, compiled_in_order
 if kernels.AVAILABLE:
     from fairseq.retrieval.kernels.intrinsics import prefetch
 
-AHEAD = 16  # records, by which reading runs ahead of copying
-CODE_WORDS = 2  # of a record, before its code: list number and constant term
+AHEAD = 16  # number of records by which prefetching is ahead of copying
+CODE_WORDS = 2  # words of a record before its code: list number and constant term
 
 
 @compiled
@@ -30,12 +30,11 @@ def residual_l2_distances(
     """Squared L2 distance of query b to entries ids[bounds[b]:bounds[b + 1]], into out (n,) float32, for a range of b.
 
     queries (B, D); records (N, 2 + W) uint32, an entry's list number, the bits of its constant ||r||^2 + 2<c, r> and
-    its code of 4 W bytes; coarse (L, D) list centroids; codebook (M, D / M, 256), M <= 4 W, so that the inner loop runs
-    over neighbouring numbers; words: any tuple of length W. A tuple's length is part of its type, and so known when the
-    loop over a code is compiled, which is unrolled then and three times as fast.
+    its code of 4 W bytes; coarse (L, D) list centroids; codebook (M, D / M, 256), M <= 4 W, in this order so that the
+    inner loop reads consecutive numbers; words: any tuple of length W. A tuple's length is part of its type and so a
+    constant for the compiler, which therefore unrolls the loop over a code; this is three times as fast.
 
-    Records lie anywhere in memory: each is asked for well before it is copied, so that many reads are under way at
-    once."""
+    Records are at random places in memory, so each is prefetched well before it is copied."""
     sub_quantisers, width, size = codebook.shape
     record_words = records.shape[1]
     longest = 0
@@ -82,8 +81,8 @@ def residual_l2_distances(
 def _sums_of_records(
     records: np.ndarray, words: tuple[int, ...], size: int, table: np.ndarray, to_list: np.ndarray, out: np.ndarray
 ) -> None:
-    """out[i] = to_list of the list of record i, plus its constant, plus the sum of table[m * size + code m]. Codes are
-    taken out of a word four at a time."""
+    """out[i] = to_list of the list of record i, plus its constant, plus the sum over m of table[m * size + code m]. A
+    word contains four codes."""
     constants = records.view(np.float32)
     byte, one, two, three = np.uint64(255), np.uint64(size), np.uint64(2 * size), np.uint64(3 * size)
     for position in range(len(records)):

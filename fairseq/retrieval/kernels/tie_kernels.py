@@ -1,4 +1,4 @@
-"""The compiled loop that finds ties (`tie_order`). It needs numba, as `kernels` does."""
+"""The compiled loop that finds ties (`tie_order`). It needs numba (`kernels`)."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def find_ties(
     near: float,
     tied: np.ndarray,
 ) -> None:
-    """tied (B,): whether two entries of row b with different ids have equal scores or, where norms[b] is not negative,
-    scores of which the difference is at most near * (norms[b] + the row's largest size of a score). Somewhat farther
-    ones may count too.
+    """Writes to tied (B,) whether two entries of row b with different ids have equal scores or, where norms[b] is not
+    negative, scores whose difference is at most near * (norms[b] + the row's largest absolute score). Somewhat larger
+    differences may count too.
 
-    ids, scores (n,), of which row b has those from bounds[b] to bounds[b + 1]; bits (n,) int32: those of the scores.
+    ids, scores (n,): row b has those from bounds[b] to bounds[b + 1]; bits (n,) int32: the bits of the scores.
 
-    Numbers are put into cells, one for each score or as wide as the distance that counts, and one entry's id is kept a
-    cell. The table has room for twice a row's entries and is used for all rows: a slot is empty that another row
-    filled."""
+    Scores are put into the cells of a hash table, one cell for each distinct score, or for each interval as wide as the
+    tolerance; one entry's id is stored per cell. The table has at least twice as many slots as a row has entries. It is
+    not cleared between rows: `filled` has the row that filled each slot, and slots of other rows count as empty."""
     longest = 0
     for row in range(first_row, last_row):
         longest = max(longest, bounds[row + 1] - bounds[row])
@@ -39,7 +39,7 @@ def find_ties(
     while 1 << most < 2 * longest:
         most += 1
     cells, owners = np.empty(1 << most, np.int64), np.empty(1 << most, np.int64)
-    filled = np.full(1 << most, -1, np.int64)  # by which row
+    filled = np.full(1 << most, -1, np.int64)  # the row that filled each slot
     for row in range(first_row, last_row):
         first, last = bounds[row], bounds[row + 1]
         reach = 0.0
@@ -72,7 +72,7 @@ def find_ties(
 
 @compiled
 def _slot_of(cell: np.int64, row: int, power: int, cells: np.ndarray, filled: np.ndarray) -> np.int64:
-    """The slot of `cell` among the first 2^power, or the empty one in which it would stand."""
+    """The slot of `cell` among the first 2^power slots, or the empty slot where it would be inserted."""
     slot = np.int64((np.uint64(cell) * np.uint64(GOLDEN_RATIO)) >> np.uint64(64 - power))
     while filled[slot] == row and cells[slot] != cell:
         slot = np.int64((slot + 1) & ((1 << power) - 1))

@@ -1,4 +1,4 @@
-"""Compiled loops of counting votes (`voting`). They need numba, as `kernels` does."""
+"""Compiled loops that count votes (`voting`). They need numba (`kernels`)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from fairseq.retrieval.kernels import compiled, compiled_in_order
 if kernels.AVAILABLE:
     from fairseq.retrieval.kernels.intrinsics import single_of_bits
 
-NO_WEIGHT = np.float32(-1e29)  # scores up to it are of entries that were not found, or that the index lacks
-LEAST_EXPONENT = np.float32(-87)  # the exponential of less is not a normal number, and counts as 0
+NO_WEIGHT = np.float32(-1e29)  # scores up to this are of entries that were not found, or that the index lacks
+LEAST_EXPONENT = np.float32(-87)  # exponentials of smaller numbers are subnormal, and are taken as 0
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # places, ids and scores of candidates
-LN2_HIGH, LN2_LOW = np.float32(0.693145751953125), np.float32(1.4286068203e-06)  # the first has zeros to multiply into
+# ln 2 in two parts: the low bits of the first are zero, so that its products with small integers are exact.
+LN2_HIGH, LN2_LOW = np.float32(0.693145751953125), np.float32(1.4286068203e-06)
 
 
 @compiled_in_order
 def exp_of_negative(x: np.float32) -> np.float32:
-    """e^x for x <= 0, to 1e-7 of itself, without a branch, so that a loop of it becomes vector code: 2^n e^r with
-    |r| <= ln 2 / 2, where the terms of the series up to r^7 are enough. NaN stays NaN."""
+    """e^x for x <= 0, with a relative error of 1e-7, without a branch, so that loops over it are vectorised: 2^n e^r
+    with |r| <= ln 2 / 2, where the terms of the series up to r^7 are enough. NaN gives NaN."""
     n = np.int32(x * np.float32(1 / math.log(2)) - np.float32(0.5))
     r = x - np.float32(n) * LN2_HIGH - np.float32(n) * LN2_LOW
     series = np.float32(1 / 5040)
@@ -54,13 +55,15 @@ def count_votes(
     given_matches: np.ndarray,
     matches: np.ndarray,
 ) -> None:
-    """Per row b: log_probs[b, t] (S) at each temperature, no less than `least` (minus infinity without candidates), and
-    the candidates that have the value targets[b]: matches[b, 0] places of what was found, at the start of the row's
-    found_matches, and matches[b, 1] of what was given, at the start of its part of given_matches.
+    """Writes, for each row b, log_probs[b, t] at each of S temperatures, no less than `least` (minus infinity without
+    candidates), and the positions of the candidates with the value targets[b]: matches[b, 0] of those found by a
+    search, at the start of the search's row of found_matches, and matches[b, 1] of those that were given, at the start
+    of row b's part of given_matches.
 
-    bounds (B + 1,) divides the work. searched: where a row's search is, -1 for none (B,); ids and scores (n, k), in the
-    order of found_matches (n, k). offered: bounds (B + 1,), between which a row has its ids and scores (m,), and its
-    part of given_matches (m,). found_weights (n, k) and weights (m,), or (0, 0) and (0,) where all are 1."""
+    bounds (B + 1,) divides the work among threads. searched: the number of each row's search (B,), -1 for none; ids and
+    scores (n, k) of n searches, to which found_matches (n, k) corresponds. offered: bounds (B + 1,) of each row's given
+    entries; their ids and scores (m,), to which given_matches (m,) corresponds. found_weights (n, k) and weights (m,),
+    or arrays of length 0 where all weights are 1."""
     found_at, found_ids, found_scores = searched
     given_bounds, given_ids, given_scores = offered
     lowest = np.float32(-np.inf)
@@ -126,8 +129,8 @@ def _largest(scores: np.ndarray) -> np.float32:
 
 @compiled
 def _find_matches(ids: np.ndarray, values: np.ndarray, target: int, matches: np.ndarray) -> int:
-    """Writes the places of those entries whose value is the target, and returns how many they are. An id of -1 reads
-    the last value, as in the original. Matches come irregularly, so that a branch would often be foreseen wrongly."""
+    """Writes the positions of the entries whose value is the target to `matches`, and returns their number. An id of -1
+    reads the last value, as in the original. There is no branch, because it would often be mispredicted."""
     count = 0
     for place in range(len(ids)):
         matches[count] = place
@@ -149,8 +152,8 @@ def collect_matches(
     ids: np.ndarray,
     scores: np.ndarray,
 ) -> None:
-    """Writes the matches of row b, as `count_votes` noted them, those found first, into places bounds[b] to
-    bounds[b + 1] of rows, ids, scores (all matches,)."""
+    """Writes the matches of row b that `count_votes` found, those from searches first, to positions bounds[b] to
+    bounds[b + 1] of rows, ids and scores, whose length is the number of all matches."""
     found_at, found_ids, found_scores = searched
     given_bounds, given_ids, given_scores = offered
     for row in range(first_row, last_row):

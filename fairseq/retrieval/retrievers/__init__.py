@@ -1,4 +1,4 @@
-"""Retrieval strategies: their interface and those that exist, one file each."""
+"""Retrieval strategies: their interface, and the built-in strategies, one file each."""
 
 from fairseq.retrieval.retrievers import (  # noqa: F401, I001  (they fill the registry)
     adaptret,

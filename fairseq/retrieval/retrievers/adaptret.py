@@ -1,6 +1,6 @@
-"""AdaptRet (He et al., 2021): a learned weight decides, before the search, whether a token is worth one. And RetoMaton
-with AdaptRet, which the RetoMaton paper leaves as future work: the learned weight mixes what pointers bring for free,
-and a search happens where pointers have run out *and* the gate finds retrieval worth it."""
+"""AdaptRet (He et al., 2021): a learned weight decides, before the search, whether to search for a token. And RetoMaton
+with AdaptRet, which the RetoMaton paper leaves as future work: the learned weight is the lambda of the candidates that
+pointers give, and a search is made where too few pointers are left *and* the learned weight is large enough."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Gate:
             self._check_text(args.adaptret_checkpoint, folder, self.ngrams)
 
     def _check_text(self, path: str, folder: str, ngrams: NgramTable) -> None:
-        """Refuses counts of another text than the gate was trained with."""
-        known = self.model.info.get("ngrams_of")
-        if isinstance(known, dict) and known != ngrams.identity:
+        """Refuses counts of another text than the one the gate was trained with."""
+        recorded = self.model.info.get("ngrams_of")
+        if isinstance(recorded, dict) and recorded != ngrams.identity:
             found, expected = f"{folder}, counts of another text", f"those of the text that {path} was trained with"
             remedy = "give the folder that fairseq-adaptret made for it, or go on with --force"
             refuse(BadFlag("--adaptret-ngrams", found, expected, remedy))
@@ -73,7 +73,7 @@ def check_gate_asked_by(args: argparse.Namespace, asking: Mapping[str, Any], pla
 
 
 def weight_of(log_weights: Tensor) -> Tensor:
-    """(B,): retrieval's weight, never quite 0, where a token has been searched."""
+    """(B,): retrieval's weight for tokens with candidates, at least SMALLEST_WEIGHT."""
     return (1 - log_weights[:, 0].exp()).clamp(SMALLEST_WEIGHT, 1)
 
 
@@ -85,8 +85,8 @@ def add_gate_args(parser: Any) -> None:
 
 @register_retriever("adaptret")
 class AdaptRetRetriever(Retriever):
-    """Searches the tokens whose learned LM weight is below the threshold for `--target-foss` (default 0.5). Those mix
-    with the learned weights; the others are the LM alone."""
+    """Searches for tokens whose learned LM weight is below the threshold for `--target-foss` (default 0.5). These are
+    mixed with the learned weights; other tokens have the LM's probability."""
 
     sequential = False
     meets_target = True
@@ -113,8 +113,8 @@ class AdaptRetRetriever(Retriever):
 
 @register_retriever("retomaton_adaptret")
 class RetomatonAdaptRetRetriever(RetomatonRetriever):
-    """RetoMaton whose lambda is the learned weight. `--min-knns` (and so `--target-foss`) works as ever; with
-    `--gate-foss G` a search is also left out where the gate alone would save it at a share of G."""
+    """RetoMaton whose lambda is the learned weight. `--min-knns` (and so `--target-foss`) decides when to search; with
+    `--gate-foss G`, searches that AdaptRet would skip at a share of G are skipped too."""
 
     only_mixes = False
     needs = AdaptRetRetriever.needs
@@ -139,7 +139,7 @@ class RetomatonAdaptRetRetriever(RetomatonRetriever):
         )
 
     def propose(self, step: Step) -> Proposal:
-        """As RetoMaton; a token without any candidate is the LM alone."""
+        """As RetoMaton; a token without any candidate has the LM's probability."""
         proposal = super().propose(step)
         log_weights = self.gate.log_weights(step)
         search = proposal.search & (log_weights[:, 0] < self.threshold)

@@ -1,13 +1,15 @@
-"""AdaptRet (He et al., 2021, section 3.2): a small network that says, before anything is searched, how much retrieval
-will be worth for a token. Tokens for which it is worth least are not searched at all.
+"""AdaptRet (He et al., 2021, section 3.2): a small network that predicts, before anything is searched, the weight that
+retrieval should have for a token. For tokens with the smallest weights there is no search.
 
-Features: the query itself (`ctxt`), the LM's largest probability and entropy (`lm_max`, `lm_ent`), and, for the last 1
-to 4 tokens, how often they were seen in training and by how many words followed (`freq`, `fert`). The released code
-uses order 1 only, and at evaluation reads `freq` and `fert` one token too early; here both are as the paper has them.
+Features: the query (`ctxt`), the LM's largest probability and entropy (`lm_max`, `lm_ent`), and, for the last 1 to 4
+tokens, how often they occur in the training text and by how many different words they are followed (`freq`, `fert`).
+The released code uses order 1 only, and at evaluation reads `freq` and `fert` one token too early; this code follows
+the paper.
 
-Trained on held-out text to maximise the mixture's likelihood, with an L1 penalty on retrieval's weight. The checkpoint
-(a dictionary of tensors and plain values) has the weights, what they were trained on, and for each share of searches
-saved the log-weight of the LM from which on a token is not searched."""
+The network is trained on held-out text to maximise the likelihood of the mixture, with an L1 penalty on retrieval's
+weight. The checkpoint (a dictionary of tensors and plain values) has the network's parameters, a description of its
+training, and thresholds: for each share of searches saved, the log-weight of the LM from which on there is no
+search."""
 
 from __future__ import annotations
 
@@ -43,14 +45,14 @@ EXPECTED = "an AdaptRet checkpoint that fairseq-adaptret wrote"
 REMEDY = "train one with fairseq-adaptret"
 WIDTHS = {"ctxt": None, "lm_max": 1, "lm_ent": 1, "freq": 4, "fert": 4}  # None: the width of the queries
 FEATURES = tuple(WIDTHS)
-CUTOFFS = tuple(range(5, 100, 5))  # shares of searches saved, in percent, whose thresholds are kept
+CUTOFFS = tuple(range(5, 100, 5))  # shares of searches saved, in percent, whose thresholds are stored
 SELECTED_AT = 50  # the cutoff by whose held-out perplexity the best epoch is chosen
 SMALLEST_WEIGHT = 1e-5
 
 
 @dataclass(frozen=True)
 class AdaptRetRecipe:
-    """What decides the network and its training; the defaults are the paper's."""
+    """The settings of the network and its training; the defaults are the paper's."""
 
     features: tuple[str, ...] = FEATURES
     hidden: int = 128
@@ -78,7 +80,8 @@ class TrainingData:
 class AdaptRetNetwork(nn.Module):
     """Features -> (N, 2) log-weights: column 0 of the LM, column 1 of retrieval.
 
-    Every feature but the query gets a small net of its own, so that a few numbers are not drowned by D others."""
+    Every feature except the query has a small network of its own, which widens it, so that it is not outweighed by the
+    D numbers of the query."""
 
     def __init__(self, recipe: AdaptRetRecipe, dimension: int) -> None:
         super().__init__()
@@ -123,11 +126,11 @@ class AdaptRet:
 
     def threshold(self, share: float) -> float:
         """The log-weight of the LM below which a token is searched so that a `share` of them (0 to 1) is not;
-        between the kept cutoffs it is interpolated."""
+        between the stored cutoffs it is interpolated."""
         if share <= 0 or share >= 1:
             return np.inf if share <= 0 else -np.inf
-        known = sorted(self.thresholds)
-        return float(np.interp(100 * share, [0, *known], [0, *(self.thresholds[cutoff] for cutoff in known)]))
+        cutoffs = sorted(self.thresholds)
+        return float(np.interp(100 * share, [0, *cutoffs], [0, *(self.thresholds[cutoff] for cutoff in cutoffs)]))
 
     def save(self, path: str) -> None:
         """Writes the checkpoint, atomically, and its sidecar."""
@@ -150,8 +153,8 @@ class AdaptRet:
 
     @classmethod
     def load(cls, path: str) -> AdaptRet:
-        """Reads a checkpoint that `save` wrote, executing nothing; BadFile when it is something else. Nothing is made
-        before all sizes are known to be those of the tensors in the file."""
+        """Reads a checkpoint that `save` wrote, without executing code; BadFile when it is something else. Memory is
+        allocated only after all sizes have been compared with the tensors in the file."""
         regular_size(path, "check --adaptret-checkpoint, or train one with fairseq-adaptret")
         check_opened(path, {"checkpoint": path}, whole=True, remedy=REMEDY)
         try:
@@ -170,7 +173,7 @@ class AdaptRet:
 
 
 def _checked_recipe(path: str, fields: Any) -> AdaptRetRecipe:
-    """The recipe in a checkpoint, each of whose numbers has the type that it has by default."""
+    """The recipe in a checkpoint; BadFile unless each number has the type of its default."""
     defaults = asdict(AdaptRetRecipe())
     if not isinstance(fields, dict) or set(fields) != set(defaults):
         raise BadFile(path, "a recipe with other fields", EXPECTED, REMEDY)
@@ -187,8 +190,9 @@ def _checked_recipe(path: str, fields: Any) -> AdaptRetRecipe:
 
 
 def _network_of(path: str, recipe: AdaptRetRecipe, dimension: Any, parameters: Any) -> AdaptRetNetwork:
-    """The network of `parameters`. It is laid out without memory first, for the shapes that they must have."""
-    widest = regular_size(path)  # of anything whose numbers are in the file
+    """The network of `parameters`. To find the shapes that they must have, it is first built on the meta device,
+    without memory."""
+    widest = regular_size(path)  # no layer whose numbers are in the file can be wider
     good = type(dimension) is int and 1 <= dimension <= widest >= recipe.hidden and isinstance(parameters, dict)
     tensors: list[Any] = list(parameters.values()) if good else [None]
     if not all(isinstance(t, Tensor) and t.dtype == torch.float32 and t.is_contiguous() for t in tensors):
@@ -221,8 +225,8 @@ def loss_of(log_weights: Tensor, lm: Tensor, knn: Tensor, l1: float) -> Tensor:
 
 
 def threshold_at(lm_log_weights: NDArray[np.float32], cutoff: int) -> float:
-    """The LM's log-weight from which on tokens are not searched, so that `cutoff` percent are not: the element at
-    int(N (1 - cutoff / 100)) of the ascending ones."""
+    """The log-weight of the LM such that `cutoff` percent of the tokens have at least it and so are not searched:
+    element int(N (1 - cutoff / 100)) in ascending order."""
     ascending = np.sort(lm_log_weights)
     return float(ascending[min(int(len(ascending) * (1 - cutoff / 100)), len(ascending) - 1)])
 
@@ -234,7 +238,8 @@ def perplexity_at(log_weights: NDArray[np.float32], lm: NDArray[Any], knn: NDArr
 
 
 def split_groups(groups: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions (training, held out): whole groups, shuffled, of which int(share) are held out, but at least one."""
+    """Positions of tokens (training, held out): whole groups are held out, a random `share` of them, but at least
+    one."""
     names = np.random.default_rng(seed).permutation(np.unique(groups))
     if len(names) < 2:
         raise UserError(f"found {len(names)} group of tokens to train on, expected at least 2; use a longer split")
@@ -245,8 +250,8 @@ def split_groups(groups: NDArray[np.int64], share: float, seed: int) -> tuple[ND
 def train(
     data: TrainingData, recipe: AdaptRetRecipe, path: str, info: dict[str, Any], progress: bool = True
 ) -> AdaptRet:
-    """Trains and writes the best epoch to `path`. After every epoch the state is kept in `PATH.last`, from which the
-    same command goes on; the result is the same as without an interruption."""
+    """Trains, writes the best epoch to `path`, and returns it. After every epoch the state is saved in `PATH.last`,
+    from which the same command continues after a kill; the result is the same as without an interruption."""
     return _Training(data, recipe, path, info).run(progress)
 
 
@@ -269,7 +274,7 @@ class _Training:
         logger.info(said, rows, len(self.held_out.lm), ", ".join(self.recipe.features))
         while self.epoch < self.recipe.epochs:
             self.epoch += 1
-            torch.manual_seed(self.recipe.seed + self.epoch)  # of dropout: an epoch is the same after a restart
+            torch.manual_seed(self.recipe.seed + self.epoch)  # so that dropout is the same after a restart
             order = torch.from_numpy(np.random.default_rng([self.recipe.seed, self.epoch]).permutation(rows))
             self.network.train()
             total = 0.0
@@ -306,7 +311,7 @@ class _Training:
         write_sealed(self.last, self.identity, {"state": np.frombuffer(stream.getvalue(), np.uint8)})
 
     def _file(self) -> str:
-        """Which checkpoint is the best so far."""
+        """The fingerprint of the best checkpoint so far."""
         return file_fingerprint(self.path) if os.path.exists(self.path) else ""
 
     def _identity(self) -> dict[str, Any]:
@@ -315,7 +320,7 @@ class _Training:
         return {**recipe, "dimension": self.dimension, "tokens": digests, "of": self.info.get("of", {})}
 
     def _resume(self) -> None:
-        """Goes on after the last epoch of an unfinished run with the same data and recipe."""
+        """Continues after the last epoch of an unfinished run with the same data and recipe."""
         if not (os.path.exists(self.last) and os.path.exists(self.path)):
             return
         try:
@@ -347,7 +352,7 @@ class _Tokens:
         return {name: values[rows] for name, values in self.features.items()}, self.lm[rows], self.knn[rows]
 
     def digest(self) -> str:
-        """Of all numbers, in order."""
+        """BLAKE2b-128 of all numbers, in order."""
         digest = hashlib.blake2b(digest_size=16)
         for values in (*self.features.values(), self.lm, self.knn):
             digest.update(values.contiguous().numpy().reshape(-1).view(np.uint8).data)

@@ -1,10 +1,10 @@
-"""RetoMaton with chains: the same automaton, which remembers how long each pointer has been right.
+"""RetoMaton with chains: the same automaton, which also records for how many steps each pointer has been right.
 
-An entry reached by L pointers in a row continues a text that has agreed with ours for L words, and the longer that is,
-the surer is the next one. The published code says so by accident: it keeps copies, so that with a search at every token
-such an entry votes about L + 1 times. Here it votes (1 + L) ** `--chain-power` times, in every mode; copies are
-dropped, so that `--min-knns` counts different entries; lambda rises and falls with the longest chain at hand; and more
-members of the clusters are scored than the 1,024 that happen to come first."""
+An entry reached by L pointers in a row continues a text that agrees with the evaluated text in its last L words, and
+the larger L is, the likelier the entry is right again. The published code makes some use of this by accident: it keeps
+duplicates, so that with a search at every token such an entry votes about L + 1 times. Here it votes (1 + L) **
+`--chain-power` times, with any `--min-knns`; duplicates are dropped, so that `--min-knns` counts distinct entries;
+lambda depends on the longest chain of the token; and more members of the clusters are scored than the first 1,024."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from fairseq.retrieval.automaton import Automaton, best_of_rows
 from fairseq.retrieval.entries import Entries, no_entries, starts_of
 from fairseq.retrieval.retrievers.interface import Proposal, Resources, Retriever, Step, register_retriever
 
-HEAVIEST = 1e30  # votes of one entry, so that a sum of them is still a number
+HEAVIEST = 1e30  # largest weight of an entry's vote, so that sums of them do not overflow
 
 
 @register_retriever("retomaton_chains")
 class ChainsRetriever(Retriever):
-    """Searches when fewer than `--min-knns` different entries were kept from the last token."""
+    """Searches when fewer than `--min-knns` distinct entries were kept from the last token."""
 
     def __init__(self, args: argparse.Namespace, resources: Resources) -> None:
         super().__init__(args, resources)
@@ -47,9 +47,9 @@ class ChainsRetriever(Retriever):
         add("--pool", type=positive_int, default=4096, metavar="N", help="most pointers and cluster members to score")
 
     def start(self) -> None:
-        """No entry is known yet."""
-        self.pointers = no_entries(self.resources.device)  # by row and id, no entry twice
-        self.lengths = torch.zeros(0, dtype=torch.int64, device=self.resources.device)  # (n,) of the chains so far
+        """Drops all pointers."""
+        self.pointers = no_entries(self.resources.device)  # sorted by row and id, without duplicates
+        self.lengths = torch.zeros(0, dtype=torch.int64, device=self.resources.device)  # (n,) length of each chain
 
     def propose(self, step: Step) -> Proposal:
         """The pointers with their votes, the members of their clusters, and lambda by the longest chain."""
@@ -59,7 +59,7 @@ class ChainsRetriever(Retriever):
         kept = self.pointers.counts(count)
         self._cut(kept)
         entries = self.automaton.expand(self.pointers, count)
-        # pointers stand first among each row's entries
+        # In each row, pointers come before members.
         offset = starts_of(entries.counts(count)) - starts_of(self.pointers.counts(count))
         place = torch.arange(len(self.lengths), device=offset.device) + offset[self.pointers.rows]
         entries.weights = torch.ones(len(entries), device=offset.device)
@@ -74,7 +74,7 @@ class ChainsRetriever(Retriever):
         self.pointers, self.lengths = self.pointers.select(chosen), self.lengths[chosen]
 
     def _lmbda(self, count: int) -> Tensor:
-        """(B,): --lmbda itself where the longest chain is 1, which is a pointer that has just been set."""
+        """(B,): lambda of each token, which is --lmbda where the longest chain has length 1, a new pointer."""
         longest = torch.zeros(count, dtype=torch.int64, device=self.lengths.device)
         longest.scatter_reduce_(0, self.pointers.rows, self.lengths, "amax")
         lmbda = min(max(self.resources.lmbda, 1e-12), 1 - 1e-12)
@@ -82,12 +82,13 @@ class ChainsRetriever(Retriever):
         return torch.sigmoid(math.log(lmbda) - math.log1p(-lmbda) + trust)
 
     def observe(self, step: Step, matched: Entries) -> None:
-        """What was right becomes the next pointers, each once; a pointer's chain grows, others begin."""
+        """The successors of the matched entries become the next pointers, without duplicates. If a matched entry was a
+        pointer, its chain becomes longer by 1; else a chain of length 1 begins."""
         has_successor = (matched.ids >= 0) & (matched.ids < self.size - 1)
         keys = torch.unique((matched.rows * self.size + matched.ids)[has_successor])
-        known = self.pointers.rows * self.size + self.pointers.ids
+        pointer_keys = self.pointers.rows * self.size + self.pointers.ids
         lengths = torch.ones_like(keys)
-        if len(known):
-            place = torch.searchsorted(known, keys).clamp(max=len(known) - 1)
-            lengths += torch.where(known[place] == keys, self.lengths[place], 0)
+        if len(pointer_keys):
+            place = torch.searchsorted(pointer_keys, keys).clamp(max=len(pointer_keys) - 1)
+            lengths += torch.where(pointer_keys[place] == keys, self.lengths[place], 0)
         self.pointers, self.lengths = Entries(keys // self.size, keys % self.size + 1), lengths

@@ -1,6 +1,6 @@
-"""RetoMaton with chains and AdaptRet: chains decide who votes and when to search, and the odds of lambda are drawn
-towards the weight that AdaptRet's network has learned for the token. Only a part of the way, because the network knows
-nothing of chains and was trained on searches, on little text."""
+"""RetoMaton with chains and AdaptRet: chains decide which entries vote and when to search, and lambda is moved towards
+the weight that AdaptRet's network predicts for the token. It is moved only a part of the way, because the network has
+no information about chains, and was trained on the results of searches, on little text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fairseq.retrieval.retrievers.adaptret import (
 from fairseq.retrieval.retrievers.chains import ChainsRetriever
 from fairseq.retrieval.retrievers.interface import Proposal, Resources, Step, register_retriever
 
-EXTREME = 1e-4  # how near to 0 and 1 a weight may be before its odds are taken
+EXTREME = 1e-4  # weights are clamped to at least this distance from 0 and 1 before their odds are computed
 
 
 @register_retriever("retomaton_chains_adaptret")
@@ -48,7 +48,7 @@ class ChainsAdaptRetRetriever(ChainsRetriever):
         )
 
     def propose(self, step: Step) -> Proposal:
-        """As chains; lambda by the learned weight too."""
+        """As chains, but lambda also depends on the learned weight."""
         proposal = super().propose(step)
         assert proposal.lmbda is not None
         learned = weight_of(self.gate.log_weights(step)).clamp(EXTREME, 1 - EXTREME)

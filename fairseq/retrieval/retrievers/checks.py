@@ -1,6 +1,6 @@
-"""What a strategy returns, checked before anything is computed from it: a mistake in a strategy is one sentence that
-names it, not a crash and not another number. It costs a few small array operations a step, so it is done for strategies
-from `--user-dir` and, with `--check-strategy always`, for all."""
+"""Checks of what a strategy returns, before anything is computed from it: a mistake in a strategy gives one sentence
+that names the strategy, not a crash and not a wrong result. The checks cost a few small array operations per step, so
+they are made for strategies from `--user-dir` and, with `--check-strategy always`, for all."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CHOICES = ("auto", "always", "never")
 
 
 def are_needed(retriever: Retriever, choice: str) -> bool:
-    """Whether a strategy's returns are checked: `choice` is that of `--check-strategy`."""
+    """Whether the strategy's return values are checked; choice: the value of `--check-strategy`."""
     return choice == "always" or (choice == "auto" and not type(retriever).__module__.startswith("fairseq."))
 
 
 class StrategyError(UserError):
-    """A strategy returned something that cannot be used. `method` is the method that did."""
+    """A strategy returned a value that cannot be used. method: the method that returned it."""
 
     def __init__(self, strategy: str, method: str, found: str, expected: str) -> None:
         self.strategy, self.method = strategy, method
@@ -30,7 +30,7 @@ class StrategyError(UserError):
 
 
 class Checks:
-    """Checks what the strategy of this `name` returns; size: entries of the datastore."""
+    """Checks what the strategy `name` returns; size: number of entries of the datastore."""
 
     def __init__(self, name: str, size: int) -> None:
         self.name, self.size = name, size

@@ -1,9 +1,9 @@
-"""The interface of retrieval strategies: who votes, when to search, how much to trust the votes.
+"""The interface of retrieval strategies, which decide which entries vote, when to search, and the weight of the votes.
 
 A strategy is a small class with up to three methods, called for one token of many sequences at a time:
 
     propose   which tokens need a search, and which entries are candidates without one
-    weigh     what the candidates say before the right token is known: lambda, and how often each candidate votes
+    weigh     lambda, and the weight of each candidate's vote, before the right token is known
     observe   which candidates had the right value
 
 `@register_retriever("name")` makes it available as `--strategy name`; `add_args` declares its own flags. See
@@ -31,8 +31,8 @@ RETRIEVER_REGISTRY: dict[str, type[Retriever]] = {}
 
 @dataclass
 class Resources:
-    """What a strategy may use: the datastore's size, neighbours a search returns, the constant lambda, the clusters (or
-    None), the device, the temperature of the softmax over candidates, and what scores entries (or None)."""
+    """What a strategy may use. size: number of entries of the datastore; k: neighbours that a search returns; lmbda:
+    the constant lambda; clusters; device; temperature of the softmax over candidates; similarity: scores entries."""
 
     size: int
     k: int
@@ -47,8 +47,8 @@ class Resources:
 class Step:
     """One token of each of B sequences, or (for strategies that are not sequential) any B tokens.
 
-    sample_ids, positions: (B,) int64, which token of which sample; queries: (B, D) float32; features: what the strategy
-    `needs`, rows as above. Nothing here depends on the tokens that are to be predicted."""
+    sample_ids, positions: (B,) int64, which token of which sample; queries: (B, D) float32; features: name -> (B, ...),
+    those that the strategy `needs`. Nothing here depends on the tokens that are to be predicted."""
 
     sample_ids: Tensor
     positions: Tensor
@@ -71,13 +71,13 @@ class Proposal:
 
 @dataclass
 class Candidates:
-    """All candidates of a step with B tokens, before the right tokens are known, as flat arrays: what searches found
-    (the first `found` of them), then what the strategy proposed.
+    """All candidates of a step with B tokens, before the right tokens are known, as flat arrays: first those that
+    searches found (`found` of them), then those that the strategy proposed.
 
     rows (C,) int64: the token of the step that each one is a candidate for; ids (C,) int64 datastore entries, -1 where
     a search found fewer than k; scores (C,) float32, larger is nearer (minus the squared L2 distance, unless
-    `--knn-sim-func` says otherwise); values (C,) int64: the token that followed each entry; weights (C,) float32: how
-    often each votes; temperature: of the softmax over scores."""
+    `--knn-sim-func` says otherwise); values (C,) int64: the token that followed each entry; weights (C,) float32: the
+    weight of each vote; temperature: of the softmax over scores."""
 
     tokens: int
     found: int
@@ -90,7 +90,8 @@ class Candidates:
 
     @classmethod
     def of(cls, tokens: int, searched: Searched, given: Entries, values: Tensor, temperature: float) -> Candidates:
-        """What a search found and what was given, with their values out of `values` (N,), the datastore's."""
+        """The candidates found by searches and those given by the strategy; values (N,): all values of the
+        datastore."""
         assert given.scores is not None
         k = searched.ids.shape[1]
         rows = torch.cat([searched.rows.repeat_interleave(k), given.rows])
@@ -133,22 +134,22 @@ class Candidates:
 
 @dataclass
 class Weights:
-    """What `weigh` may return. lmbda: (B,) float32 from 0 to 1, instead of the proposal's; votes: (C,) float32, not
-    negative, how often each candidate votes, in the order of `Candidates`, instead of their `weights`."""
+    """What `weigh` may return. lmbda: (B,) float32 from 0 to 1, replaces the proposal's; votes: (C,) float32, not
+    negative, the weight of each candidate's vote in the order of `Candidates`, replaces their `weights`."""
 
     lmbda: Tensor | None = None
     votes: Tensor | None = None
 
 
 class Retriever:
-    """Base of all strategies. What a strategy says about itself:
+    """Base of all strategies. Class attributes:
 
     sequential: False when a token's retrieval does not depend on earlier tokens' (nor on --min-knns and --members);
-    only_mixes: True when --lmbda changes the mixture alone, neither who votes nor who is searched, so that a sweep may
-    try another lambda without evaluating again;
-    meets_target: True when the strategy reads --target-foss itself; for others --min-knns is chosen;
-    saving_flags: which flags decide how many searches are saved; a figure joins the values of one of them into a curve;
-    needs: which of `scored_sequences.FEATURES` it reads in `step.features`; they cost the LM a full softmax a token."""
+    only_mixes: True when --lmbda changes only the mixture with the LM, neither the candidates nor the searches, so that
+    a sweep may try another lambda without evaluating again; meets_target: True when the strategy reads --target-foss
+    itself; for other strategies --min-knns is chosen; saving_flags: the flags that decide how many searches are saved;
+    a figure joins the values of one of them by a curve; needs: the `scored_sequences.FEATURES` that it reads in
+    `step.features`; for `lm_max` and `lm_entropy` the LM has to compute a full softmax per token."""
 
     needs: frozenset[str] = frozenset()
     sequential = True
@@ -165,11 +166,12 @@ class Retriever:
 
     @staticmethod
     def check_asked_by(args: argparse.Namespace, asking: Mapping[str, Any], places: Sequence[str]) -> None:
-        """Refuses files of the strategy's own that were made for another model than the one `asking`, described as in a
-        datastore's sidecar; `places`: see `datastore.provenance.check_asked_by`."""
+        """Refuses files of the strategy, if it has any, that were made for another model than that of the queries.
+        asking, places: see `datastore.provenance.check_asked_by`."""
 
     def twin(self) -> Retriever:
-        """Another like this one, with a state of its own, for sequences that advance in another thread."""
+        """Another object of the same class and settings, with a state of its own, for the sequences of another
+        thread."""
         return type(self)(self.args, self.resources)
 
     def start(self) -> None:
@@ -181,12 +183,12 @@ class Retriever:
         raise TypeError(f"{type(self).__name__} must define propose")
 
     def weigh(self, step: Step, candidates: Candidates) -> Weights | None:
-        """Decides, once the candidates are known and before the right tokens are, about lambda and about how often each
-        candidate votes. None leaves both as they are. Called only where a class defines it."""
+        """Decides, once the candidates are known and before the right tokens are, about lambda and the weights of the
+        candidates' votes. None leaves both unchanged. Called only for classes that define it."""
         return None
 
     def observe(self, step: Step, matched: Entries) -> None:
-        """Receives the candidates, searched or proposed, whose value was the token that came."""
+        """Receives the candidates, found by a search or proposed, whose value was the right token."""
 
     @classmethod
     def weighs(cls) -> bool:

@@ -1,11 +1,11 @@
-"""How often a context was seen in the training text, and by how many different words it was followed: the features
-`freq` and `fert` of AdaptRet (He et al., 2021, section 3.2), for contexts of 1 to 4 tokens.
+"""The features `freq` and `fert` of AdaptRet (He et al., 2021, section 3.2), for contexts of 1 to 4 tokens: how often a
+context occurs in the training text, and by how many different words it is followed.
 
-Counted with arrays alone: a context is a 64-bit hash, the hashes of one order are sorted and their runs measured, part
-by part so that memory stays bounded. On disk: a folder with, for each order n, the ascending hashes `hashes-n.npy`
-(U,) uint64 and their `freq-n.npy` and `fert-n.npy` (U,) uint32; `ngrams.json` is written last. Looking up is a binary
-search in the mapped files. Two contexts with one hash would share their counts: of 100 million, less than one in a
-thousand such tables has a pair."""
+A context is stored as a 64-bit hash. To count, the hashes of one order are sorted and the lengths of their runs
+measured, part by part so that memory is limited. On disk: a folder with, for each order n, the ascending hashes
+`hashes-n.npy` (U,) uint64 and their `freq-n.npy` and `fert-n.npy` (U,) uint32; `ngrams.json`, the sidecar, is written
+last. Look-up is by binary search in the memory-mapped files. Two contexts with the same hash would share their counts;
+with 100 million contexts, fewer than one in a thousand such tables has such a pair."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def hash_contexts(contexts: NDArray[Any]) -> NDArray[np.uint64]:
 
 
 def contexts_of(tokens: NDArray[Any], start: int, end: int, eos: int, by_sentence: bool) -> NDArray[np.int64]:
-    """(end - start, 4): the four tokens before each of `tokens[start:end]`, the nearest first. Where the text has not
-    begun yet they are `eos`; with `by_sentence` also before the sentence's own beginning, that is, beyond an eos."""
+    """(end - start, 4): the four tokens before each of `tokens[start:end]`, the nearest first. Positions before the
+    start of the text have `eos`; with `by_sentence` also positions before the start of the token's sentence."""
     contexts = np.full((end - start, ORDERS), eos, np.int64)
     inside = np.ones(end - start, bool)
     for order in range(1, ORDERS + 1):
@@ -70,7 +70,8 @@ def contexts_of(tokens: NDArray[Any], start: int, end: int, eos: int, by_sentenc
 
 @dataclass
 class NgramTable:
-    """Counts per order, mapped from a folder: hashes ascending, freq and fert beside them; a list entry an order."""
+    """Counts, memory-mapped from a folder. Each list has one array per order: ascending hashes, and their freq and
+    fert."""
 
     hashes: list[NDArray[np.uint64]]
     freq: list[NDArray[np.uint32]]
@@ -83,18 +84,18 @@ class NgramTable:
         A context that the training text lacks counts 0."""
         hashes = hash_contexts(contexts)
         freq, fert = np.zeros(hashes.shape, np.float32), np.zeros(hashes.shape, np.float32)
-        for order, known in enumerate(self.hashes):
-            if not len(known):
+        for order, counted in enumerate(self.hashes):
+            if not len(counted):
                 continue
-            place = np.minimum(np.searchsorted(known, hashes[:, order]), len(known) - 1)
-            found = known[place] == hashes[:, order]
+            place = np.minimum(np.searchsorted(counted, hashes[:, order]), len(counted) - 1)
+            found = counted[place] == hashes[:, order]
             for counts, result in ((self.freq[order], freq), (self.fert[order], fert)):
                 result[:, order] = np.where(found, np.log1p(counts[place], dtype=np.float32), 0)
         return freq, fert
 
     @classmethod
     def open(cls, folder: str) -> NgramTable:
-        """Maps a folder that `count_ngrams` wrote; BadFile when it is unfinished or does not fit together."""
+        """Memory-maps a folder that `count_ngrams` wrote; BadFile when it is unfinished or inconsistent."""
         described = os.path.join(folder, KIND)
         info = read_sidecar(described, KIND, {"contexts": list, "tokens": int, "eos": int})
         counts = [] if info is None else info["contexts"]
@@ -128,7 +129,7 @@ def count_ngrams(
 ) -> NgramTable:
     """Counts the contexts of `tokens` (N,), the training text in order, into `folder`; at most about `memory` bytes.
 
-    `info`: plain values that say which text this is. A folder that was finished for the same text is used again."""
+    info: plain values that identify the text. A complete folder for the same text is used again."""
     identity = {**(info or {}), "tokens": len(tokens), "eos": eos, "by_sentence": by_sentence}
     with exclusive(os.path.join(folder, KIND)):
         return _counted(tokens, folder, identity, memory, show_progress)
@@ -137,10 +138,10 @@ def count_ngrams(
 def _counted(
     tokens: NDArray[Any], folder: str, identity: dict[str, Any], memory: int, show_progress: bool
 ) -> NgramTable:
-    known = read_sidecar(os.path.join(folder, KIND), KIND, {"contexts": list})
-    if known is not None and {**known, **json.loads(json.dumps(identity))} == known:
+    stored = read_sidecar(os.path.join(folder, KIND), KIND, {"contexts": list})
+    if stored is not None and {**stored, **json.loads(json.dumps(identity))} == stored:
         return NgramTable.open(folder)
-    remove_sidecar(os.path.join(folder, KIND))  # or it would stand beside other counts
+    remove_sidecar(os.path.join(folder, KIND))  # it would not describe the new counts
     parts = 1
     while len(tokens) * BYTES_PER_CONTEXT > memory * parts:
         parts *= 2

@@ -1,5 +1,4 @@
-"""RetoMaton (Alon et al., 2022): pointers and clusters replace searches; the published code's behaviour to the
-digit."""
+"""RetoMaton (Alon et al., 2022): pointers and clusters replace searches. Results equal those of the published code."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ class RetomatonRetriever(Retriever):
         self.automaton = Automaton(resources.size, max_knns, resources.clusters, resources.device)
 
     def start(self) -> None:
-        """A new group of sequences: nothing has been retrieved yet."""
+        """Drops the pointers of earlier sequences."""
         self.automaton.reset()
 
     def propose(self, step: Step) -> Proposal:
@@ -37,12 +36,12 @@ class RetomatonRetriever(Retriever):
         return Proposal(search=kept < self.args.min_knns, entries=self.automaton.expand(pointers, len(step)))
 
     def observe(self, step: Step, matched: Entries) -> None:
-        """The entries with the right value are the state from which the next pointers start."""
+        """The entries with the right value become the state, whose successors are the next pointers."""
         self.automaton.keep(matched, self._mixed(step))
 
     def _mixed(self, step: Step) -> Mixed | None:
-        """Rows with a search and pointers, where the two have scores that differ in the last bits. With `--min-knns 1`
-        there is none: a search is made where no pointer is left."""
+        """The rows with both a search and pointers, whose scores differ in the last bits. With `--min-knns 1` there are
+        none, because a search is made only where no pointer is left."""
         similarity = self.resources.similarity
         if self.args.min_knns <= 1 or similarity is None or not similarity.rebuilds:
             return None

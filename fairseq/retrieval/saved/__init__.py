@@ -1,1 +1,1 @@
-"""What earlier runs found, kept on disk: scored sequences and the answers of an index."""
+"""Results of earlier runs on disk: scored sequences, and the search results of an index."""

@@ -1,12 +1,12 @@
-"""Scored sequences on disk: what an evaluation's pass of the language model found, so that any number of retrieval
-settings can be tried without the model (`eval_lm.py --save-scores`, then `fairseq-sweep`).
+"""Scored sequences on disk: the results of one pass of the language model, so that any number of retrieval settings can
+be evaluated without the model (`eval_lm.py --save-scores`, then `fairseq-sweep`).
 
-A folder of plain `.npy` arrays, opened by memory map, with one row a token in the order of evaluation:
-`targets` (N,) int32, `lm_log_probs` (N,) float32 nats, `queries` (N, D) float32 (float16 when the model ran in half
-precision), `word_ends` (N,) bool, at which token a word counts (`--remove-bpe`); with `--save-features` also
-`lm_max` and `lm_entropy` (N,) float32 and `context` (N, 4) int32; and one row a sample: `lengths` and `sample_ids` (S,)
-int64. `scores.json` is written last and says which model and data they came from. Folders named
-`searches-*` hold what an index answered (see `search_cache`)."""
+A folder of plain `.npy` arrays, which are memory-mapped. One row per token, in the order of evaluation: `targets` (N,)
+int32, `lm_log_probs` (N,) float32 nats, `queries` (N, D) float32 (float16 when the model ran in half precision),
+`word_ends` (N,) bool, whether a word is counted at the token (`--remove-bpe`); with `--save-features` also `lm_max` and
+`lm_entropy` (N,) float32 and `context` (N, 4) int32. One row per sample: `lengths` and `sample_ids` (S,) int64.
+`scores.json`, the sidecar, is written last and describes the model and the data. Folders named `searches-*` have the
+search results of an index (see `saved.searches`)."""
 
 from __future__ import annotations
 
@@ -45,9 +45,8 @@ REMEDY = "save the scores again"
 
 
 class ScoreWriter:
-    """Writes a folder sequence by sequence. Nothing has its final name before `finish`; an earlier content of the
-    folder stops counting at once, because its description is removed first. The folder's scores are locked until
-    `close`."""
+    """Writes a folder sequence by sequence. Files are renamed to their final names in `finish`. Earlier scores in the
+    folder become invalid at the first `add`, because their sidecar is removed. The folder is locked until `close`."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -73,7 +72,7 @@ class ScoreWriter:
             self._streams[name] = ArrayStream(_path(self.folder, name), "<i8")
 
     def add(self, sequence: ScoredSequence, word_ends: NDArray[np.bool_]) -> None:
-        """Appends a sequence; word_ends (T,): whether a word counts at each token."""
+        """Appends a sequence; word_ends (T,): whether a word is counted at each token."""
         if not self._streams:
             self._open(sequence)
         arrays = {
@@ -89,7 +88,7 @@ class ScoreWriter:
             self._streams[name].append(rows)
 
     def finish(self, info: dict[str, Any]) -> None:
-        """Names the files; the description, with the fields `info`, comes last. UserError when nothing was added."""
+        """Renames the files and writes the sidecar, with the fields `info`. UserError when nothing was added."""
         if not self._streams:
             raise UserError(f"{self.folder}: found no sequences to save; check the split")
         counts = {
@@ -103,7 +102,7 @@ class ScoreWriter:
         self.close()
 
     def close(self) -> None:
-        """Lets others write; nothing is left of what was not finished."""
+        """Releases the lock; removes the temporary files if `finish` was not called."""
         unfinished = [stream.path for stream in self._streams.values() if not stream.finished]
         for stream in self._streams.values():
             stream.close()
@@ -121,8 +120,8 @@ def _path(folder: str, name: str) -> str:
 
 @dataclass
 class ScoreCache:
-    """An open folder of scores; the arrays are read-only maps (see the module's text). `starts` (S,) is where each
-    sample begins, `info` the description's fields, `features` those of `scored_sequences.FEATURES` that were kept."""
+    """An open folder of scores; the arrays are read-only memory maps (see the module's docstring). info: the fields of
+    the sidecar; features: those of `scored_sequences.FEATURES` that were saved."""
 
     folder: str
     info: dict[str, Any]
@@ -136,7 +135,8 @@ class ScoreCache:
 
     @classmethod
     def open(cls, folder: str) -> ScoreCache:
-        """Maps a folder that `ScoreWriter` wrote; BadFile when it is unfinished or its parts do not fit together."""
+        """Memory-maps a folder that `ScoreWriter` wrote; BadFile when it is unfinished or its parts are
+        inconsistent."""
         described = os.path.join(folder, KIND)
         info = read_sidecar(described, KIND, {"tokens": int, "samples": int, "dimension": int, "features": list})
         if info is None:
@@ -155,8 +155,8 @@ class ScoreCache:
         return cache
 
     def _check(self) -> None:
-        """BadFile for samples that do not fit the tokens, and for numbers that no evaluation writes. Queries, which are
-        large, are looked at when they are read."""
+        """BadFile for samples that do not fit the tokens, and for numbers out of range. Queries, which are large, are
+        checked when they are read."""
         if self.lengths.min(initial=0) < 0 or self.lengths.max(initial=0) > len(self):
             raise BadFile(self._file("lengths"), "samples that are too long", f"{len(self)} tokens in all", REMEDY)
         if int(self.lengths.sum()) != len(self):
@@ -188,9 +188,9 @@ class ScoreCache:
 
     @property
     def vocabulary(self) -> int | None:
-        """Number of words of the model's dictionary; None when the description does not say."""
-        known = self.info.get("vocabulary")
-        return known if isinstance(known, int) else None
+        """Number of words of the model's dictionary; None when the sidecar does not have it."""
+        vocabulary = self.info.get("vocabulary")
+        return vocabulary if isinstance(vocabulary, int) else None
 
     @property
     def starts(self) -> NDArray[np.int64]:

@@ -1,9 +1,10 @@
-"""What an index answered, token by token, kept so that it need not be asked again: with a token's `k` nearest entries
-at hand, any `--min-knns`, `--lmbda`, `--knn-temp`, `--members`, strategy or smaller `--k` can be replayed without a
-search. A smaller k is the beginning of a larger one (of entries equally far at the cut, others may be there).
+"""Saved search results: the `k` nearest entries of every token. With them, any `--min-knns`, `--lmbda`, `--knn-temp`,
+`--members`, strategy or smaller `--k` can be evaluated without a search. The result for a smaller k is the beginning of
+that for a larger one (except that of entries with equal distances at the cut, others may be included).
 
-On disk, beside the scores: `searches-XXXXXXXX/ids.npy` (N, k) int32 or int64, `distances.npy` (N, k) float32 and, last,
-`searches.json`, whose `identity` says which index was asked and how; the X are a digest of it. Filled resumably."""
+On disk, beside the scores: `searches-XXXXXXXX/ids.npy` (N, k) int32 or int64, `distances.npy` (N, k) float32, and the
+sidecar `searches.json`, which is written last. Its `identity` identifies the index and the search flags, and XXXXXXXX
+is a digest of it. The folder is written resumably."""
 
 from __future__ import annotations
 
@@ -48,8 +49,8 @@ SAFE_POINT_SECONDS = 30.0
 
 
 class SearchCache:
-    """Search results of the tokens of some samples. ids (N, k), distances (N, k) float32, nearest first; sample_ids and
-    lengths (S,), the samples whose tokens the rows are, one after the other."""
+    """Search results for all tokens of some samples. ids (N, k), distances (N, k) float32, nearest first; sample_ids
+    and lengths (S,): the rows are the tokens of these samples, one sample after the other."""
 
     def __init__(
         self,
@@ -64,11 +65,12 @@ class SearchCache:
 
     @property
     def k(self) -> int:
-        """Neighbours known of each token."""
+        """Number of saved neighbours per token."""
         return int(self.ids.shape[1])
 
     def look_up(self, sample_ids: Tensor, positions: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """As `Index.search`: distances and ids (B, k) of the tokens `positions` (B,) of samples `sample_ids`."""
+        """As `Index.search`: distances and ids (B, k) of the tokens at `positions` (B,) of samples `sample_ids`
+        (B,)."""
         if k > self.k:
             raise BadFlag("--k", k, f"at most the {self.k} neighbours that were saved", "save the searches again")
         wanted = sample_ids.cpu().numpy()
@@ -83,7 +85,7 @@ class SearchCache:
     def of(
         cls, sequences: Sequence[ScoredSequence], index: Index, k: int, device: torch.device | str = "cpu"
     ) -> SearchCache:
-        """Searches for every token of `sequences`, on the index's `device`; kept in memory."""
+        """Searches for every token of `sequences`, with queries on `device`; the results are in memory only."""
         queries = torch.cat([sequence.queries for sequence in sequences]).to(device, torch.float32)
         ids: NDArray[Any] = np.empty((len(queries), k), index_dtype(index.size))
         distances = np.empty((len(queries), k), np.float32)
@@ -96,8 +98,8 @@ class SearchCache:
 
 
 def search_identity(args: argparse.Namespace, index: Index) -> dict[str, Any]:
-    """The `identity` of searches of the `index` that eval_lm's flags name: its file and how many lists are visited, or
-    the keys; and whether what was found was ranked anew by the keys."""
+    """The `identity` of searches of the `index` that eval_lm's flags name: its file and the number of lists visited, or
+    the keys; and whether results are refined by the keys."""
     if args.index is not None:
         cls = named_index(args.index)
         code = None if cls.__module__.startswith("fairseq.") else quick_fingerprint(inspect.getfile(cls))
@@ -117,8 +119,9 @@ def saved_searches(
     device: torch.device | str = "cpu",
     show_progress: bool = True,
 ) -> SearchCache:
-    """The searches of all tokens of `scores` for at least `k` neighbours: opened where they are saved beside the
-    scores, made (resumably) where not. `identity`: plain values that say which index this is and how it is asked."""
+    """The search results of all tokens of `scores` for at least `k` neighbours. If they are saved beside the scores
+    they are opened, else they are computed (resumably) and saved. identity: plain values that identify the index and
+    the search flags."""
     digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=4).hexdigest()
     folder = os.path.join(scores.folder, f"{KIND}-{digest}")
     described = os.path.join(folder, KIND)
@@ -150,7 +153,7 @@ def _search_all(
     device: torch.device | str,
     show_progress: bool,
 ) -> None:
-    """Asks the index about every token. A progress file says how many rows a later run may keep."""
+    """Searches for every token. A progress file records the number of rows after which a later run can continue."""
     dtype = np.dtype(index_dtype(index.size)).newbyteorder("<")
     row_bytes = k * (dtype.itemsize + 4)
     description = {**identity, "k": k}
