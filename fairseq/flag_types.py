@@ -14,7 +14,9 @@ from typing import Any, NoReturn
 
 from fairseq.errors import BadFlag, UserError
 from fairseq.files.atomic_io import kind_of_node, name_problem
+from fairseq.flag_help import HelpFormatter, Layout, format_help, short_usage
 
+NO_LAYOUT = Layout({})
 LARGEST = (1 << 31) - 1  # of counts; products of two of them fit 64 bits
 MOST_ROWS = 1 << 48
 
@@ -22,8 +24,20 @@ MAY_BE_EMPTY = ("remove_bpe", "bpe_separator")  # their own checks say more
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, with an error message of one line, and without empty values: `--destdir ""` would
-    be the current folder, `--srcdict ""` no dictionary."""
+    """argparse without abbreviations, with an error message of one line, with the help that `layout` describes, and
+    without empty values: `--destdir ""` would be the current folder, `--srcdict ""` no dictionary."""
+
+    def __init__(self, *args: Any, layout: Layout = NO_LAYOUT, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": HelpFormatter, **kwargs})
+        self.layout = layout
+
+    def format_usage(self) -> str:
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage or short_usage(self, self.layout), [], [])
+        return formatter.format_help()
+
+    def format_help(self) -> str:
+        return format_help(self, self.layout)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does; UserError for a value that is empty, or blank, where the default is not."""

@@ -1,7 +1,4 @@
-"""`fairseq-adaptret`: trains the network of AdaptRet, which decides which tokens are worth a search, from the scores of
-a held-out split that `eval_lm.py --save-scores DIR --save-features` kept.
-
-Afterwards: eval_lm.py --strategy adaptret --adaptret-checkpoint FILE --target-foss 0.5."""
+"""`fairseq-adaptret`: trains the network of AdaptRet from scores that `eval_lm.py` kept."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ from fairseq.errors import BadFile, BadFlag
 from fairseq.files.fingerprint import split_fingerprints
 from fairseq.files.outputs import ARCHIVE, GATE, claimed, described
 from fairseq.files.provenance import write_results
+from fairseq.flag_help import Layout
 from fairseq.flag_types import (
     Parser,
     finite_float,
@@ -44,6 +42,21 @@ from fairseq.retrieval.saved.searches import saved_searches, search_identity
 from fairseq.scored_sequences import lockstep_groups
 from fairseq_cli.entry import cli_entry
 
+DESCRIPTION = """Trains the network of AdaptRet, which decides which tokens are worth a search, from the scores of a
+held-out split that eval_lm.py --save-scores DIR --save-features kept. Afterwards: eval_lm.py --strategy adaptret
+--adaptret-checkpoint FILE --target-foss 0.5."""
+LAYOUT = Layout(
+    {
+        "Scores and datastore": """
+            --scores --dstore-filename --dstore-size --dstore-fp16 --no-load-keys --move-dstore-to-mem""",
+        "Search index": "--indexfile --index --k --probe --knn-sim-func --faiss-metric-type --knn-temp --knnlm-gpu",
+        "Counts of n-grams": "--data --ngram-split --ngrams --ngram-memory",
+        "Network and training": "",
+        "Output": "--save --results-json --no-progress-bar",
+        "Other flags": "--force --help",
+    },
+    example="%(prog)s --scores scores --dstore-filename dstore --indexfile index --data data-bin --save adaptret.pt",
+)
 logger = logging.getLogger("fairseq_cli.adaptret")
 
 ARTICLES = 60  # consecutive pieces of a running text, one in ten of which is held out: as many as the paper's articles
@@ -51,7 +64,7 @@ ARTICLES = 60  # consecutive pieces of a running text, one in ten of which is he
 
 def get_parser() -> argparse.ArgumentParser:
     """eval_lm's names for what is searched, and the recipe of the network; the defaults are the paper's."""
-    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="fairseq-adaptret", description=DESCRIPTION, layout=LAYOUT)
     recipe = AdaptRetRecipe()
     add = parser.add_argument_group("Files").add_argument
     add("--scores", required=True, metavar="DIR", help="scores of a held-out split with features")
@@ -61,7 +74,7 @@ def get_parser() -> argparse.ArgumentParser:
     add_index_arg(parser)
     add("--data", metavar="DIR", help="binarised data whose training text is counted for freq and fert")
     add("--ngram-split", default="train", metavar="SPLIT", help="split to count")
-    add("--ngrams", type=output_folder, metavar="DIR", help="folder for the counts (FILE.ngrams)")
+    add("--ngrams", type=output_folder, metavar="DIR", help="folder for the counts (default: FILE.ngrams)")
     add("--ngram-memory", type=positive_float, default=2.0, metavar="GB", help="memory for counting")
     add("--results-json", type=output_file, metavar="FILE", help="write figures, times and versions here")
     add_force(parser)
@@ -69,10 +82,11 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("As for eval_lm.py").add_argument
     add("--k", type=positive_int, default=1024, help="neighbours of a search")
     add("--probe", type=positive_int, default=8, help="lists of the index that a search visits")
-    add("--knn-sim-func", help="do_not_recomp_l2 (the index's distance), dot; default: exact L2 from the keys")
-    add("--faiss-metric-type", default="l2", help="metric of the index: l2 or ip")
+    add("--knn-sim-func", metavar="NAME",
+        help="do_not_recomp_l2 (the index's distance), dot; default: exact L2 from the keys")
+    add("--faiss-metric-type", default="l2", metavar="NAME", help="metric of the index: l2 or ip")
     add("--knn-temp", type=positive_float, default=1.0, metavar="T", help="temperature of retrieval")
-    add("--dstore-size", type=row_count, help="entries of the datastore")
+    add("--dstore-size", type=row_count, metavar="N", help="entries of the datastore")
     add("--dstore-fp16", action="store_true", help="the keys are float16")
     add("--no-load-keys", action="store_true", help="do not open the keys")
     add("--move-dstore-to-mem", action="store_true", help="copy the values (and keys, if opened) into memory")

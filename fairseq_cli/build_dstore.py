@@ -11,6 +11,7 @@ from typing import Any
 from fairseq.errors import BadFlag
 from fairseq.files.outputs import claimed, index_files
 from fairseq.files.provenance import write_results
+from fairseq.flag_help import Layout
 from fairseq.flag_types import Parser, natural_int, output_file, output_name, positive_int, row_count, seed_int
 from fairseq.refusals import add_force
 from fairseq.retrieval.datastore import Datastore
@@ -19,6 +20,8 @@ from fairseq.retrieval.index.open_index import open_index
 from fairseq.retrieval.index.recall import exact_neighbours, noisy_keys, recall_of
 from fairseq_cli.entry import cli_entry
 
+DESCRIPTION = "Builds the FAISS index of a datastore. Flags of several words are taken with dashes or underscores."
+EXAMPLE = "%(prog)s --dstore-mmap dstore --faiss-index index --ncentroids 4096 --code-size 64"
 logger = logging.getLogger("fairseq_cli.build_dstore")
 
 RECALL_K, PAPER_PROBE = 1024, 32
@@ -26,21 +29,13 @@ RECALL_K, PAPER_PROBE = 1024, 32
 
 def get_parser() -> argparse.ArgumentParser:
     """The original's flags, and a few of ours."""
-    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
+    parser = Parser(description=DESCRIPTION, layout=Layout({}, accepted="--starting-point", example=EXAMPLE))
+    add = parser.add_argument_group("Datastore").add_argument
     add("--dstore_mmap", "--dstore-mmap", required=True, metavar="PREFIX", help="prefix of the datastore's files")
-    add("--dstore_size", "--dstore-size", type=row_count, help="rows of the files (default: known from them)")
-    add("--dimension", type=positive_int, help="width of the keys (default: as sidecar or bytes say)")
+    add("--dstore_size", "--dstore-size", type=row_count, metavar="N",
+        help="rows of the files (default: known from them)")
+    add("--dimension", type=positive_int, metavar="D", help="width of the keys (default: as sidecar or bytes say)")
     add("--dstore_fp16", "--dstore-fp16", action="store_true", help="the keys are float16")
-    add("--seed", type=seed_int, default=1, help="seed of the training sample")
-    add("--ncentroids", type=positive_int, default=4096, help="inverted lists")
-    add("--code_size", "--code-size", type=positive_int, default=CODE_SIZE, help="bytes of a quantised vector")
-    add("--probe", type=positive_int, default=8, help="lists visited by a search, stored in the file")
-    add("--faiss_index", "--faiss-index", required=True, type=output_name, metavar="FILE", help="index to write")
-    add("--num_keys_to_add_at_a_time", "--num-keys-to-add-at-a-time", type=positive_int, default=1000000, metavar="N",
-        help="keys read and added at a time; bounds the memory")
-    add("--starting_point", "--starting-point", type=natural_int, default=0, help="accepted; a build goes on by itself")
-    add("--pca", type=natural_int, default=0, metavar="D", help="reduce keys to D dimensions first (0: do not)")
     add(
         "--actual_dstore_size",
         "--actual-dstore-size",
@@ -48,22 +43,36 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="rows that hold entries (default: all before an all-zero tail)",
     )
+    add = parser.add_argument_group("Index").add_argument
+    add("--ncentroids", type=positive_int, default=4096, help="inverted lists")
+    add("--code_size", "--code-size", type=positive_int, default=CODE_SIZE, help="bytes of a quantised vector")
+    add("--probe", type=positive_int, default=8, help="lists visited by a search, stored in the file")
+    add("--pca", type=natural_int, default=0, metavar="D", help="reduce keys to D dimensions first (default: do not)")
     add(
         "--preset",
         choices=("published", "fast"),
         default="published",
         help="fast: codes of as many bytes, scanned faster and refined by the keys; searching then needs the keys",
     )
+    add("--seed", type=seed_int, default=1, help="seed of the training sample")
+    add = parser.add_argument_group("Memory").add_argument
+    add("--num_keys_to_add_at_a_time", "--num-keys-to-add-at-a-time", type=positive_int, default=1000000, metavar="N",
+        help="keys read and added at a time; bounds the memory")
+    add = parser.add_argument_group("Output").add_argument
+    add("--faiss_index", "--faiss-index", required=True, type=output_name, metavar="FILE", help="index to write")
     add(
         "--recall-queries",
         type=natural_int,
         default=64,
         metavar="N",
-        help="at the end, how much of an exact search the index finds for N queries; reads all keys again (0: do not)",
+        help="at the end, how much of an exact search the index finds for N queries; reads all keys again "
+        "(default: 64; 0: do not)",
     )
     add("--no-progress-bar", action="store_true", help="no progress bar")
     add("--results-json", type=output_file, metavar="FILE", help="write sizes, times and versions here")
     add_force(parser)
+    accepted = "a build goes on by itself where an earlier one stopped"
+    parser.add_argument("--starting_point", "--starting-point", type=natural_int, default=0, help=accepted)
     return parser
 
 

@@ -7,19 +7,23 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from fairseq import options
 from fairseq.evaluation.datastore_checks import OK, SUSPICIOUS, UNKNOWN, WRONG, Finding, verify_artefact
 from fairseq.evaluation.doctor import examine
 from fairseq.files.outputs import claimed
 from fairseq.files.provenance import write_results
+from fairseq.flag_help import Layout
 from fairseq.flag_types import Parser, output_file
+from fairseq.flags.layouts import DOCTOR
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("fairseq_cli.doctor")
 
 VERIFY = "verify"
-USAGE = """fairseq-doctor DATA FLAGS OF eval_lm.py
+VERIFY_EXAMPLE = "%(prog)s dstore index members.pkl data-bin/valid"
+USAGE = """fairseq-doctor data --path FILE [flags of eval_lm.py]
        fairseq-doctor verify ARTEFACT..."""
 EXAMINING = """Looks at checkpoint, dictionary, text, datastore, index and clusters as an evaluation with these flags of
 eval_lm.py would use them, and says in plain sentences what is wrong or suspicious: files that do not belong together,
@@ -35,7 +39,7 @@ wrong."""
 
 def get_verify_parser() -> argparse.ArgumentParser:
     """Parser of `fairseq-doctor verify`."""
-    parser = Parser(prog=f"fairseq-doctor {VERIFY}", description=VERIFYING, allow_abbrev=False)
+    parser = Parser(prog=f"fairseq-doctor {VERIFY}", description=VERIFYING, layout=Layout({}, example=VERIFY_EXAMPLE))
     parser.add_argument("artefact", nargs="+", help="a datastore's prefix, an index, members, clusters, DATA/SPLIT")
     parser.add_argument("--results-json", type=output_file, metavar="FILE", help="write the findings here")
     return parser
@@ -68,8 +72,9 @@ def main(words: list[str]) -> int:
         args = get_verify_parser().parse_args(words[1:])
         with claimed("--results-json", args.results_json):
             return report(verify(args.artefact), args)
-    parser = options.get_eval_lm_parser()
+    parser: Any = options.get_eval_lm_parser()
     parser.prog, parser.usage, parser.description = "fairseq-doctor", USAGE, EXAMINING
+    parser.layout = DOCTOR
     return run(options.parse_args_and_arch(parser, words))
 
 

@@ -11,14 +11,15 @@ import logging
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
-from fairseq import refusals
+from fairseq import __version__, refusals
 from fairseq.errors import BadFlag, UserError
 from fairseq.files.atomic_io import is_full
 from fairseq.files.folders import forget_folders, remove_empty_folders
@@ -42,6 +43,15 @@ def setup_logging(stream: TextIO) -> None:
     if isinstance(stream, io.TextIOWrapper):  # a line with a name or word that the locale cannot encode is not lost
         stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format=LOG_FORMAT, datefmt=DATE_FORMAT, level=level, stream=stream, force=True)
+
+
+def log_start(logger: logging.Logger, args: Any) -> None:
+    """The first line of a log: the program, its version and the flags that were typed. All settings, those of defaults
+    too, are for `LOGLEVEL=DEBUG`; where a Python program made them, nothing was typed."""
+    typed = shlex.join(sys.argv[1:]) if is_program() else "called from Python"
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in typed)
+    logger.info("%s %s: %s", logger.name.rpartition(".")[2], __version__, shown)
+    logger.debug("%s", args)
 
 
 def cli_entry(main: Callable[[], object], stream: TextIO | None = None, goes_on: bool = False) -> None:

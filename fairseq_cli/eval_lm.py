@@ -36,7 +36,7 @@ from fairseq.retrieval.saved.scores import KIND as SCORES
 from fairseq.retrieval.saved.scores import NAMES, ScoreCache, ScoreWriter
 from fairseq.retrieval.saved.searches import saved_searches, search_identity
 from fairseq.scored_sequences import FEATURES, ScoredSequence, lockstep_groups
-from fairseq_cli.entry import DATE_FORMAT, LOG_FORMAT, cli_entry
+from fairseq_cli.entry import DATE_FORMAT, LOG_FORMAT, cli_entry, log_start
 
 logger = logging.getLogger("fairseq_cli.eval_lm")
 
@@ -280,7 +280,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluate_or_save(args: argparse.Namespace) -> dict[str, Any]:
-    logger.info("%s", args)
+    log_start(logger, args)
     check_flags(args)
     if args.save_knnlm_dstore:
         with claimed("--dstore-mmap", args.dstore_mmap, stored_files(args.dstore_mmap or "")):

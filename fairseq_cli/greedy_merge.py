@@ -1,7 +1,4 @@
-"""`fairseq-greedy-merge`: merges neighbouring entries of a datastore that have the same value (He et al., 2021), into a
-smaller datastore with weights, into clusters for `--members`, or both.
-
-The neighbours of all entries are searched first and kept beside the output, so that other --merge values are quick."""
+"""`fairseq-greedy-merge`: merges neighbouring entries of a datastore that have the same value (He et al., 2021)."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ from fairseq.errors import BadFlag
 from fairseq.files.fingerprint import quick_fingerprint
 from fairseq.files.outputs import ARRAY, PROGRESS, RAW, check_files, claimed, cluster_files, described, stored_files
 from fairseq.files.provenance import write_results
+from fairseq.flag_help import Layout
 from fairseq.flag_types import Parser, output_file, output_name, positive_int, row_count, seed_int
 from fairseq.refusals import add_force
 from fairseq.retrieval.clusters import Clusters, save_clusters, save_members_pickle
@@ -26,6 +24,10 @@ from fairseq.retrieval.datastore.provenance import check_belongs, datastore_file
 from fairseq.retrieval.index import FaissIndex
 from fairseq_cli.entry import cli_entry
 
+DESCRIPTION = """Merges neighbouring entries of a datastore that have the same value (He et al., 2021), into a smaller
+datastore with weights, into clusters for --members, or both. The neighbours of all entries are searched first and kept
+beside the output, so that other --merge values are quick."""
+EXAMPLE = "%(prog)s --dstore dstore --indexfile index --merge 9"
 logger = logging.getLogger("fairseq_cli.greedy_merge")
 
 OUTPUTS = ("datastore", "members")
@@ -33,21 +35,24 @@ OUTPUTS = ("datastore", "members")
 
 def get_parser() -> argparse.ArgumentParser:
     """Flags; defaults are those of the paper's script."""
-    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
+    parser = Parser(prog="fairseq-greedy-merge", description=DESCRIPTION, layout=Layout({}, example=EXAMPLE))
+    add = parser.add_argument_group("Datastore and index").add_argument
     add("--dstore", required=True, metavar="PREFIX", help="prefix of the datastore's files")
-    add("--dstore-size", type=row_count, help="entries (default: known from the files)")
-    add("--dim", "--dimension", type=positive_int, help="width of the keys (default: as sidecar or bytes say)")
+    add("--dstore-size", type=row_count, metavar="N", help="entries (default: known from the files)")
+    add("--dim", "--dimension", type=positive_int, metavar="D",
+        help="width of the keys (default: as sidecar or bytes say)")
     add("--indexfile", required=True, metavar="FILE", help="index of the datastore")
     add("--probe", type=positive_int, default=32, help="lists of the index that a search visits")
+    add = parser.add_argument_group("Merging").add_argument
     add("--k", type=positive_int, default=30, help="neighbours to keep of every entry")
     add("--merge", type=positive_int, default=9, metavar="K", help="neighbours that an entry may absorb; below --k")
+    add("--seed", type=seed_int, default=22, help="seed of the order in which entries absorb")
+    add = parser.add_argument_group("Output").add_argument
     add("--output", nargs="+", choices=OUTPUTS, default=list(OUTPUTS), help="what to write")
     add(
         "--save", type=output_name, metavar="PREFIX",
         help="prefix of the files to write (default: dstore, beside the datastore)",
     )
-    add("--seed", type=seed_int, default=22, help="seed of the order in which entries absorb")
     add("--no-progress-bar", action="store_true", help="no progress bar")
     add("--results-json", type=output_file, metavar="FILE", help="write counts, times and versions here")
     add_force(parser)

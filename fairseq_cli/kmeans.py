@@ -11,6 +11,7 @@ import time
 from fairseq.errors import BadFlag
 from fairseq.files.outputs import ARCHIVE, claimed, cluster_files
 from fairseq.files.provenance import write_results
+from fairseq.flag_help import Layout
 from fairseq.flag_types import Parser, output_file, output_name, positive_float, positive_int, row_count, small_seed_int
 from fairseq.refusals import add_force
 from fairseq.retrieval.clusters import Clusters, save_clusters, save_members_pickle
@@ -19,27 +20,33 @@ from fairseq.retrieval.datastore import Datastore, keys_path
 from fairseq.retrieval.datastore.provenance import datastore_files, datastore_identity
 from fairseq_cli.entry import cli_entry
 
+DESCRIPTION = "Clusters a datastore's keys and writes the members of each cluster."
+EXAMPLE = "%(prog)s --dstore dstore --num-clusters 10000 --sample 1000000"
 logger = logging.getLogger("fairseq_cli.kmeans")
 
 
 def get_parser() -> argparse.ArgumentParser:
     """The original's flags, and a few of ours."""
-    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
+    parser = Parser(description=DESCRIPTION, layout=Layout({}, example=EXAMPLE))
+    add = parser.add_argument_group("Datastore").add_argument
     add("--dstore", required=True, metavar="PREFIX", help="prefix of the datastore's files")
-    add("--dstore-size", type=row_count, help="entries (default: known from the files)")
+    add("--dstore-size", type=row_count, metavar="N", help="entries (default: known from the files)")
+    add("--dim", "--dimension", type=positive_int, metavar="D",
+        help="width of the keys (default: as sidecar or bytes say)")
+    add = parser.add_argument_group("Clusters").add_argument
     add("--num-clusters", type=positive_int, required=True, help="number of clusters; about entries / 100")
     add("--sample", type=positive_int, required=True, help="most keys from which centroids are computed")
-    add("--dim", "--dimension", type=positive_int, help="width of the keys (default: as sidecar or bytes say)")
+    add("--iterations", type=positive_int, default=20, help="iterations of k-means")
+    add("--algorithm", choices=ALGORITHMS, default="lloyd", help="lloyd as published, or two-level: ten times faster")
+    add("--seed", type=small_seed_int, default=1, help="seed of sample and k-means")
+    add = parser.add_argument_group("Memory").add_argument
+    add("--batch-size", type=positive_int, default=500000, help="keys assigned at a time")
+    add("--memory-gb", type=positive_float, metavar="GB", help="most memory for sample and batches (default: no bound)")
+    add = parser.add_argument_group("Output").add_argument
     add(
         "--save", nargs="?", type=output_name, metavar="PREFIX",
         help="prefix of the files to write (default: beside the datastore)",
     )
-    add("--batch-size", type=positive_int, default=500000, help="keys assigned at a time")
-    add("--iterations", type=positive_int, default=20, help="iterations of k-means")
-    add("--seed", type=small_seed_int, default=1, help="seed of sample and k-means")
-    add("--algorithm", choices=ALGORITHMS, default="lloyd", help="lloyd as published, or two-level: ten times faster")
-    add("--memory-gb", type=positive_float, metavar="GB", help="most memory for sample and batches (default: no bound)")
     add("--no-progress-bar", action="store_true", help="no progress bar")
     add("--results-json", type=output_file, metavar="FILE", help="write counts, times and versions here")
     add_force(parser)

@@ -33,7 +33,7 @@ from fairseq.errors import BadFile, BadFlag, MissingFile, UserError
 from fairseq.files.atomic_io import atomic_write, open_log
 from fairseq.files.odd_characters import MARKS, begins_with_mark, odd_sentences, refuse_other_encodings
 from fairseq.files.outputs import ITEMS_INDEX, LOG, RAW, Kind, claimed
-from fairseq_cli.entry import cli_entry
+from fairseq_cli.entry import cli_entry, log_start
 
 logger = logging.getLogger("fairseq_cli.preprocess")
 
@@ -274,13 +274,15 @@ class Preprocessor:
 
 
 @contextlib.contextmanager
-def _log_file(path: str) -> Iterator[None]:
-    """Appends the bare messages to `preprocess.log`, also where the caller keeps logging quiet."""
+def _log_file(path: str, args: argparse.Namespace) -> Iterator[None]:
+    """Appends all settings, by which a run that goes on knows its beginning, and the bare messages to
+    `preprocess.log`, also where the caller keeps logging quiet."""
     handler, level = logging.StreamHandler(open_log(path)), logger.level
     logger.addHandler(handler)
     if not logger.isEnabledFor(logging.INFO):
         logger.setLevel(logging.INFO)
     try:
+        handler.emit(logging.makeLogRecord({"msg": str(args)}))
         yield
     finally:
         logger.setLevel(level)
@@ -298,8 +300,9 @@ def main(args: argparse.Namespace) -> None:
     preprocessor = Preprocessor(args)
     log = os.path.join(args.destdir, "preprocess.log")
     preprocessor.check_inputs(log)
-    with claimed("--destdir", os.path.join(args.destdir, "preprocess"), preprocessor.output_files(log)), _log_file(log):
-        logger.info(args)
+    log_start(logger, args)
+    claim = claimed("--destdir", os.path.join(args.destdir, "preprocess"), preprocessor.output_files(log))
+    with claim, _log_file(log, args):
         if not args.only_source and not (args.source_lang or args.target_lang):
             logger.warning("neither a language nor --only-source is given: language modelling needs --only-source")
         preprocessor.run()

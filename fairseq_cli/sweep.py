@@ -1,11 +1,4 @@
-"""`fairseq-sweep`: from the scores that `eval_lm.py --save-scores` kept, the perplexity and the searches saved of every
-combination of the strategies, clusters and values named, in one table, and figures of it.
-
-A strategy may come with its own flags, in quotes; of several values each is a point:
---strategy knnlm retomaton "random_skip --skip-probability 0.25 0.5 0.75".
-
-A figure has a curve for each strategy, file of clusters and set of flags. Along a curve the flag changes that decides
-how many searches are saved, such as --min-knns or --skip-probability."""
+"""`fairseq-sweep`: a table, and figures, of many settings of retrieval for the scores that `eval_lm.py` kept."""
 
 from __future__ import annotations
 
@@ -34,6 +27,7 @@ from fairseq.files.atomic_io import atomic_write, read_json
 from fairseq.files.fingerprint import quick_fingerprint
 from fairseq.files.outputs import FIGURE_KINDS, RESULTS, Kind, claimed, text_beginning
 from fairseq.files.provenance import write_results
+from fairseq.flag_help import Layout, title_of_choice
 from fairseq.flag_types import (
     Parser,
     natural_int,
@@ -47,6 +41,7 @@ from fairseq.flag_types import (
 )
 from fairseq.knnlm import open_stores
 from fairseq.refusals import add_force
+from fairseq.registry import declared_actions
 from fairseq.retrieval.datastore import values_path
 from fairseq.retrieval.datastore.provenance import check_asked_by
 from fairseq.retrieval.index.interface import add_index_arg
@@ -57,28 +52,39 @@ from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("fairseq_cli.sweep")
 
+DESCRIPTION = """From the scores that eval_lm.py --save-scores kept, the perplexity and the searches saved of every
+combination of the strategies, clusters and values named, in one table, and figures of it. A strategy may come with its
+own flags, in quotes; of several values each is a point.
+
+A figure has a curve for each strategy, file of clusters and set of flags. Along a curve the flag changes that decides
+how many searches are saved, such as --min-knns or --skip-probability."""
+EXAMPLE = """%(prog)s --scores scores --dstore-filename dstore --indexfile index --members none members.pkl \
+--strategy retomaton "random_skip --skip-probability 0.25 0.5 0.75" --output sweep --figure sweep"""
+
 COLUMNS = ("strategy", "members", "min_knns", "k", "lmbda", "knn_temp", "perplexity", "loss_base2")
 SHARES = ("searches_saved_percent", "lookups_saved_percent_printed", "mean_candidates", "walk_cpu_seconds")
 
 
 def get_parser() -> argparse.ArgumentParser:
     """eval_lm's retrieval flags, several of which take several values here."""
-    parser = Parser(
-        prog="fairseq-sweep", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
-    )
-    add = parser.add_argument_group("Files").add_argument
+    parser = Parser(prog="fairseq-sweep", description=DESCRIPTION, layout=Layout({}, example=EXAMPLE))
+    add = parser.add_argument_group("Scores and datastore").add_argument
     add("--scores", required=True, metavar="DIR", help="what eval_lm.py --save-scores wrote")
-    add(
-        "--output",
-        required=True,
-        type=output_prefix(".json", ".csv", ".md"),
-        metavar="PREFIX",
-        help="writes PREFIX.json, PREFIX.csv, PREFIX.md and PREFIX.walks/",
-    )
     add("--dstore-filename", required=True, metavar="PREFIX", help="prefix of the datastore's files")
-    add("--indexfile", metavar="FILE", help="its index")
-    add_index_arg(parser)
-    add = parser.add_argument_group("What to combine").add_argument
+    add("--dstore-size", type=row_count, metavar="N", help="entries of the datastore (default: known from its files)")
+    add("--dstore-fp16", action="store_true", help="the keys are float16")
+    add("--no-load-keys", action="store_true", help="do not open the keys")
+    add("--move-dstore-to-mem", action="store_true", help="copy the values (and keys, if opened) into memory")
+    group = parser.add_argument_group("Search index")
+    add = group.add_argument
+    add("--indexfile", metavar="FILE", help="FAISS index of the datastore's keys")
+    add_index_arg(group)
+    add("--probe", default=8, type=positive_int, help="lists of the index that a search visits")
+    add("--knn-sim-func", metavar="NAME",
+        help="do_not_recomp_l2 (the index's distance), dot; default: exact L2 from the keys")
+    add("--faiss-metric-type", default="l2", metavar="NAME", help="metric of the index: l2 or ip")
+    add("--knnlm-gpu", action="store_true", help="search and follow pointers on the GPU")
+    add = parser.add_argument_group("What to combine (each takes several values)").add_argument
     add("--strategy", nargs="+", default=["retomaton"], metavar="'NAME FLAGS'",
         help="strategies, with their flags, which --strategy NAME --help shows")
     add("--members", nargs="+", default=[NO_MEMBERS], metavar="FILE", help=f"clusters; {NO_MEMBERS}: without")
@@ -87,20 +93,22 @@ def get_parser() -> argparse.ArgumentParser:
     add("--lmbda", nargs="+", type=unit_float, default=[0.25], metavar="L",
         help="weights of retrieval (default: 0.25, where eval_lm.py has 0, the LM alone)")
     add("--knn-temp", nargs="+", type=positive_float, default=[1.0], metavar="T", help="temperatures of retrieval")
-    add = parser.add_argument_group("As for eval_lm.py").add_argument
-    add("--max-knns", type=positive_int, metavar="N", help="most pointers to follow (--k)")
-    add("--probe", default=8, type=positive_int, help="lists of the index that a search visits")
-    add("--knn-sim-func", help="do_not_recomp_l2 (the index's distance), dot; default: exact L2 from the keys")
-    add("--faiss-metric-type", default="l2", help="metric of the index: l2 or ip")
-    add("--dstore-size", type=row_count, help="entries of the datastore")
-    add("--dstore-fp16", action="store_true", help="the keys are float16")
-    add("--no-load-keys", action="store_true", help="do not open the keys")
-    add("--move-dstore-to-mem", action="store_true", help="copy the values (and keys, if opened) into memory")
-    add("--knnlm-gpu", action="store_true", help="search and follow pointers on the GPU")
+    add = parser.add_argument_group("The same for all").add_argument
+    add("--max-knns", type=positive_int, metavar="N", help="most pointers to follow (default: --k)")
     add("--lockstep-tokens", type=positive_int, default=65536, metavar="N", help="tokens that advance together")
     add("--seed", type=seed_int, default=1, help="seed of random strategies")
-    add("--user-dir", help="folder of a Python package with strategies; its code is executed")
+    add("--user-dir", metavar="DIR", help="folder of a Python package with strategies; its code is executed")
+    group = parser.add_argument_group("Output")
+    add = group.add_argument
+    add(
+        "--output",
+        required=True,
+        type=output_prefix(".json", ".csv", ".md"),
+        metavar="PREFIX",
+        help="writes PREFIX.json, PREFIX.csv, PREFIX.md and PREFIX.walks/",
+    )
     add("--no-progress-bar", action="store_true", help="no progress bar")
+    add_force(group)
     add = parser.add_argument_group("Figures").add_argument
     add(
         "--figure",
@@ -110,11 +118,10 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add("--column", action="store_true", help="for a column of 3.3 inches, with text of 8 points")
     add("--label", nargs="+", type=shown_text, default=[], metavar="WHAT=NAME",
-        help="names of curves; WHAT is a strategy or a file of clusters as typed, a strategy without\n"
+        help="names of curves; WHAT is a strategy or a file of clusters as typed, a strategy without "
         f"its flags, or {NO_MEMBERS}: --label 'retomaton_chains --pool 1024=small pool'")
     add("--paper", choices=PAPER, help="add the paper's points for this data to the figures, as hollow marks")
     add("--title", default="", type=shown_text, help="heads the figures")
-    add_force(parser)
     return parser
 
 
@@ -224,10 +231,9 @@ def parse_args() -> argparse.Namespace:
         named = early.parse_known_args()[0]
         utils.import_user_module(named)
         names = [_strategy_words(text)[0] for text in named.strategy]
-        title = f"Flags of {', '.join(names)}, in the quotes"
-        group = parser.add_argument_group(title, conflict_handler="resolve")  # as some share flags
-        for name in names:
-            RETRIEVER_REGISTRY[name].add_args(group)
+        for name in dict.fromkeys(names):  # strategies share flags, so this is for the help alone
+            group = parser.add_argument_group(title_of_choice("--strategy", name) + ", in the quotes")
+            group._group_actions.extend(declared_actions(RETRIEVER_REGISTRY[name]))
     return parser.parse_args()
 
 

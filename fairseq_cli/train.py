@@ -29,7 +29,7 @@ from fairseq.meters import TimeMeter
 from fairseq.sizes import size_text
 from fairseq.trainer import Trainer, training_device
 from fairseq.training_flags import check_training_flags
-from fairseq_cli.entry import cli_entry
+from fairseq_cli.entry import cli_entry, log_start
 
 logger = logging.getLogger("fairseq_cli.train")
 
@@ -77,8 +77,7 @@ def _outputs(args: argparse.Namespace) -> contextlib.ExitStack:
 
 
 def _run(args: argparse.Namespace) -> None:
-    logger.info("%s", args)
-
+    log_start(logger, args)
     task = tasks.setup_task(args)
     if hasattr(task, "check_folders"):
         task.check_folders(args.train_subset)

@@ -22,7 +22,8 @@ BASE: dict[str, set[str]] = {
     "tokenizer": set(),
     "refusals": {"errors", "sizes"},
     "files": {"errors", "refusals", "sizes"},
-    "flag_types": {"errors", "files"},
+    "flag_help": set(),
+    "flag_types": {"errors", "files", "flag_help"},
     "registry": {"errors"},
     "distributed_utils": {"errors"},
     "key_types": {"errors", "registry"},
@@ -32,7 +33,7 @@ BASE: dict[str, set[str]] = {
     "metrics": {"errors", "meters"},
 }
 LM_PACKAGES = {"binarizer", "data", "modules", "models", "criterions", "optim", "tasks"}
-LM_MODULES = {"trainer", "options", "checkpoint_utils", "checkpoint_saving", "sequence_scorer", "hub_utils"}
+LM_MODULES = {"trainer", "options", "flags", "checkpoint_utils", "checkpoint_saving", "sequence_scorer", "hub_utils"}
 ANY_BASE = set(BASE)
 
 ALLOWED: dict[str, set[str]] = {
@@ -45,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "criterions": ANY_BASE | {"modules", "utils"},
     "optim": ANY_BASE | {"modules", "utils"},
     "tasks": ANY_BASE | {"data", "models", "criterions", "utils"},
+    "flags": ANY_BASE | LM_PACKAGES | {"retrieval"},
     "retrieval": {"errors", "flag_types", "files", "registry", "scored_sequences", "refusals", "sizes"},
     "knnlm": {"retrieval", "scored_sequences", "errors"},
     "sequence_scorer": ANY_BASE | LM_PACKAGES | {"utils"},

@@ -48,7 +48,7 @@ class TransformerLanguageModel(FairseqLanguageModel):
         add("--decoder-ffn-embed-dim", type=positive_int, metavar="N", help="width inside the feed-forward sublayer")
         add("--decoder-layers", type=natural_int, metavar="N", help="number of layers")
         add("--decoder-attention-heads", type=positive_int, metavar="N", help="number of attention heads")
-        add("--decoder-normalize-before", action="store_true", help="layer norm before each sublayer (always on)")
+        add("--decoder-normalize-before", action="store_true", help="always so")
         add("--no-decoder-final-norm", action="store_true", help="no layer norm after the last layer")
         add(
             "--adaptive-softmax-cutoff", metavar="EXPR", help="first word ids of the tail clusters, such as 20000,60000"

@@ -22,6 +22,7 @@ from fairseq.data import (
 )
 from fairseq.errors import BadFile, BadFlag, MissingFile
 from fairseq.flag_types import any_int, finite_float, positive_int, row_count
+from fairseq.key_types import DEFAULT as DEFAULT_KEY_TYPE
 from fairseq.key_types import KEY_TYPES
 from fairseq.tasks import FairseqTask, register_task
 
@@ -39,14 +40,26 @@ class LanguageModelingTask(FairseqTask):
         """Adds the task's flags, and those of the RetoMaton fork that describe the datastore."""
         add = parser.add_argument
         add("data", help="folder with dict.txt and the binarised splits; several are separated by colons")
-        add("--sample-break-mode", choices=BREAK_MODES, help="how the text is cut into samples (none)")
+        add(
+            "--sample-break-mode",
+            choices=BREAK_MODES,
+            metavar="MODE",
+            help="how the text is cut into samples (default: none)",
+        )
         add(
             "--tokens-per-sample",
             default=1024,
             type=positive_int,
+            metavar="N",
             help="longest sample; evaluation uses the checkpoint's",
         )
-        add("--output-dictionary-size", default=-1, type=any_int, help="keep only this many words in the targets")
+        add(
+            "--output-dictionary-size",
+            default=-1,
+            type=any_int,
+            metavar="N",
+            help="keep only N words in the targets (default: all)",
+        )
         add("--self-target", action="store_true", help="include the token itself as target")
         add("--future-target", action="store_true", help="include the next token as target")
         add("--past-target", action="store_true", help="include the previous token as target")
@@ -55,21 +68,23 @@ class LanguageModelingTask(FairseqTask):
             "--max-target-positions",
             type=positive_int,
             metavar="N",
-            help="longest input of the model (--tokens-per-sample)",
+            help="longest input of the model (default: --tokens-per-sample)",
         )
         add("--truncate-sequence", action="store_true", help="cut each line to --tokens-per-sample")
-        add("--knn-keytype", metavar="NAME", help="what keys are made of: " + ", ".join(sorted(KEY_TYPES)))
-        add("--probe", default=8, type=any_int, help="lists of the index that a search visits")
-        add("--k", default=1024, type=any_int, help="neighbours that a search returns")
-        add("--dstore-size", type=row_count, help="entries of the datastore (default: known from its files)")
+        what = f"what keys are made of: {', '.join(sorted(KEY_TYPES))} (default: {DEFAULT_KEY_TYPE})"
+        add("--knn-keytype", metavar="NAME", help=what)
+        add("--probe", default=8, type=any_int, metavar="N", help="lists of the index that a search visits")
+        add("--k", default=1024, type=any_int, metavar="N", help="neighbours that a search returns")
+        add("--dstore-size", type=row_count, metavar="N", help="its entries (default: known from its files)")
         add("--dstore-filename", metavar="PREFIX", help="prefix of the datastore's files")
         add("--indexfile", metavar="FILE", help="FAISS index of the datastore's keys")
-        add("--lmbda", default=0.0, type=finite_float, help="weight of the retrieval distribution")
+        add("--lmbda", default=0.0, type=finite_float, metavar="L", help="weight of retrieval, from 0 (none) to 1")
         add(
             "--knn-sim-func",
+            metavar="NAME",
             help="score of an entry: do_not_recomp_l2 (the index's distance), dot; default: exact L2 from the keys",
         )
-        add("--faiss-metric-type", default="l2", help="metric of the index: l2 or ip")
+        add("--faiss-metric-type", default="l2", metavar="NAME", help="metric of the index: l2 or ip")
         add("--no-load-keys", action="store_true", help="do not open the keys")
         add("--dstore-fp16", action="store_true", help="the keys are float16")
         add("--move-dstore-to-mem", action="store_true", help="copy the values (and keys, if opened) into memory")

@@ -50,14 +50,14 @@ class CosineSchedule(FairseqLRScheduler):
             default=-1.0,
             type=finite_float,
             metavar="LR",
-            help="rate at the start of the warm-up (--lr)",
+            help="rate at the start of the warm-up (default: the lowest rate)",
         )
         add(
             "--max-lr",
             default=None,
             type=positive_float,
             metavar="LR",
-            help="peak rate, above --lr (else --lr is the peak)",
+            help="peak rate, above --lr (default: --lr is the peak)",
         )
         add(
             "--t-mult",
@@ -66,7 +66,13 @@ class CosineSchedule(FairseqLRScheduler):
             metavar="M",
             help="factor by which each period outlasts the last",
         )
-        add("--lr-period-updates", default=-1.0, type=finite_float, metavar="N", help="updates in the first period")
+        add(
+            "--lr-period-updates",
+            default=-1.0,
+            type=finite_float,
+            metavar="N",
+            help="updates in the first period (default: all after the warm-up)",
+        )
         add(
             "--lr-shrink",
             default=0.1,

@@ -38,7 +38,7 @@ class InverseSquareRootSchedule(FairseqLRScheduler):
             default=-1.0,
             type=finite_float,
             metavar="LR",
-            help="rate at the start of the warm-up (0)",
+            help="rate at the start of the warm-up (default: 0)",
         )
 
     def step_update(self, num_updates: int) -> float:

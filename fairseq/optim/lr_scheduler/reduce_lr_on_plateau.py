@@ -48,7 +48,13 @@ class ReduceLROnPlateau(FairseqLRScheduler):
         add(
             "--warmup-updates", default=0, type=natural_int, metavar="N", help="linear warm-up over the first N updates"
         )
-        add("--warmup-init-lr", default=-1.0, type=finite_float, metavar="LR", help="rate at the start of the warm-up")
+        add(
+            "--warmup-init-lr",
+            default=-1.0,
+            type=finite_float,
+            metavar="LR",
+            help="rate at the start of the warm-up (default: 0)",
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {

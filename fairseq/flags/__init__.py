@@ -1,0 +1,1 @@
+"""The declarations of the commands' flags, and the groups in which `--help` shows them (`layouts`)."""
