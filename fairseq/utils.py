@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from fairseq.errors import BadFlag, UserError
+from fairseq.modules import get_activation_fn
+from fairseq.modules.positional_embedding import make_positions
 
 __all__ = [
     "apply_to_sample",
@@ -94,13 +96,6 @@ def strip_pad(tensor: Tensor, pad: int) -> Tensor:
     return tensor[tensor.ne(pad)]
 
 
-def make_positions(tensor: Tensor, padding_idx: int) -> Tensor:
-    """Position ids of tokens (B, T): `padding_idx` plus the number of non-pad tokens so far; pads keep
-    `padding_idx`."""
-    mask = tensor.ne(padding_idx).long()
-    return mask.cumsum(dim=1) * mask + padding_idx
-
-
 def resolve_max_positions(*limits: Any) -> Any:
     """The component-wise smallest of several length limits (numbers, tuples or None for unlimited)."""
     resolved: Any = None
@@ -126,13 +121,6 @@ def item(value: Any) -> Any:
 def fill_with_neg_inf(tensor: Tensor) -> Tensor:
     """A tensor of minus infinity in the shape and type of `tensor`."""
     return torch.full_like(tensor, float("-inf"))
-
-
-def get_activation_fn(activation: str) -> Callable[[Tensor], Tensor]:
-    """The function that `--activation-fn` names; see `fairseq.modules.get_activation_fn`."""
-    from fairseq import modules  # the layers import this module in turn
-
-    return modules.get_activation_fn(activation)
 
 
 def eval_str_list(

@@ -1,6 +1,6 @@
 """`preprocess.py`: text files to a data folder (`dict.txt`, `train.bin`/`.idx`, ...).
 
-File names, log lines and the dictionary's order follow fairseq 0.9; see `fairseq.binarizer` for how it is done."""
+File names, log lines and the dictionary's order follow fairseq 0.9; `fairseq.data.binarization` does the work."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from fairseq import options, tasks
-from fairseq.binarizer import (
+from fairseq.data import Dictionary
+from fairseq.data.binarization import (
     Binarizer,
     NumberedText,
     Summary,
     binarize_file,
     parse_alignment,
 )
-from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import make_builder
 from fairseq.data.text_description import describe_text
 from fairseq.data.text_encoder import TextEncoder

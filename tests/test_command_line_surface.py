@@ -71,8 +71,8 @@ BUILD_DSTORE = """
 --results-json --seed --starting-point --starting_point -h
 """
 KMEANS = """
---memory-gb --force --algorithm --batch-size --dim --dstore --dstore-size --help --iterations --no-progress-bar
---num-clusters --results-json --sample --save --seed -h
+--memory-gb --force --algorithm --batch-size --dim --dimension --dstore --dstore-size --help --iterations
+--no-progress-bar --num-clusters --results-json --sample --save --seed -h
 """
 SWEEP = """
 --column --force --dstore-filename --dstore-fp16 --dstore-size --faiss-metric-type --figure --help --index --indexfile

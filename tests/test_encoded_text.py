@@ -51,7 +51,7 @@ def texts(tmp_path: Path) -> Path:
 def test_any_number_of_workers_writes_the_same_bytes(
     run_cli: Any, texts: Path, encoder_files: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fairseq.binarizer.SMALLEST_ENCODED_PART", 500)
+    monkeypatch.setattr("fairseq.data.binarization.SMALLEST_ENCODED_PART", 500)
     for workers in ("1", "3"):
         more = [*flags(encoder_files, name), "--tokenizer", "space", "--workers", workers]
         done = preprocess(run_cli, texts, *more, "--destdir", str(texts / workers))

@@ -54,7 +54,7 @@ def names(folder):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_golden_folder_byte_for_byte(golden, run_cli, tmp_path, workers, monkeypatch):
-    monkeypatch.setattr("fairseq.binarizer.SMALLEST_PART", 1000)
+    monkeypatch.setattr("fairseq.data.binarization.SMALLEST_PART", 1000)
     prefixes = [word for s in SPLITS for word in (f"--{s}pref", f"text/wiki.{s}.tokens")]
     command = ["--only-source", *prefixes, "--destdir", tmp_path / "bin", "--nwordssrc", 1500, "--workers", workers]
     done = run_cli("preprocess", command, cwd=golden)
@@ -83,7 +83,7 @@ def odd_words(seed):
 
 
 def test_any_number_of_workers_writes_what_a_plain_loop_would(text, monkeypatch):
-    monkeypatch.setattr("fairseq.binarizer.SMALLEST_PART", 1000)
+    monkeypatch.setattr("fairseq.data.binarization.SMALLEST_PART", 1000)
     rng = np.random.default_rng(0)
     words = odd_words(1)
     lines = [[*rng.choice(words, rng.integers(0, 12)), *words[i : i + 1]] for i in range(len(words))]
@@ -315,7 +315,7 @@ ODD = {
 @pytest.mark.parametrize("split", ["train", "test", "dict-only", "raw"])
 @pytest.mark.parametrize("kind", ODD)
 def test_odd_characters_are_said(run_cli, tmp_path, kind, split, workers, monkeypatch):
-    monkeypatch.setattr("fairseq.binarizer.SMALLEST_PART", 8)
+    monkeypatch.setattr("fairseq.data.binarization.SMALLEST_PART", 8)
     odd, said = ODD[kind]
     (tmp_path / "odd").write_bytes(odd.encode())
     (tmp_path / "plain").write_bytes("one two \u00e9\u201cthree\u201d\u3000four\r\nfive\u2028six\n\n".encode())

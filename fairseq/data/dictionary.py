@@ -282,7 +282,7 @@ class Dictionary:
     ) -> None:
         """Counts the words of a text file into `dict`, plus one eos per line. Every line counts, for any number of
         workers (fairseq 0.9 could miss the last ones)."""
-        from fairseq.binarizer import count_words
+        from fairseq.data.binarization import count_words
 
         count_words(filename, dict, tokenize, num_workers)
 

@@ -9,6 +9,7 @@ import os
 import numpy as np
 import torch
 
+from fairseq.data.binarization import Encoder
 from fairseq.data.dictionary import Dictionary
 from fairseq.data.fairseq_dataset import SizedDataset
 from fairseq.errors import MissingFile
@@ -22,8 +23,6 @@ class IndexedRawTextDataset(SizedDataset):
 
     def __init__(self, path: str, dictionary: Dictionary, append_eos: bool = True, reverse_order: bool = False) -> None:
         super().__init__()
-        from fairseq.binarizer import Encoder
-
         if not os.path.isfile(path):
             raise MissingFile(path)
         refuse_other_encodings(path)

@@ -13,7 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq.errors import UserError
-from fairseq.utils import make_positions
+
+
+def make_positions(tensor: Tensor, padding_idx: int) -> Tensor:
+    """Position ids of tokens (B, T): `padding_idx` plus the number of non-pad tokens so far; pads keep
+    `padding_idx`."""
+    mask = tensor.ne(padding_idx).long()
+    return mask.cumsum(dim=1) * mask + padding_idx
 
 
 class SinusoidalPositionalEmbedding(nn.Module):

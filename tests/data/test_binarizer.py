@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq import binarizer
-from fairseq.binarizer import Binarizer, Encoder, NumberedText, binarize_file, count_words, parse_alignment
-from fairseq.data import Dictionary, IndexedRawTextDataset, MMapIndexedDataset, text_words
+from fairseq.data import Dictionary, IndexedRawTextDataset, MMapIndexedDataset, binarization, text_words
+from fairseq.data.binarization import Binarizer, Encoder, NumberedText, binarize_file, count_words, parse_alignment
 from fairseq.data.indexed_dataset import make_builder
 from fairseq.data.vocabulary import Vocabulary, build_dictionary
 from fairseq.errors import UserError
@@ -85,7 +84,7 @@ def odd_text(tmp_path):
 
 @pytest.mark.parametrize("workers", [2, 5])
 def test_many_workers_give_the_same_bytes(odd_text, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(binarizer, "SMALLEST_PART", 100)
+    monkeypatch.setattr(binarization, "SMALLEST_PART", 100)
     dictionary = plain_dictionary(odd_text)
     one = write(tmp_path / "one", dictionary, text=str(odd_text))
     done = []
@@ -127,7 +126,7 @@ def test_a_dictionary_of_several_texts(odd_text, tmp_path):
 
 
 def test_a_killed_worker_is_one_sentence(odd_text, tmp_path, monkeypatch):
-    monkeypatch.setattr(binarizer, "SMALLEST_PART", 100)
+    monkeypatch.setattr(binarization, "SMALLEST_PART", 100)
     monkeypatch.setattr(Vocabulary, "contents", lambda _: os._exit(9))  # called by workers only
     with pytest.raises(UserError, match="text: a worker process was killed; try fewer --workers"):
         NumberedText(str(odd_text), str(tmp_path / "out"), workers=2)
@@ -135,7 +134,7 @@ def test_a_killed_worker_is_one_sentence(odd_text, tmp_path, monkeypatch):
 
 
 def test_a_mistake_found_here_ends_the_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr(binarizer, "SMALLEST_PART", 1)
+    monkeypatch.setattr(binarization, "SMALLEST_PART", 1)
     monkeypatch.setattr(Vocabulary, "contents", lambda _: time.sleep(300))
     (tmp_path / "text").write_bytes(b"bad \xff line\n" + b"good line\n" * 5)
     with pytest.raises(UserError, match=r"text: found byte 0xff at offset 4"):
@@ -145,7 +144,7 @@ def test_a_mistake_found_here_ends_the_workers(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_a_worker_finds_full(odd_text, tmp_path, monkeypatch):
-    monkeypatch.setattr(binarizer, "SMALLEST_PART", 100)
+    monkeypatch.setattr(binarization, "SMALLEST_PART", 100)
     def full(self):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some file")
 
@@ -157,7 +156,7 @@ def test_a_disk_that_a_worker_finds_full(odd_text, tmp_path, monkeypatch):
 
 
 def test_a_worker_reports_bad_text_in_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(binarizer, "SMALLEST_PART", 1)
+    monkeypatch.setattr(binarization, "SMALLEST_PART", 1)
     (tmp_path / "text").write_bytes(b"good line\n" * 5 + b"bad \xff line\n")
     with pytest.raises(UserError, match=r"text: found byte 0xff at offset 54"):
         NumberedText(str(tmp_path / "text"), str(tmp_path / "out"), workers=2)

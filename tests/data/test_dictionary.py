@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairseq.binarizer import count_words
 from fairseq.data import Dictionary, TruncatedDictionary
+from fairseq.data.binarization import count_words
 from fairseq.errors import BadFile, MissingFile
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Z", "C"]), min_size=1, max_size=6)

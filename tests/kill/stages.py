@@ -165,8 +165,8 @@ def load_command(command: str) -> Callable[[], None]:
             module: Any = importlib.import_module("fairseq." + name)
             module.SAFE_POINT_SECONDS = SAFE_POINT_SECONDS
     importlib.import_module("fairseq.checkpoint_saving").SAFE_POINT_SHARE = 1  # type: ignore[attr-defined]
-    binarizer = importlib.import_module("fairseq.binarizer")
-    binarizer.SMALLEST_PART = 1 << 14  # type: ignore[attr-defined]  (so that small texts are shared out too)
+    binarization = importlib.import_module("fairseq.data.binarization")
+    binarization.SMALLEST_PART = 1 << 14  # type: ignore[attr-defined]  (so that small texts are shared out too)
     door: Callable[[], None] = importlib.import_module("fairseq_cli." + command).cli_main
     return door
 
