@@ -1,4 +1,4 @@
-"""The retrieval step, in one place: scored sequences go in, better log-probabilities come out.
+"""The retrieval step: turns scored sequences into better log-probabilities.
 
 For a token with query q, LM probability p_LM and candidate entries (key k_i, value v_i), kNN-LM (Khandelwal et al.,
 2020, equations 2 and 3) and RetoMaton (Alon et al., 2022, section 3) compute
@@ -8,8 +8,8 @@ For a token with query q, LM probability p_LM and candidate entries (key k_i, va
 
 where s_i is minus the squared distance of q and k_i, and T the temperature. The methods differ in which entries are
 candidates, when the index is searched, and how large lambda is; the strategy (`retrieval/retrievers`) decides that.
-Perplexity needs p of the right token alone, so no array here is as wide as the vocabulary. Sequences do not depend on
-each other: they advance in lock-step, one batched search and one batched distance computation per step."""
+Perplexity needs only p of the right token, so no array here is as wide as the vocabulary. Sequences do not depend on
+each other, so many of them advance together, with one batched search and one batched distance computation per step."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from fairseq.scored_sequences import ScoredSequence
 
 logger = logging.getLogger(__name__)
 
-MOST_NEIGHBOURS = 1 << 16  # that a search may be asked for where there are fewer entries
-CHUNK_CANDIDATES = 1 << 23  # bounds the scratch memory of one search of independent tokens
+MOST_NEIGHBOURS = 1 << 16  # largest `k` that is accepted when the datastore has fewer entries
+CHUNK_CANDIDATES = 1 << 23  # limits the memory of one search of independent tokens
 
 
 def mix(lm_log_probs: Tensor, knn_log_probs: Tensor, lmbda: Tensor) -> Tensor:
@@ -50,8 +50,8 @@ def mix(lm_log_probs: Tensor, knn_log_probs: Tensor, lmbda: Tensor) -> Tensor:
 class KNNLM:
     """Scores sequences with a datastore. k: neighbours a search returns; lmbda: constant weight of retrieval.
 
-    more_temperatures: further temperatures at which p_kNN is wanted too; they change nothing else. searches: what the
-    index answered before, which is then not searched again. checks: checks of what the strategy returns, if wanted."""
+    more_temperatures: further temperatures at which p_kNN is computed; they affect nothing else. searches: saved search
+    results, which are used in place of the index. checks: checks of what the strategy returns, or None."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class KNNLM:
         self._team = Team(retriever)
 
     def score(self, sequences: list[ScoredSequence]) -> list[RetrievalResult]:
-        """Advances all `sequences` together, shared by the CPU's threads, and returns a result for each."""
+        """Advances all `sequences` together, divided among the CPU's threads, and returns a result for each."""
         if not sequences:
             return []
         sequential = self.retriever.sequential and self.device.type == "cpu"
@@ -88,7 +88,7 @@ class KNNLM:
         return self._team.score(sequences, threads, self._score_together)
 
     def _build_lazy_tables(self, sequence: ScoredSequence) -> None:
-        """Builds tables that are made at first use before threads start that would each make them."""
+        """Builds lazy tables before starting threads, each of which would otherwise build them."""
         query = sequence.queries[:1].float()
         first = torch.zeros(len(query), dtype=torch.int64)
         self.similarity.of_entries(query, first, first)
@@ -112,8 +112,9 @@ class KNNLM:
         batch.store(tokens, outcome.log_probs, proposal, outcome.candidates, outcome.matches)
 
     def retrieve(self, step: Step, retriever: Retriever) -> tuple[Proposal, Searched, Entries]:
-        """The candidates of a step, before the right tokens are known: what the strategy proposes, and with scores and
-        votes what a search found and what was proposed. After it the strategy has to `observe` what came."""
+        """The candidates of a step, before the right tokens are known: the strategy's proposal, and, with scores and
+        weights, the entries found by a search and the proposed entries. The caller must call the strategy's `observe`
+        afterwards."""
         proposal = retriever.propose(step)
         if self.checks is not None:
             self.checks.proposal(proposal, step)
@@ -125,7 +126,7 @@ class KNNLM:
     def _weigh(
         self, step: Step, retriever: Retriever, proposal: Proposal, searched: Searched, given: Entries
     ) -> Proposal:
-        """Puts the strategy's votes into `searched` and `given`, and returns the proposal with its lambda."""
+        """Sets the weights of `searched` and `given` to the strategy's, and returns the proposal with its lambda."""
         candidates = Candidates.of(len(step), searched, given, self.values, self.temperature)
         weights = retriever.weigh(step, candidates)
         if self.checks is not None:
@@ -149,13 +150,13 @@ class KNNLM:
         else:
             distances, ids = self.searches.look_up(step.sample_ids[rows], step.positions[rows], self.k)
         scores = self.similarity.of_search(queries, distances, ids)
-        if bool((ids[:, -1] < 0).any()):  # those that fill up are last
-            strange = ~queries.isfinite().all(1, keepdim=True)  # near to nothing, which must not pass as a low weight
-            scores = scores.masked_fill(ids < 0, NOT_FOUND).masked_fill(strange, torch.nan)
+        if bool((ids[:, -1] < 0).any()):  # padding is at the end of a row
+            invalid = ~queries.isfinite().all(1, keepdim=True)  # these find nothing, which must be an error
+            scores = scores.masked_fill(ids < 0, NOT_FOUND).masked_fill(invalid, torch.nan)
         return Searched(rows, ids, scores)
 
     def _given(self, step: Step, entries: Entries | None) -> Entries:
-        """The entries that the retriever proposes, with scores: one batched distance computation."""
+        """The entries that the strategy proposes, with scores, by one batched distance computation."""
         if entries is None or not len(entries):
             return no_entries(self.device)
         return replace(entries, scores=self.similarity.of_entries(step.queries, entries.rows, entries.ids))

@@ -1,5 +1,5 @@
-"""Command-line entry points. Where this package is imported as a program, it is ready for Ctrl-C, and for memory that
-does not suffice, before the large libraries are loaded."""
+"""Command-line entry points. In a process that is one of the commands, importing this package installs the handlers for
+Ctrl-C and for missing memory before the large libraries are imported."""
 
 from fairseq_cli.starting import prepare
 

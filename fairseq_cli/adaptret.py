@@ -59,11 +59,11 @@ LAYOUT = Layout(
 )
 logger = logging.getLogger("fairseq_cli.adaptret")
 
-ARTICLES = 60  # consecutive pieces of a running text, one in ten of which is held out: as many as the paper's articles
+ARTICLES = 60  # number of pieces into which running text is divided, as many as the paper's articles; 1 in 10 is held out
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """eval_lm's names for what is searched, and the recipe of the network; the defaults are the paper's."""
+    """eval_lm's retrieval flags, and the recipe of the network; the defaults are the paper's."""
     parser = Parser(prog="fairseq-adaptret", description=DESCRIPTION, layout=LAYOUT)
     recipe = AdaptRetRecipe()
     add = parser.add_argument_group("Files").add_argument
@@ -106,7 +106,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Searches (or reads what is saved), counts n-grams, trains."""
+    """Searches (or reads saved searches), counts n-grams, trains; returns the figures for the results file."""
     files = described(args.save, GATE) | {args.save + ".last": ARCHIVE}
     with claimed("--save", args.save, files), claimed("--results-json", args.results_json):
         _train(args)
@@ -160,7 +160,7 @@ def _ngram_folder(args: argparse.Namespace) -> str:
 
 
 def _ngrams(args: argparse.Namespace, scores: ScoreCache) -> NgramTable:
-    """Counts of the training text; those that are there already, when they are of the same text."""
+    """The n-gram counts of the training text; an existing folder is used again if it is of the same text."""
     if args.data is None:
         raise BadFlag("--data", "nothing", "the folder of the training text, or --features without freq and fert")
     dictionary = Dictionary.load(os.path.join(args.data, "dict.txt"))
@@ -180,7 +180,7 @@ def _ngrams(args: argparse.Namespace, scores: ScoreCache) -> NgramTable:
 
 
 def _knn_log_probs(args: argparse.Namespace, scores: ScoreCache) -> NDArray[np.float32]:
-    """(N,): log p_kNN of every token, from searches that are saved beside the scores for the next time."""
+    """(N,): log p_kNN of every token; its searches are saved beside the scores for later runs."""
     defaults = Parser(add_help=False)
     options.add_knn_eval_args(defaults)
     values = {**vars(defaults.parse_args([])), **vars(args), "strategy": "knnlm", "lmbda": 0.25}
@@ -195,7 +195,8 @@ def _knn_log_probs(args: argparse.Namespace, scores: ScoreCache) -> NDArray[np.f
 
 
 def _groups(scores: ScoreCache) -> NDArray[np.int64]:
-    """(N,): sentences, where samples are sentences; else ARTICLES consecutive pieces of the text."""
+    """(N,): the group of each token: its sentence, where samples are sentences; else one of ARTICLES consecutive pieces of
+    the text."""
     samples = np.arange(len(scores.lengths))
     if scores.info.get("sample_break_mode") != "eos":
         samples = scores.starts * min(ARTICLES, len(samples)) // max(1, len(scores))

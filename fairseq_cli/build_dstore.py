@@ -28,7 +28,7 @@ RECALL_K, PAPER_PROBE = 1024, 32
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The original's flags, and a few of ours."""
+    """The original's flags, and further ones."""
     parser = Parser(description=DESCRIPTION, layout=Layout({}, accepted="--starting-point", example=EXAMPLE))
     add = parser.add_argument_group("Datastore").add_argument
     add("--dstore_mmap", "--dstore-mmap", required=True, metavar="PREFIX", help="prefix of the datastore's files")
@@ -104,8 +104,8 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _recall(args: argparse.Namespace, datastore: Datastore, size: int) -> list[dict[str, Any]]:
-    """Logs and returns how much of an exact search of the first `size` keys the index finds, at the stored and at the
-    paper's probe."""
+    """Logs and returns the recall of the index against exact search of the first `size` keys, with its stored probe and
+    with the paper's."""
     keys = datastore.require_keys("measuring recall")[:size]
     queries, k = noisy_keys(keys, args.recall_queries), min(RECALL_K, size)
     exact = exact_neighbours(keys, queries, k)

@@ -61,7 +61,7 @@ def report(findings: Iterable[Finding], args: argparse.Namespace) -> int:
 
 
 def verify(artefacts: list[str]) -> Iterable[Finding]:
-    """Findings about every byte of the artefacts."""
+    """Compares every byte of the artefacts with their digests; returns the exit status."""
     for artefact in artefacts:
         yield from verify_artefact(artefact)
 

@@ -1,5 +1,5 @@
-"""The frame around every command: log format, and the promise that a user's mistake ends in one sentence and status
-2."""
+"""Runs every command: sets the log format, and ends the process with one sentence and exit status 2 after a user's
+mistake."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def setup_logging(stream: TextIO) -> None:
     level = os.environ.get("LOGLEVEL", "INFO").upper()
     if level not in logging.getLevelNamesMapping():
         raise BadFlag("LOGLEVEL", level, ", ".join(logging.getLevelNamesMapping()), "set another or unset it")
-    logging.raiseExceptions = False  # a log file that cannot grow must not bury the sentence that says why
+    logging.raiseExceptions = False  # a log file on a full disk must not print tracebacks
     if isinstance(stream, io.TextIOWrapper):  # a line with a name or word that the locale cannot encode is not lost
         stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format=LOG_FORMAT, datefmt=DATE_FORMAT, level=level, stream=stream, force=True)
@@ -55,8 +55,8 @@ def log_start(logger: logging.Logger, args: Any) -> None:
 
 
 def cli_entry(main: Callable[[], object], stream: TextIO | None = None, goes_on: bool = False) -> None:
-    """Runs `main` as a command-line program: exit status 0, 2 for a user's mistake, 130 for Ctrl-C. `goes_on`: whether
-    a second run takes up what an interrupted one has done, which is said then."""
+    """Runs `main` as a command-line program: exit status 0, 2 for a user's mistake, 130 for Ctrl-C. goes_on: whether
+    the same command continues after an interruption, which the message after Ctrl-C then says."""
     refusals.reset()
     forget_folders()
     program = os.path.basename(sys.argv[0])
@@ -97,9 +97,9 @@ def _amount(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _one_interrupt() -> Iterator[None]:
-    """Of many interrupts only the first is an exception: the others would break off what cleans up after it, or come
-    while the command says why it ends. Those that follow within PATIENCE seconds are dropped; later ones count again,
-    so that a command that hangs can still be stopped."""
+    """Handles Ctrl-C: only the first of several raises an exception, since others would interrupt the cleaning up, or
+    the final message. Those within PATIENCE seconds of the first are ignored; later ones raise again, so that a command
+    that hangs can still be stopped."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -124,8 +124,9 @@ def _one_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_lost_interrupt() -> Iterator[None]:
-    """Ctrl-C inside what C code calls back (numba reads its cache so) or a finaliser is an exception that nobody gets:
-    Python only reports it. Instead of the report, the signal is set again, which the code after it gets."""
+    """Handles a Ctrl-C whose exception is lost: in callbacks from C code (numba reads its cache in one) and in
+    finalisers, Python only reports exceptions. Instead of the report, the signal is raised again for the code that
+    follows."""
     report = sys.unraisablehook
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:

@@ -87,7 +87,7 @@ class Evaluation:
             self.sample = QuerySample(args.index_recall, self.scoring.expected_tokens)
 
     def _features(self) -> frozenset[str]:
-        """What the strategy, or `--save-features`, wants to know of the LM besides the usual."""
+        """The features of the LM that the strategy or `--save-features` needs."""
         needs = RETRIEVER_REGISTRY[strategy_name(self.args)].needs if self.args.knnlm else frozenset()
         return needs | (frozenset(FEATURES) if self.args.save_features else frozenset())
 
@@ -113,7 +113,7 @@ class Evaluation:
         self.accounting.add(sample_id, tokens, log_probs, self.preceding.pop(sample_id))
 
     def _sequences(self) -> Iterator[ScoredSequence]:
-        """The LM's part, timed, with progress."""
+        """The language model's scored sequences, timed, with a progress bar."""
         progress = tqdm(total=len(self.scoring), unit="batch", disable=self.args.no_progress_bar or None)
         with progress:
             for sample in self.scoring.batches():
@@ -138,7 +138,8 @@ class Evaluation:
             logger.info("saved the scored sequences in %s", self.args.save_scores)
 
     def _with_saved_searches(self, sequences: Iterator[ScoredSequence]) -> Iterator[ScoredSequence]:
-        """`--save-searches`: all of the LM's part first, then all searches in one go, then retrieval from the files."""
+        """`--save-searches`: first the LM scores everything, then all searches are made at once, then retrieval reads
+        both from the files."""
         assert self.knnlm is not None
         for _ in sequences:
             pass
@@ -169,7 +170,7 @@ class Evaluation:
     def _retrieved(
         self, knnlm: KNNLM, sequences: Iterator[ScoredSequence], targets: dict[int, Any]
     ) -> Iterator[RetrievalResult]:
-        """Retrieval's part, timed; fills `targets` with each sample's tokens."""
+        """Retrieval for scored sequences, timed; stores each sample's tokens in `targets`."""
         for group in lockstep_groups(sequences, self.args.lockstep_tokens):
             targets.update((sequence.sample_id, sequence.targets.numpy()) for sequence in group)
             with self.retrieval_time:
@@ -177,7 +178,8 @@ class Evaluation:
             yield from results
 
     def _check_counts(self) -> None:
-        """Every target of every scored sample counts, once; says what the numbers are of, and what was left out."""
+        """UserError unless every target of every scored sample was counted once; logs the unit of the results, and how
+        many samples were left out."""
         expected, skipped, args = self.scoring.expected_tokens, self.scoring.skipped, self.args
         if self.scored != expected:
             refuse(
@@ -199,7 +201,7 @@ class Evaluation:
         )
 
     def _index_recall(self, sample: QuerySample) -> dict[str, Any]:
-        """`--index-recall`: how much of an exact search the index finds for some of the tokens."""
+        """`--index-recall`: the recall of the index against exact search, for some of the tokens."""
         assert self.knnlm is not None
         recall = measure_recall(self.knnlm.index, self.knnlm.datastore, sample.queries(), self.knnlm.k)
         logger.info("Index: %s at --probe %d", recall, self.args.probe)
@@ -256,7 +258,7 @@ class Evaluation:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Evaluates or saves, as `args` say; returns the figures that `--results-json` receives."""
+    """Evaluates, or saves a datastore; returns the figures for `--results-json`."""
     if args.knnlm and args.save_knnlm_dstore:
         raise UserError("--knnlm and --save-knnlm-dstore: found both, expected one; save in a run of its own")
     if args.save_features and not args.save_scores:

@@ -26,7 +26,7 @@ logger = logging.getLogger("fairseq_cli.kmeans")
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The original's flags, and a few of ours."""
+    """The original's flags, and further ones."""
     parser = Parser(description=DESCRIPTION, layout=Layout({}, example=EXAMPLE))
     add = parser.add_argument_group("Datastore").add_argument
     add("--dstore", required=True, metavar="PREFIX", help="prefix of the datastore's files")

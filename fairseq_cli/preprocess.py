@@ -41,11 +41,12 @@ WROTE = "Wrote preprocessed data to "  # begins the last line of a run's log
 
 
 class DictionaryExists(UserError, FileExistsError):
-    """A dictionary would be built over one that is there."""
+    """A dictionary exists where a new one would be written."""
 
 
 class Preprocessor:
-    """One run: the options, and the training texts that were read for the dictionary and wait to be written."""
+    """One run: its options, and the training texts that were read to build the dictionary and are written
+    afterwards."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -72,7 +73,7 @@ class Preprocessor:
 
     @contextlib.contextmanager
     def progress(self, path: str) -> Iterator[Progress]:
-        """A bar over the bytes of a file, where standard error is a terminal."""
+        """A progress bar over the bytes of a file, shown where standard error is a terminal."""
         off = True if getattr(self.args, "no_progress_bar", False) else None
         size = os.path.getsize(path)
         with tqdm(total=size, unit="B", unit_scale=True, desc=os.path.basename(path), disable=off) as bar:
@@ -100,7 +101,7 @@ class Preprocessor:
         return dictionary
 
     def _build(self, langs: list[str | None], k: int, stack: contextlib.ExitStack) -> Dictionary:
-        """Counts the training text of `langs`; `k` says whose thresholds hold (0 source, 1 target)."""
+        """Counts the words of the training text of `langs`; k: which thresholds apply (0 source, 1 target)."""
         args = self.args
         if not args.trainpref:
             raise BadFlag("--trainpref", "nothing", f"a training text or --{'tgt' if k else 'src'}dict")
@@ -120,7 +121,7 @@ class Preprocessor:
         return build_dictionary(vocabularies, threshold, nwords, args.padding_factor)
 
     def output_files(self, log: str) -> dict[str, Kind]:
-        """What a run may write."""
+        """The files that a run may write."""
         files = {log: LOG} | {self.dict_path(lang): LOG for lang in self.langs}
         for split, _ in self.splits():
             for lang in self.langs:
@@ -129,7 +130,8 @@ class Preprocessor:
         return files
 
     def check_inputs(self, log: str) -> None:
-        """Says what is missing, or in the way, before anything is written. `log` is the log of earlier runs."""
+        """Checks inputs and outputs before anything is written; UserError for missing inputs, and for files that would
+        be overwritten. log: the log of earlier runs."""
         for flag, prefixes in (("--validpref", self.args.validpref), ("--testpref", self.args.testpref)):
             if prefixes and not all(prefixes.split(",")):
                 raise BadFlag(flag, repr(prefixes), "text files separated by commas")
@@ -149,7 +151,7 @@ class Preprocessor:
             self._refuse_to_replace_dictionaries()
 
     def _unfinished(self, log: str) -> bool:
-        """Whether the last run that the log tells of was this very command, and was killed before its end."""
+        """Whether the last run in the log had the same command and was killed before its end."""
         if not os.path.isfile(log):
             return False
         with open(log, encoding="utf-8", errors="replace") as stream:
@@ -222,7 +224,7 @@ class Preprocessor:
             logger.warning("%s is empty: training and evaluation will find nothing in this split", text)
 
     def _copy(self, text: str, split: str, lang: str | None, dictionary: Dictionary) -> None:
-        # The name carries the languages even where there are none, as it always did.
+        # As in fairseq, the name contains the languages even where there are none.
         name = f"{split}.{self.args.source_lang}-{self.args.target_lang}" + (f".{lang}" if lang else "")
         output = os.path.join(self.args.destdir, name)
         encoder, odd = self.encoders[lang], Counter[str]()

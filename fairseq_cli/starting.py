@@ -1,5 +1,6 @@
-"""The first moments of a command, while torch and FAISS are loaded: Ctrl-C ends it at once (nothing was written yet),
-and libraries that find no memory are one sentence. Nothing of this happens in a program that only imports a command."""
+"""The start of a command, while torch and FAISS are imported: Ctrl-C ends it at once (nothing has been written yet),
+and a library that cannot allocate memory ends it with one sentence. In a program that only imports a command, nothing
+of this is done."""
 
 from __future__ import annotations
 
@@ -32,13 +33,15 @@ def is_program() -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the system had no memory, or no threads, to give; Python, torch and FAISS say so in ways of their own."""
+    """Whether an exception means that memory or threads could not be allocated; Python, torch and FAISS raise different
+    ones."""
     said = str(error)
     return isinstance(error, MemoryError) or any(words in said for words in NO_MEMORY)
 
 
 def prepare() -> None:
-    """For the time until `cli_entry` takes over; nothing where this process is another program."""
+    """Installs these handlers until `cli_entry` installs its own; does nothing where this process is another
+    program."""
     if not is_program() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
     program = os.path.basename(sys.argv[0]) if sys.argv[0] != "-m" else "fairseq"

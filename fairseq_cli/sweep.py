@@ -56,8 +56,8 @@ DESCRIPTION = """From the scores that eval_lm.py --save-scores kept, the perplex
 combination of the strategies, clusters and values named, in one table, and figures of it. A strategy may come with its
 own flags, in quotes; of several values each is a point.
 
-A figure has a curve for each strategy, file of clusters and set of flags. Along a curve the flag changes that decides
-how many searches are saved, such as --min-knns or --skip-probability."""
+A figure has a curve for each strategy, file of clusters and set of flags. The points of a curve differ in the flag that
+decides how many searches are saved, such as --min-knns or --skip-probability."""
 EXAMPLE = """%(prog)s --scores scores --dstore-filename dstore --indexfile index --members none members.pkl \
 --strategy retomaton "random_skip --skip-probability 0.25 0.5 0.75" --output sweep --figure sweep"""
 
@@ -66,7 +66,7 @@ SHARES = ("searches_saved_percent", "lookups_saved_percent_printed", "mean_candi
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """eval_lm's retrieval flags, several of which take several values here."""
+    """eval_lm's retrieval flags, some of which take several values here."""
     parser = Parser(prog="fairseq-sweep", description=DESCRIPTION, layout=Layout({}, example=EXAMPLE))
     add = parser.add_argument_group("Scores and datastore").add_argument
     add("--scores", required=True, metavar="DIR", help="what eval_lm.py --save-scores wrote")
@@ -314,7 +314,7 @@ def _kept_points(path: str, identity: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _digest_of_points(points: Any, earlier: Any) -> str:
-    """By which a later sweep knows that points have not been changed since."""
+    """A digest by which a later sweep detects that points in the results file have been changed."""
     text = json.dumps([points, earlier], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -360,7 +360,7 @@ def write_tables(prefix: str, results: dict[str, Any]) -> None:
 
 
 def method_name(point: dict[str, Any]) -> str:
-    """A strategy with the values that tell its points apart."""
+    """A strategy, with the values of the flags in which its points differ."""
     known = {*COLUMNS, *SHARES, "series", "seed", "max_knns", "count", "tokens", "searches"}
     own = [f"{name} {point[name]}" for name in point if name not in known and not isinstance(point[name], str)]
     return " ".join([point["strategy"], *own])

@@ -1,6 +1,6 @@
-"""`train.py`: trains a model on binarised data, validates, and saves checkpoints; interrupted and started again with
-the same command it goes on from `checkpoint_last.pt`, which is at most about a minute old. Log lines, loop and stopping
-rules are fairseq's."""
+"""`train.py`: trains a model on binarised data, validates, and saves checkpoints. After an interruption, the same
+command continues from `checkpoint_last.pt`, which is at most about a minute old. Log lines, loop and stopping rules are
+those of fairseq."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ logger = logging.getLogger("fairseq_cli.train")
 
 @dataclasses.dataclass
 class Progress:
-    """What this run did so far, for the time left and the results file."""
+    """Counts of this run so far, for the remaining time and the results file."""
 
     began: float = dataclasses.field(default_factory=time.perf_counter)
     first_update: int = 0
@@ -48,7 +48,7 @@ class Progress:
 
 
 def main(args: argparse.Namespace, init_distributed: bool = False) -> None:
-    """Trains as `args` say."""
+    """Trains with the parsed flags `args`."""
     utils.import_user_module(args)
     check_training_flags(args)
     if args.max_tokens is None and args.max_sentences is None:
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace, init_distributed: bool = False) -> None:
 
 
 def _outputs(args: argparse.Namespace) -> contextlib.ExitStack:
-    """The locks of what this process writes: the folder of checkpoints and the results file."""
+    """Locks the outputs of this process: the folder of checkpoints and the results file."""
     with contextlib.ExitStack() as stack:
         if distributed_utils.is_master(args):
             if not args.no_save:
@@ -110,7 +110,8 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def stopping_lr(args: argparse.Namespace) -> float:
-    """The rate at which training ends. `--min-lr` is it, unless the newer spelling makes it cosine's smallest rate."""
+    """The learning rate at which training ends: `--min-lr`, unless that is the smallest rate of the cosine schedule, as
+    in newer versions of fairseq."""
     if args.stop_min_lr is not None:
         return args.stop_min_lr
     newer = args.lr_scheduler == "cosine" and getattr(args, "max_lr", None) is None
@@ -118,7 +119,7 @@ def stopping_lr(args: argparse.Namespace) -> float:
 
 
 def should_go_on(args: argparse.Namespace, trainer: Trainer, epoch_itr: Any) -> bool:
-    """Whether limits on rate, epochs, updates and patience leave anything to do."""
+    """Whether training continues, by the limits on rate, epochs, updates and patience."""
     if args.patience >= 0 and trainer.patience_state["runs"] > args.patience:
         logger.info("early stop since valid performance hasn't improved for last %d runs", args.patience)
         return False
@@ -134,7 +135,7 @@ def should_go_on(args: argparse.Namespace, trainer: Trainer, epoch_itr: Any) -> 
 
 
 def train(args: argparse.Namespace, trainer: Trainer, task: Any, epoch_itr: Any, progress: Progress) -> bool:
-    """Trains for the rest of an epoch, with the validations and checkpoints that fall into it or end it.
+    """Trains for the rest of an epoch, with the validations and checkpoints during it and at its end.
 
     Returns whether training is to stop."""
     epoch = epoch_itr.next_epoch_idx
@@ -178,7 +179,7 @@ def train(args: argparse.Namespace, trainer: Trainer, task: Any, epoch_itr: Any,
 def validate_and_save(
     args: argparse.Namespace, trainer: Trainer, task: Any, epoch_itr: Any, progress: Progress, end: bool
 ) -> bool:
-    """Validates and saves if now is the time: at an epoch's (or the training's) end, or every so many updates.
+    """Validates and saves if it is due: at the end of an epoch (or of training), or every so many updates.
 
     Returns whether training is to stop because validation does not improve."""
     updates, epoch = trainer.get_num_updates(), epoch_itr.epoch
@@ -290,7 +291,7 @@ def time_left(args: argparse.Namespace, trainer: Trainer, updates_per_epoch: int
 
 
 def log_plan(args: argparse.Namespace, trainer: Trainer, epoch_itr: Any) -> None:
-    """States what the run is about to cost."""
+    """Logs the size of the job before it begins."""
     parameters = sum(p.numel() for p in trainer.get_model().parameters())
     weights = sum(p.numel() * p.element_size() for p in trainer.get_model().parameters())
     states = {"adam": 2, "adadelta": 2, "adamax": 2}.get(args.optimizer, 1)

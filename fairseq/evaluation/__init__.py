@@ -1,1 +1,2 @@
-"""Scoring a text with a model, saving a datastore, sweeps of settings, the doctor, and the accounting around them."""
+"""Scoring a text with a model, saving a datastore, sweeps of settings, the doctor, and counting of words and
+searches."""

@@ -34,8 +34,9 @@ MARKERS = ("v", "P", "X", "*", "h", "<", ">", "p", "d", "8", "H")
 
 @dataclass(frozen=True)
 class CurveFigure:
-    """What is drawn: curves; `levels`, horizontal lines at named perplexities; and published points (fraction saved,
-    perplexity) by the kind of curve that they belong to."""
+    """The content of a figure. curves; levels: horizontal lines at named perplexities; published: points (fraction
+    saved, perplexity) by the kind of curve that they belong to; title; column: whether it is sized for a paper's
+    column."""
 
     curves: Sequence[Curve]
     levels: dict[str, float] = field(default_factory=dict)
@@ -48,12 +49,12 @@ class CurveFigure:
         save_figure(path, self.size(), self.draw)
 
     def size(self) -> Size:
-        """The figure's size: it is as high as its title and its legend need it to be."""
+        """The figure's size, whose height depends on the title and the legend."""
         base = self._base()
         names, columns = self._legend()
         lines = math.ceil(sum(1.15 + name.count("\n") for name in names) / columns)
-        room = 0.0 if self.column else (base.height - 0.3) * POINTS / LINE / base.font
-        return base.taller(self._wrapped_title().count("\n") + bool(self.title) + max(0.0, lines - room))
+        fitting = 0.0 if self.column else (base.height - 0.3) * POINTS / LINE / base.font  # lines of the legend
+        return base.taller(self._wrapped_title().count("\n") + bool(self.title) + max(0.0, lines - fitting))
 
     def draw(self, figure: Any) -> None:
         """Draws on a matplotlib figure of the right size."""
@@ -83,7 +84,7 @@ class CurveFigure:
         return sorted(range(len(ends)), key=lambda i: -ends[i])
 
     def _legend(self) -> tuple[list[str], int]:
-        """The legend's texts, in lines, and the number of its columns: two where there is room below the axes."""
+        """The legend's texts, broken into lines, and the number of its columns: two if they fit below the axes."""
         base, names = self._base(), [*(curve.label for curve in self.curves), *self.levels]
         names = [names[i] for i in self._order()] + [published_name(name) for name in self._unmatched()]
         if len(self._unmatched()) < len(self.published):
@@ -99,7 +100,7 @@ class CurveFigure:
         return [wrapped(name, base.font, width) for name in names], 1
 
     def _unmatched(self) -> list[str]:
-        """Published curves of a kind that the figure does not have otherwise."""
+        """Published curves of a kind that no curve of the figure has."""
         kinds = {curve.kind for curve in self.curves}
         return [name for name in self.published if name not in kinds]
 
@@ -118,7 +119,8 @@ class CurveFigure:
         ]
 
     def _draw_published(self, axes: Any, scale: float) -> list[Any]:
-        """The legend's lines for those of a kind of their own, and one that explains the others' marks."""
+        """Draws the published points; returns legend entries for the kinds that no curve has, and one entry that
+        explains the marks of the others."""
         hollow = {"markerfacecolor": "none", "markeredgewidth": 0.8, "markersize": 5.5 * scale, "linestyle": ""}
         looks = dict(reversed(list(zip(self._kinds(), styles_of(self._kinds())))))
         lines: list[Any] = []
@@ -133,7 +135,7 @@ class CurveFigure:
         return lines
 
     def _kinds(self) -> list[str]:
-        """What needs a look: the curves, then published points of other kinds."""
+        """The kinds that need a style: those of the curves, then those of published points of other kinds."""
         return [*(curve.kind for curve in self.curves), *self._unmatched()]
 
     def _set_axes(self, axes: Any) -> None:
@@ -163,8 +165,8 @@ def published_name(name: str) -> str:
 
 
 def styles_of(kinds: Sequence[str]) -> list[tuple[str, Any, str]]:
-    """(colour, line, marker) for each curve. The paper's methods have a look of their own, the first of each; others
-    get the next of three cycles whose lengths (5, 6, 11) have no common divisor, so that 330 of them differ."""
+    """(colour, line, marker) for each curve. The first curve of each of the paper's methods has a fixed style; others
+    get the next of three cycles whose lengths (5, 6, 11) have no common divisor, so that 330 styles differ."""
     spare = zip(itertools.cycle(COLOURS), itertools.cycle(LINES), itertools.cycle(MARKERS))
     return [
         PAPER_STYLES[kind] if kind in PAPER_STYLES and kind not in kinds[:i] else next(spare)
@@ -173,7 +175,8 @@ def styles_of(kinds: Sequence[str]) -> list[tuple[str, Any, str]]:
 
 
 def logarithmic(axes: Any, least: float, most: float, least_gap: float) -> None:
-    """A logarithmic axis with ticks at round perplexities; `least_gap` of two ticks is a share of the axis."""
+    """Makes the y axis logarithmic, with ticks at round perplexities; least_gap: smallest distance of two ticks, as a
+    share of the axis."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.set_yscale("log")

@@ -1,5 +1,5 @@
-"""What can be wrong with a datastore, its index and its clusters, told without a language model: each function looks at
-one thing and returns plain sentences. `fairseq.evaluation.doctor` adds what needs the model."""
+"""Checks of a datastore, its index and its clusters that need no language model. Each function checks one property and
+yields findings in plain sentences. `fairseq.evaluation.doctor` adds the checks that need the model."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ PRIME = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True)
 class Finding:
-    """level: ok, not known (nothing was compared), suspicious (numbers may be wrong) or wrong (they are); text: one
-    sentence."""
+    """level: ok, not known (nothing was compared), suspicious (results may be wrong) or wrong (results are wrong);
+    text: one sentence."""
 
     level: str
     text: str
 
 
 def check_values(datastore: Datastore, vocabulary: int) -> Iterator[Finding]:
-    """Values that are no words, and how many rows at the end are empty, which no part may count as entries."""
+    """Values that are not words of the dictionary, and all-zero rows at the end, which must not count as entries."""
     low, high = value_range(datastore.values)
     zeros = sum(int((datastore.values[at : at + CHUNK] == 0).sum()) for at in range(0, datastore.size, CHUNK))
     if low < 0 or high >= vocabulary:
@@ -61,7 +61,7 @@ def sampled_rows(size: int, count: int = SAMPLED_ROWS, seed: int = 0) -> NDArray
 
 
 def check_keys(datastore: Datastore) -> Iterator[Finding]:
-    """Keys that are not finite, all zero, or all alike, on a sample of rows."""
+    """Keys that are not finite, all zero, or all equal, in a sample of rows."""
     if datastore.keys is None or not datastore.filled:
         yield Finding(UNKNOWN, "the keys were not opened, so they were not looked at")
         return
@@ -87,7 +87,7 @@ def check_keys(datastore: Datastore) -> Iterator[Finding]:
 
 
 def check_index(index: Index, datastore: Datastore, k: int = 10) -> Iterator[Finding]:
-    """How much the index holds, and how much of an exact search it finds for queries that are entries."""
+    """Whether the index has all entries, and its recall against exact search for queries that are noisy entries."""
     entries = datastore.filled
     if index.count < entries:
         missing = entries - index.count
@@ -114,7 +114,7 @@ def check_index(index: Index, datastore: Datastore, k: int = 10) -> Iterator[Fin
 
 
 def _check_distances(index: Index, queries: Tensor, found: Tensor) -> Iterator[Finding]:
-    """Distances to given entries, which pointers use, against those of the search."""
+    """Whether distances to given entries, which pointers use, equal those of the search."""
     distances, ids = index.search(queries, found.shape[1])
     rows, columns = (ids >= 0).nonzero(as_tuple=True)
     given = index.distances(queries.to(index.device), rows, ids[rows, columns])
@@ -130,7 +130,7 @@ def _check_distances(index: Index, queries: Tensor, found: Tensor) -> Iterator[F
 
 
 def check_devices(first: Index, second: Index, datastore: Datastore, k: int = 10) -> Iterator[Finding]:
-    """Whether two places (CPU and GPU) find the same entries."""
+    """Whether searches on two devices (CPU and GPU) find the same entries."""
     queries = noisy_keys(datastore.keys[: datastore.filled], QUERIES) if datastore.keys is not None else None
     if queries is None or not len(queries):
         yield Finding(UNKNOWN, f"{first.device} and {second.device} are not compared, as no keys could be used")
@@ -143,8 +143,8 @@ def check_devices(first: Index, second: Index, datastore: Datastore, k: int = 10
 
 
 def check_clusters(clusters: Clusters, size: int) -> Iterator[Finding]:
-    """Of the first `size` entries, which are those that are not empty: entries in no cluster, or in several; clusters
-    that hold too much to be of use. BadFile for numbers that no cluster or entry has."""
+    """Whether some of the first `size` entries (those that are not empty) are in no cluster or in several, and whether
+    a cluster is too large to be useful. BadFile for numbers of clusters or entries that are out of range."""
     clusters.check()
     listed = np.bincount(np.asarray(clusters.members), minlength=size)[:size]
     missing, double = int((listed == 0).sum()), int((listed > 1).sum())
@@ -162,15 +162,16 @@ def check_clusters(clusters: Clusters, size: int) -> Iterator[Finding]:
 
 
 def check_overlap(values: NDArray[Any], text: NDArray[Any], what: str) -> Iterator[Finding]:
-    """Whether stretches of `text`, which is evaluated, stand in the datastore: then its perplexity means nothing."""
+    """Whether stretches of `text`, which is evaluated, also occur in the datastore: its perplexity is then
+    meaningless."""
     if len(text) < STRETCH or len(values) < STRETCH:
         yield Finding(UNKNOWN, f"{what} is too short to be looked for in the datastore")
         return
     starts = sampled_rows(len(text) - STRETCH + 1, 2000)
-    asked = np.unique(_hashes(text)[starts])
-    seen = np.zeros(len(asked), bool)
+    sampled = np.unique(_hashes(text)[starts])
+    seen = np.zeros(len(sampled), bool)
     for start in range(0, len(values) - STRETCH + 1, CHUNK):
-        seen |= np.isin(asked, _hashes(values[start : start + CHUNK + STRETCH - 1]))
+        seen |= np.isin(sampled, _hashes(values[start : start + CHUNK + STRETCH - 1]))
     share = seen.mean()
     if share > 0.05:
         text_inside = f"{100 * share:.0f}% of sampled stretches of {STRETCH} tokens of {what} are in the datastore"
@@ -181,7 +182,7 @@ def check_overlap(values: NDArray[Any], text: NDArray[Any], what: str) -> Iterat
 
 
 def _hashes(tokens: NDArray[Any]) -> NDArray[np.uint64]:
-    """(n - STRETCH + 1,): a number for every stretch of tokens."""
+    """(n - STRETCH + 1,): a hash of every stretch of tokens."""
     count = len(tokens) - STRETCH + 1
     numbers = np.asarray(tokens).astype(np.uint64) + np.uint64(1)
     result = np.zeros(count, np.uint64)
@@ -207,7 +208,7 @@ def artefact_files(path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _file_of(artefact: str, kind: Any, name: str) -> str:
-    name = os.path.basename(name)  # a sidecar must not send the reader elsewhere
+    name = os.path.basename(name)  # a sidecar must not name files in other folders
     if kind == "datastore":
         return artefact + {"keys": "_keys.npy", "values": "_vals.npy"}.get(name, f"_{name}.npy")
     if kind == "text":

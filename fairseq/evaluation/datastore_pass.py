@@ -1,10 +1,10 @@
-"""Saving a datastore: one pass of the language model over a text, every token with its full left context becoming an
-entry. Killed and started again with the same command it goes on where it was.
+"""Saving a datastore: one pass of the language model over a text, in which every token with its full left context
+becomes an entry. After a kill, the same command continues.
 
-Which tokens: with a context window C, those of samples that see exactly C tokens of context, so the text's first C
-tokens are left out and entries are contiguous text, as in the original; without one, all of them. The original also
-lost a short last sample unless a full one stood in the same batch, and stored nothing of samples of varying length
-(`eos`, `complete`); neither is reproduced, and the published sizes come out."""
+Which tokens are stored: with a context window C, the tokens of samples with exactly C tokens of context, so that the
+text's first C tokens are left out and the entries are contiguous text, as in the original; without a window, all
+tokens. The original also did not store a short last sample unless a full one was in the same batch, and nothing of
+samples of varying length (`eos`, `complete`); neither is reproduced here. The published sizes are still obtained."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ logger = logging.getLogger(__name__)
 
 
 def stored_rows(lengths: NDArray[np.int64], context_window: int, tokens_per_sample: int) -> NDArray[np.int64]:
-    """Entries that each sample contributes, from the samples' lengths in order: all its tokens, or none.
+    """The number of entries of each sample, from the samples' lengths in order: all its tokens, or none.
 
-    A sample is left out while fewer than `context_window` tokens precede it, or when it is so long that its context
-    was cut."""
+    A sample is left out if fewer than `context_window` tokens precede it, or if it is so long that its context was
+    cut."""
     if context_window == 0:
         return lengths
     before = np.cumsum(lengths) - lengths
@@ -91,8 +91,8 @@ def save_datastore(scoring: LMScoring, args: argparse.Namespace) -> dict[str, An
 
 
 def _fill(scoring: LMScoring, writer: DatastoreWriter, per_sample: dict[int, int], args: argparse.Namespace) -> None:
-    """Runs the LM over the batches that are still missing; a batch is written while the next one is computed."""
-    position, stored = 0, writer.written  # entries of the samples seen so far; of those, what an earlier run stored
+    """Runs the LM over the batches that are not stored yet; a batch is written while the next one is computed."""
+    position, stored = 0, writer.written  # entries of the samples so far; entries that an earlier run stored
     writing: Future[None] | None = None
     progress = tqdm(
         total=writer.rows, initial=writer.written, unit="entries", unit_scale=True, disable=args.no_progress_bar or None
@@ -117,7 +117,7 @@ def _fill(scoring: LMScoring, writer: DatastoreWriter, per_sample: dict[int, int
 def _entries(
     scoring: LMScoring, sample: dict[str, Any], per_sample: dict[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Keys (n, D) and values (n,) of a batch: of those of its samples that are stored."""
+    """Keys (n, D) and values (n,) of those samples of a batch that are stored."""
     kept = []
     for number, targets, keys in scoring.keys(sample):
         if len(targets) != (per_sample[number] or len(targets)):
@@ -133,7 +133,7 @@ def _entries(
 
 
 def scoring_identity(scoring: LMScoring, args: argparse.Namespace) -> dict[str, Any]:
-    """What makes a datastore, or saved scores, these: model, data, and everything that changes a key."""
+    """The identity of a datastore, or of saved scores: model, data, and all flags that affect keys."""
     folder = utils.split_paths(args.data)[0]
     return {
         "models": [file_fingerprint(path) for path in utils.split_paths(args.path)],
@@ -153,8 +153,8 @@ def scoring_identity(scoring: LMScoring, args: argparse.Namespace) -> dict[str, 
 
 
 def check_source(scoring: LMScoring, args: argparse.Namespace) -> list[str]:
-    """Refuses a datastore whose keys are not what this model would ask for, as far as its sidecar tells, and files of
-    the strategy that were made for another model; returns what of the datastore was compared."""
+    """Refuses a datastore of another model, as far as its sidecar says, and files of the strategy that were made for
+    another model; returns the names of the properties of the datastore that were compared."""
     dictionary = os.path.join(utils.split_paths(args.data)[0], "dict.txt")
     info = {
         "weights": scoring.weights,

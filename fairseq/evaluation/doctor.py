@@ -1,6 +1,7 @@
-"""The doctor: looks at checkpoint, dictionary, text, datastore, index and clusters together, as `eval_lm.py` would use
-them, and says in plain sentences what is wrong or suspicious. A wrong flag or a foreign file otherwise shows as a
-perplexity that is plausible and wrong. Reads a sample, so it takes minutes where an evaluation takes an hour."""
+"""The doctor: examines checkpoint, dictionary, text, datastore, index and clusters together, as `eval_lm.py` would use
+them, and says in plain sentences what is wrong or suspicious. Without it, a wrong flag or a file of another model may
+only show as a plausible but wrong perplexity. It reads samples, so it takes minutes where an evaluation takes an
+hour."""
 
 from __future__ import annotations
 
@@ -29,16 +30,16 @@ from fairseq.scored_sequences import ScoredSequence
 logger = logging.getLogger(__name__)
 
 SAMPLED_TOKENS = 4096
-LOOK_AHEAD = 200  # batches of the stored text among which the sampled ones are chosen
-KEY_TOLERANCE = 2e-2  # relative; float16 rounds to 1e-3, other batch shapes and devices add to it
-MOST_OFF = 0.01  # share of keys that may be further off
+LOOK_AHEAD = 200  # number of batches of the stored text from which samples are drawn
+KEY_TOLERANCE = 2e-2  # relative; float16 rounds to 1e-3, and other batch shapes and devices add to the error
+MOST_OFF = 0.01  # share of keys that may have a larger error
 ALIGNMENT = 64
 LAMBDAS = np.linspace(0, 0.9, 19)
 WORTH_SAYING = 0.05  # bits per token: 3.5% of the perplexity
 
 
 def examine(args: argparse.Namespace) -> Iterator[Finding]:
-    """Everything that can be said about what `args` (eval_lm's) name. Mistakes of the user end as findings too."""
+    """All findings about the files that `args` (eval_lm's flags) name. Mistakes of the user become findings too."""
     try:
         scoring = LMScoring(args)
     except UserError as error:
@@ -81,14 +82,14 @@ def examine(args: argparse.Namespace) -> Iterator[Finding]:
 
 
 def _with_keys(args: argparse.Namespace, dimension: int, opened: Datastore) -> Datastore:
-    """The datastore with its keys, if they are there, whatever the flags say about opening them."""
+    """The datastore with its keys, if their file exists, even if the flags say not to load them."""
     if opened.keys is not None or not os.path.exists(keys_path(args.dstore_filename)):
         return opened
     return Datastore.open(args.dstore_filename, args.dstore_size, dimension, args.dstore_fp16 or None)
 
 
 def _of_source(args: argparse.Namespace, scoring: LMScoring) -> Iterator[Finding]:
-    """Whether the datastore was saved with this model and dictionary, as far as its sidecar tells."""
+    """Whether the datastore was saved with this model and dictionary, as far as its sidecar says."""
     before = len(refusals.forced())
     try:
         compared = check_source(scoring, args)
@@ -103,8 +104,8 @@ def _of_source(args: argparse.Namespace, scoring: LMScoring) -> Iterator[Finding
 
 
 def _of_model(args: argparse.Namespace, scoring: LMScoring, first: list[ScoredSequence]) -> Iterator[Finding]:
-    """Whether the model knows this text better than word frequencies do: words in another order, as a dictionary of the
-    same length has them, are not seen by their number."""
+    """Whether the model predicts this text better than word frequencies do. This detects a dictionary of the right
+    length with its words in another order."""
     targets = np.concatenate([*(sequence.targets.numpy() for sequence in first), np.zeros(0, np.int64)])
     if not len(targets):
         yield Finding(UNKNOWN, f"{args.gen_subset} has no tokens on which the model could be tried")
@@ -172,8 +173,8 @@ def _of_text(args: argparse.Namespace, scoring: LMScoring, stores: Stores) -> It
 
 
 def _of_keys(args: argparse.Namespace, stores: Stores, scoring: LMScoring) -> Iterator[Finding]:
-    """Whether the model gives the stored keys again, at sampled places of the text that they came from. How they were
-    saved is as the sidecar says, else tried: with the flags given, and in the other ways of cutting a text."""
+    """Whether the model reproduces the stored keys at sampled positions of the stored text. The flags with which they
+    were saved are read from the sidecar; without it, the given flags and the other `--sample-break-mode`s are tried."""
     if stores.datastore.keys is None:
         yield Finding(UNKNOWN, "the keys were not made again, as they were not opened")
         return
@@ -201,8 +202,8 @@ def _of_keys(args: argparse.Namespace, stores: Stores, scoring: LMScoring) -> It
 
 
 def _left_out(args: argparse.Namespace, split: str, values: NDArray[Any]) -> int | None:
-    """How many tokens at the start of the text have no entry, which is the context window of a datastore that nothing
-    describes; None when its values are not this text."""
+    """The number of tokens at the start of the text without an entry, which is the context window of a datastore
+    without a sidecar; None when its values are not this text."""
     plain = argparse.Namespace(**{**vars(args), "gen_subset": split, "context_window": 0})
     tokens = _tokens(LMScoring(plain), 1 << 14)
     wanted = np.asarray(values[:ALIGNMENT], np.int64)
@@ -216,7 +217,8 @@ def _left_out(args: argparse.Namespace, split: str, values: NDArray[Any]) -> int
 def _saving(
     args: argparse.Namespace, info: dict[str, Any], split: str, window: int, scoring: LMScoring
 ) -> LMScoring:
-    """The pass that saved the datastore, as far as its sidecar says how that was."""
+    """The pass of the language model that saved the datastore, with the flags in its sidecar, as far as they are
+    there."""
     block = info.get("tokens_per_sample")
     overrides = f"{{'tokens_per_sample': {int(block) + window}}}" if isinstance(block, int) else args.model_overrides
     changes = {
@@ -233,8 +235,9 @@ def _saving(
 
 @dataclass
 class _Comparison:
-    """Of `compared` entries: how many have another value than the text, the share of keys that are off, and by how much
-    a key typically is; in samples cut by `mode`."""
+    """The comparison of `compared` entries with the model's keys for samples of the break mode `mode`. others: number
+    of entries with another value than the text; far: share of keys with a large error; typical: median error of a
+    key."""
 
     mode: str
     compared: int
@@ -247,7 +250,7 @@ class _Comparison:
         return self.compared > 0 and not self.others and self.far <= MOST_OFF
 
     def findings(self, was_tried: bool) -> Iterator[Finding]:
-        """What this says; `was_tried`: other ways of saving were tried as well."""
+        """The findings of this comparison; was_tried: whether other break modes were tried as well."""
         if not self.compared:
             yield Finding(UNKNOWN, "no stored key was made again, as no sampled batch has entries")
             return
@@ -302,7 +305,7 @@ def _compare(saved: LMScoring, stores: Stores, mode: str) -> _Comparison:
 def _of_lambda(
     args: argparse.Namespace, scoring: LMScoring, stores: Stores, first: list[ScoredSequence]
 ) -> Iterator[Finding]:
-    """Whether the weight of retrieval suits the text, on its first tokens; every weight follows from one search."""
+    """Whether `--lmbda` suits the text, on its first tokens; the loss for every lambda is computed from one search."""
     knnlm = build_knnlm(args, scoring.key_dimension, "cpu", stores)
     lm, knn = [], []
     if not first:

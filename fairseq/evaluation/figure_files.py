@@ -1,5 +1,5 @@
-"""Figures as files: sizes, text that fits, and bytes that depend on what is drawn alone (no dates, no settings of the
-user's matplotlib)."""
+"""Writing figures to files: their sizes, text that fits, and bytes that depend only on what is drawn (no dates, no
+settings of the user's matplotlib)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 FORMATS = ("png", "svg", "pdf")
 NO_DATES: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-POINTS = 72  # to an inch
-LINE = 1.3  # height of a line of text over its font's size
+POINTS = 72  # points per inch
+LINE = 1.3  # height of a line of text, in units of its font's size
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Size:
     dpi: int
 
     def taller(self, lines: float) -> Size:
-        """With so many more lines of text."""
+        """The same size, higher by so many lines of text."""
         return Size(self.width, self.height + lines * LINE * self.font / POINTS, self.font, self.dpi)
 
 
@@ -49,8 +49,8 @@ def require_matplotlib() -> None:
 
 @contextmanager
 def new_figure(size: Size) -> Iterator[Any]:
-    """A matplotlib figure, and matplotlib's settings while it is drawn and saved: all text has the font's size; dollar
-    signs are dollar signs; PDF embeds its fonts as TrueType, as publishers want it."""
+    """A matplotlib figure, with these settings while it is drawn and saved: all text has the size's font; dollar signs
+    do not start formulas; PDF embeds its fonts as TrueType, as publishers require."""
     require_matplotlib()
     import matplotlib
     from matplotlib.figure import Figure
@@ -77,7 +77,7 @@ def save_figure(path: str, size: Size, draw: Callable[[Any], None]) -> None:
 
 @lru_cache(maxsize=4096)
 def text_width(text: str, font: float, bold: bool = False) -> float:
-    """How many points wide a line of text is."""
+    """The width of a line of text in points."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 

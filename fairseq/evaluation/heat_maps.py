@@ -13,7 +13,7 @@ from fairseq.evaluation.sweep_curves import MEASURED, Naming, Point, saving_flag
 
 logger = logging.getLogger(__name__)
 
-WORST_PERCENT = 20.0  # the end of the colour scale: a few hopeless cells must not use it up
+WORST_PERCENT = 20.0  # end of the colour scale, so that a few very bad cells do not use up the colours
 MOST_PANELS = 6
 
 
@@ -36,14 +36,14 @@ class Panel:
             yield from (((row, column), value) for column, value in enumerate(values))
 
     def caption(self, font: float, width: float) -> str:
-        """The method, and its best setting, in lines of at most so many points."""
+        """The method and its best setting, in lines of at most `width` points."""
         value, y, x = self.best()
         best = f"best {cell_text(value)} at lambda {self.lmbdas[y]:g}, T {self.temperatures[x]:g}"
         return "\n".join(wrapped(text, font, width) for text in (self.label, best))
 
 
 def panels_of(points: Sequence[Point], methods: dict[str, list[Point]], naming: Naming) -> list[Panel]:
-    """One for each method at the first setting of its curve, where lambda or temperature varies."""
+    """A panel for each method, at the first setting of its curve, if lambda or temperature varies there."""
     panels = []
     for label, curve in methods.items():
         first = curve[0]
@@ -105,7 +105,7 @@ class HeatMaps:
         return COLUMN if self.column else WIDE
 
     def _columns(self) -> int:
-        """Two panels side by side where their cells have room for numbers, or where none would have it anyway."""
+        """Two panels side by side if the cells are then wide enough for numbers, or if they are not even with one."""
         side_by_side = self._numbers_fit(2) or not self._numbers_fit(1)
         return 2 if not self.column and len(self.panels) > 1 and side_by_side else 1
 
@@ -113,7 +113,7 @@ class HeatMaps:
         return math.ceil(len(self.panels) / self._columns())
 
     def _width(self, columns: int) -> float:
-        """How many points wide a heat map is at least: what the colour bar and the lambdas leave."""
+        """The least width of a heat map in points: what remains beside the colour bar and the labels of the lambdas."""
         base = self._base()
         return (POINTS * base.width - (0 if self.column else 7 * base.font)) / columns - 5.5 * base.font
 
@@ -143,7 +143,8 @@ class HeatMaps:
         return image
 
     def _name_ticks(self, axes: Any, panel: Panel, size: Size) -> None:
-        """Upright where numbers are wider than a cell, and only some of them where that is not enough."""
+        """Labels the ticks: vertically where numbers are wider than a cell, and only some of them where they still
+        would overlap."""
         names = [f"{value:g}" for value in panel.temperatures]
         cell = self._width(self._columns()) / len(names)
         upright = max(text_width(name, size.font) for name in names) > 0.75 * cell
@@ -153,11 +154,11 @@ class HeatMaps:
 
 
 def widest_number(panel: Panel, font: float) -> float:
-    """How many points wide a panel's numbers are at most."""
+    """The largest width of a panel's numbers in points."""
     return max(text_width(cell_text(value), font) for _, value in panel.cells())
 
 
 def cell_text(perplexity: float) -> str:
-    """Four digits or so."""
+    """The perplexity with about four digits."""
     digits = 2 if perplexity < 100 else 1 if perplexity < 1000 else 0
     return f"{perplexity:.{digits}f}"

@@ -26,15 +26,15 @@ from fairseq.sequence_scorer import SequenceScorer
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_TOKENS = 36000
-# These stay as the checkpoint has them, whatever the command line says; a quirk that published numbers depend on.
+# The checkpoint's values of these are used, not the command line's: published numbers depend on this.
 FROM_CHECKPOINT = ("self_target", "future_target", "past_target", "tokens_per_sample", "add_bos_token")
 
 
 class LMScoring:
-    """Models, task, data and batches of one evaluation; iterate `batches()` and hand each to `score`.
+    """Models, task, data and batches of one evaluation; iterate `batches()` and pass each to `score`.
 
-    args: what eval_lm parses; features: those of `scored_sequences.FEATURES` that every sequence shall have. Public:
-    models, task, dataset, effective_args, device, samples (indices in order)."""
+    args: eval_lm's flags; features: those of `scored_sequences.FEATURES` that every sequence should have. Public
+    attributes: models, task, dataset, effective_args, device, samples (indices in order)."""
 
     def __init__(self, args: argparse.Namespace, features: Collection[str] = ()) -> None:
         self._load(args, features)
@@ -45,14 +45,14 @@ class LMScoring:
 
     @classmethod
     def of_models(cls, args: argparse.Namespace, features: Collection[str] = ()) -> LMScoring:
-        """The models and the task alone, for text that is given to `on_text`."""
+        """Loads only the models and the task, for text that is passed to `on_text`."""
         scoring = cls.__new__(cls)
         scoring._load(args, features)
         return scoring
 
     def on_text(self, lines: list[torch.Tensor]) -> LMScoring:
-        """The same models on other text: lines of token ids (T,), each with its end of line, cut into samples as a
-        split would be."""
+        """The same models with other text: lines of token ids (T,), each with its end of line, which are divided into
+        samples like a split."""
         other = copy(self)
         task: Any = self.task  # of language modelling
         other._score_dataset(task.samples_of(lines))
@@ -81,7 +81,7 @@ class LMScoring:
         self.models, all_args, names, _ = checkpoint_utils.load_ensemble(
             utils.split_paths(args.path), arg_overrides=overrides, task=first_task
         )
-        self._stored = stored = all_args[-1]  # that the last one's count for all is fairseq's rule
+        self._stored = stored = all_args[-1]  # as in fairseq, the last model's options are used for all
         self._check_stored(all_args)
         warn_of_effectless(overrides, args, names, (*FROM_CHECKPOINT, "knn_keytype"))
         self.weights = [checkpoint_utils.weights_fingerprint(model) for model in self.models] if wants_keys else []
@@ -115,20 +115,21 @@ class LMScoring:
         )
 
     def _effective_args(self, stored: argparse.Namespace) -> argparse.Namespace:
-        """The checkpoint's settings overwritten by every command-line value, defaults included, but for a few."""
+        """The checkpoint's options, overwritten by all command-line values (defaults included) except
+        FROM_CHECKPOINT."""
         effective = deepcopy(stored)
         for name, value in vars(self.args).items():
             if name not in FROM_CHECKPOINT:
                 setattr(effective, name, value)
         tokens, window = int(effective.tokens_per_sample), self.args.context_window
-        asked = self.args.tokens_per_sample
-        if asked not in (1024, tokens, tokens - window):  # the last is what one gets: 1536 in the README's save command
+        given = self.args.tokens_per_sample
+        if given not in (1024, tokens, tokens - window):  # the last is in effect: 1536 in the README
             logger.warning(
                 "--tokens-per-sample %d is ignored, as in fairseq: the checkpoint says %d; to change it, add "
                 "'tokens_per_sample': %d to --model-overrides",
-                asked,
+                given,
                 tokens,
-                asked,
+                given,
             )
         if window >= tokens:
             raise BadFlag(
@@ -139,7 +140,8 @@ class LMScoring:
         return effective
 
     def _check_stored(self, all_args: list[argparse.Namespace]) -> None:
-        """The options that evaluation takes from the checkpoints: usable ones, and the same in all of an ensemble."""
+        """Checks the options that are taken from the checkpoints: BadFile for unusable ones, a warning where the models
+        of an ensemble differ."""
         for path, stored in zip(utils.split_paths(self.args.path), all_args, strict=True):
             tokens = getattr(stored, "tokens_per_sample", None)
             if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
@@ -151,7 +153,8 @@ class LMScoring:
                 logger.warning("--path: the models have %s %s; the last one's counts for all", name, values)
 
     def _warn_of_parts(self, stored: argparse.Namespace) -> None:
-        """Training reads `train`, `train1`, ... as one text; evaluation reads what `--gen-subset` names."""
+        """Warns when `--gen-subset` has further parts: training reads `train`, `train1`, ... as one text, evaluation
+        reads only the split that is named."""
         split, folder = self.args.gen_subset, utils.split_paths(self.args.data)[0]
         further = os.path.join(folder, split + "1")
         if split == getattr(stored, "train_subset", "train") and any(
@@ -161,7 +164,7 @@ class LMScoring:
 
     @functools.cached_property
     def key_dimension(self) -> int:
-        """Width D of the keys, of which the first model gives as many as it has."""
+        """Width D of the keys, which are those of the first model."""
         eos = torch.tensor([[self.task.source_dictionary.eos()]])
         net_input = {"src_tokens": eos, "src_lengths": torch.ones(1, dtype=torch.long)}
         (keys,) = self.scorer.keys(self.models, self._on_device({"net_input": net_input, "target": eos}))
@@ -177,7 +180,7 @@ class LMScoring:
 
     @property
     def expected_tokens(self) -> int:
-        """Targets in the samples that are scored; every one of them must get a log-probability."""
+        """Number of targets in the samples that are scored, each of which must get a log-probability."""
         return int(np.asarray(self.dataset.sizes, np.int64)[self.samples].sum())
 
     @property
@@ -216,8 +219,8 @@ class LMScoring:
         return sequences
 
     def keys(self, sample: dict[str, Any]) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
-        """(sample id, targets (T,), keys (T, D)) for each row of a batch: all that a datastore needs of the LM, and
-        nothing is spent on probabilities."""
+        """(sample id, targets (T,), keys (T, D)) for each row of a batch, for saving a datastore; no probabilities are
+        computed."""
         sample, drop = self._on_device(sample), self._dropped
         ids, pad = sample["id"].tolist(), self.scorer.pad
         rows = zip(ids, sample["target"], self.scorer.keys(self.models, sample), strict=True)
@@ -228,7 +231,7 @@ class LMScoring:
 
     @property
     def _dropped(self) -> int:
-        """Positions at the start of a sample that count nowhere."""
+        """Number of positions at the start of a sample that are not scored."""
         return 1 if getattr(self.effective_args, "add_bos_token", False) else 0
 
     @staticmethod
@@ -242,7 +245,8 @@ class LMScoring:
 
 
 def contexts(source: torch.Tensor, eos: int) -> torch.Tensor:
-    """(T, 4) int64: for the target at each position of `source` (T,), the tokens before it, nearest first; `eos` where
-    the text has not begun. The source is the target moved by one, so the nearest one stands at the same position."""
+    """(T, 4) int64: the four tokens before the target at each position of `source` (T,), nearest first; `eos` before
+    the start of the text. The source is the target shifted by one, so the nearest token is the source at the same
+    position."""
     padded = torch.cat([source.new_full((CONTEXT_TOKENS - 1,), eos), source])
     return padded.unfold(0, CONTEXT_TOKENS, 1).flip(1).long()

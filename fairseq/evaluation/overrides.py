@@ -1,5 +1,5 @@
-"""`--model-overrides`: what it says must be something that a flag could say, that somebody reads, and that the command
-line does not replace. Anything else would change nothing, and nobody would notice."""
+"""Checks of `--model-overrides`: each value must be one that the flag of its name would accept. A warning names
+overrides without effect: options that nothing reads, and options that the command line's value replaces."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ READ_BY_MODEL = ("max_target_positions",)  # also a flag of the task, but it is 
 
 
 def read_overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """The dictionary, each value checked as the flag of its name would be. `knn_keytype` becomes the flag's value;
-    BadFlag where both are given and differ."""
+    """The dictionary of overrides, each value checked like the flag of its name. `knn_keytype` becomes the value of
+    `--knn-keytype`; BadFlag where both are given and differ."""
     overrides = literal_dict(FLAG, args.model_overrides)
     actions = _actions()
     for name, value in overrides.items():
@@ -38,7 +38,7 @@ def read_overrides(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _actions() -> dict[str, argparse.Action]:
-    """What the registered models and tasks declare, by name."""
+    """The flags that registered models and tasks declare, by name."""
     classes = dict.fromkeys([*ARCH_MODEL_REGISTRY.values(), *TASK_REGISTRY.values()])
     return {action.dest: action for cls in classes for action in declared_actions(cls)}
 
@@ -63,11 +63,11 @@ def _check_value(action: argparse.Action, name: str, value: Any) -> None:
 def warn_of_effectless(
     overrides: dict[str, Any], args: argparse.Namespace, stored: Collection[str], kept: Collection[str]
 ) -> None:
-    """Says which overrides change nothing. stored: the options that the checkpoints hold themselves; kept: those of
-    the command line that do not replace the checkpoint's."""
-    known = {*stored, *_actions(), *vars(args)}
+    """Warns of overrides without effect. stored: names of the options in the checkpoints; kept: names of options for
+    which the checkpoint's value is used, not the command line's."""
+    options = {*stored, *_actions(), *vars(args)}
     for name, value in overrides.items():
-        if name not in known:
+        if name not in options:
             logger.warning("%s: %r is no option of the checkpoint, its model or its task: it has no effect", FLAG, name)
         elif name in vars(args) and name not in (*kept, *READ_BY_MODEL) and getattr(args, name) != value:
             flag = "--" + name.replace("_", "-")

@@ -1,4 +1,4 @@
-"""How many searches were saved: as the original prints it, and as it truly is."""
+"""The share of searches that were saved: the figure that the original prints, and the true share."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 class SavedSearches:
     """Counts searches over sequences.
 
-    The original averages the runs of unsearched tokens that precede each search of a sample; a run still open when the
-    sample ends is forgotten, so its figure is a little too low. Both figures are kept."""
+    The original averages the lengths of the runs of tokens without a search before each search of a sample. A run at
+    the end of a sample, after which no search follows, is not counted, so that its figure is a little too low. This
+    class computes both that figure and the true one."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -20,7 +21,7 @@ class SavedSearches:
         self.counted_tokens = 0
 
     def add(self, searched: NDArray[np.bool_]) -> None:
-        """Adds one sequence: searched (T,) says for each token whether the index was searched."""
+        """Adds one sequence; searched (T,): whether the index was searched for each token."""
         positions = np.flatnonzero(searched)
         self.tokens += len(searched)
         self.searches += len(positions)

@@ -1,6 +1,6 @@
-"""Which code a strategy is: a digest of the sources that decide its results, so that a saved point of a sweep is not
-taken for one of changed code. They are the retrieval package, the mixing of the probabilities, and the packages (or
-files) of the strategy's class and its bases, plug-ins of `--user-dir` included."""
+"""A digest of the source code that determines a strategy's results, so that a sweep does not reuse results of other
+code. The sources are the retrieval package, `knnlm.py`, and the packages (or files) of the strategy's class and its
+bases, including those of `--user-dir`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OWN = Path(retrieval.__file__).parent
 
 
 def strategy_code(strategy: Any) -> str:
-    """Hex digest of the sources of the class `strategy`, as they were when first asked for."""
+    """Hex digest of the sources of the class `strategy`, as they were at the first call."""
     return _digest(tuple(kind.__module__ for kind in strategy.__mro__))
 
 
@@ -33,7 +33,8 @@ def _digest(modules: tuple[str, ...]) -> str:
 
 
 def _sources(module: str) -> set[Path]:
-    """The files of the top-level package that `module` is in; of this package, and of Python, only the file itself."""
+    """All files of the top-level package of `module`; for modules of fairseq only the module's file, and for those of
+    Python's standard library none."""
     top = module.partition(".")[0]
     file = getattr(sys.modules.get(module), "__file__", None)
     folders = [Path(folder) for folder in getattr(sys.modules.get(top), "__path__", [])]

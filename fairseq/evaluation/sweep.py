@@ -1,10 +1,11 @@
 """Many retrieval settings from one pass of the language model. Scored sequences and search results are read from disk
-(`retrieval/score_cache`, `retrieval/search_cache`), so what is left of an evaluation is the walk over the tokens:
-pointers, distances, votes. A walk computes p_kNN at all temperatures at once, and another lambda is only another
-mixture of its results, so of the settings only strategy, `--min-knns`, `--k` and `--members` cost a walk each.
+(`retrieval/saved`), so each setting needs only an evaluation pass of the retrieval step: pointers, distances, votes. A
+pass computes p_kNN at all temperatures at once, and another lambda is only another mixture of its results. Therefore a
+pass of its own is needed only for each strategy, `--min-knns`, `--k` and `--members`.
 
-Each finished walk is kept as a file of per-token arrays: a sweep that was killed, or asked again with more values,
-goes on from them. What a walk depends on (scores, index, datastore, clusters, flags) is in its file's name."""
+The results of each pass are saved as a file of per-token arrays. A sweep that was killed, or that is run again with
+more values, reuses these files. Everything that a pass depends on (scores, index, datastore, clusters, flags, code) is
+identified by a digest in the file's name."""
 
 from __future__ import annotations
 
@@ -40,18 +41,19 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Walk:
-    """One way through the tokens. `settings` describes it in a results file (strategy, members, min_knns, k, ...);
-    `args` are eval_lm's flags that amount to it."""
+class Setting:
+    """A setting of a sweep, except for lambda and temperature. settings: its description in a results file (strategy,
+    members, min_knns, k, ...); args: eval_lm's flags for it."""
 
     settings: dict[str, Any]
     args: argparse.Namespace
 
 
 @dataclass
-class Walked:
-    """What a walk found, per token: by_temperature (S, N) float32 log p_kNN; searched (N,) bool; weights (N,) float32,
-    the lambda that the strategy chose itself, NaN where the constant one holds; and figures of the whole walk."""
+class SettingResult:
+    """The results of one evaluation pass over N tokens: by_temperature (S, N) float32 log p_kNN; searched (N,) bool;
+    weights (N,) float32: the lambda that the strategy chose, NaN where the constant lambda is used; the mean number of
+    candidates per token; and the pass's processor time."""
 
     temperatures: list[float]
     by_temperature: NDArray[np.float32]
@@ -61,20 +63,20 @@ class Walked:
     cpu_seconds: float
 
     def save(self, path: str, identity: dict[str, Any]) -> None:
-        """Writes everything as plain arrays, and whose they are."""
+        """Writes everything as plain arrays, with the identity of the pass."""
         write_sealed(path, identity, {**vars(self), "temperatures": np.array(self.temperatures)})
 
     @classmethod
-    def load(cls, path: str, identity: dict[str, Any], tokens: int) -> Walked | None:
-        """Reads what `save` wrote, to the bit. None, with a warning, when it cannot be read, so that the walk is done
-        again; BadFile when it is a walk of something else."""
+    def load(cls, path: str, identity: dict[str, Any], tokens: int) -> SettingResult | None:
+        """Reads what `save` wrote, to the bit. None, with a warning, when the file is damaged, so that the pass is
+        repeated; BadFile when it is the result of another pass."""
         try:
-            known, arrays = read_sealed(path)
+            stored, arrays = read_sealed(path)
         except BadFile as error:
-            logger.warning("%s; walking again", error)
+            logger.warning("%s; evaluating again", error)
             return None
-        if not same_identity(known, identity):
-            found, expected = "a walk of other scores or settings", "the one that its name says"
+        if not same_identity(stored, identity):
+            found, expected = "the result for other scores or settings", "the one that its name says"
             raise BadFile(path, found, expected, "delete it, or choose another --output")
         count = len(arrays["temperatures"]) if arrays.get("temperatures", np.zeros(())).ndim == 1 else -1
         layout: dict[str, Any] = {
@@ -86,26 +88,26 @@ class Walked:
             "cpu_seconds": ("f8", ()),
         }
         if {name: (array.dtype.str[1:], array.shape) for name, array in arrays.items()} != layout:
-            logger.warning("%s: found arrays of another form than those of %d tokens; walking again", path, tokens)
+            logger.warning("%s: found arrays of another form than those of %d tokens; evaluating again", path, tokens)
             return None
         if np.isnan(arrays["by_temperature"]).any():
-            logger.warning("%s: found log-probabilities that are no numbers; walking again", path)
+            logger.warning("%s: found log-probabilities that are NaN; evaluating again", path)
             return None
         figures = {name: float(arrays.pop(name)) for name in ("mean_candidates", "cpu_seconds")}
         return cls(arrays.pop("temperatures").tolist(), **arrays, **figures)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a walk is kept, and what it depends on, of which the file's name is a digest."""
+class _ResultFile:
+    """The file of a pass's results, and the identity of the pass, of which the file's name is a digest."""
 
     path: str
     identity: dict[str, Any]
 
 
 class Sweep:
-    """Evaluates settings on `scores` with the `searches` of all its tokens. `folder` keeps the walks; `identity` says
-    which scores, index and datastore these are."""
+    """Evaluates settings on `scores` with the `searches` of all its tokens. folder: where results are saved; identity:
+    identifies the scores, the index and the datastore."""
 
     def __init__(
         self, scores: ScoreCache, searches: SearchCache, stores: Stores, folder: str, identity: dict[str, Any]
@@ -114,23 +116,25 @@ class Sweep:
         self.folder, self.identity = folder, identity
         self.lm_log_probs = torch.from_numpy(np.array(scores.lm_log_probs))
 
-    def points(self, walk: Walk, lmbdas: Sequence[float], temperatures: Sequence[float]) -> Iterator[dict[str, Any]]:
-        """The results of a walk for every lambda and temperature."""
+    def points(
+        self, setting: Setting, lmbdas: Sequence[float], temperatures: Sequence[float]
+    ) -> Iterator[dict[str, Any]]:
+        """The fields of a results file for `setting` with every lambda and temperature."""
         for lmbda in lmbdas:
-            walked = self._walked(walk, lmbda, temperatures)
-            saved = self._saved_searches(walked.searched)
+            result = self._result(setting, lmbda, temperatures)
+            saved = self._saved_searches(result.searched)
             for temperature in temperatures:
-                knn = torch.from_numpy(walked.by_temperature[walked.temperatures.index(temperature)])
-                weights = torch.from_numpy(walked.weights)
+                knn = torch.from_numpy(result.by_temperature[result.temperatures.index(temperature)])
+                weights = torch.from_numpy(result.weights)
                 weights = torch.where(weights.isnan(), lmbda, weights)
                 yield {
-                    **walk.settings,
+                    **setting.settings,
                     "lmbda": lmbda,
                     "knn_temp": temperature,
                     **self.figures(mix(self.lm_log_probs, knn, weights)),
                     **saved,
-                    "mean_candidates": walked.mean_candidates,
-                    "walk_cpu_seconds": walked.cpu_seconds,
+                    "mean_candidates": result.mean_candidates,
+                    "walk_cpu_seconds": result.cpu_seconds,
                 }
 
     def figures(self, log_probs: Tensor) -> dict[str, float]:
@@ -148,44 +152,47 @@ class Sweep:
             "lookups_saved_percent_printed": 100 * saved.printed_share if saved.searches else None,
         }
 
-    def _walked(self, walk: Walk, lmbda: float, temperatures: Sequence[float]) -> Walked:
-        """The walk's results: from its file, if one has all the temperatures, else by walking. The file is for all
-        lambdas when the walk turns out not to depend on it."""
+    def _result(self, setting: Setting, lmbda: float, temperatures: Sequence[float]) -> SettingResult:
+        """The results for `setting`: from a file that has all the temperatures, if there is one, else by an evaluation
+        pass. A file without lambda in its name is for all lambdas; it is written when lambda only affects the
+        mixture."""
         wanted = list(dict.fromkeys(temperatures))
-        places = [self._place(walk, None), self._place(walk, lmbda)]
-        for place in places:
-            if os.path.exists(place.path):
-                known = Walked.load(place.path, place.identity, len(self.scores))
-                if known is None:
+        files = [self._result_file(setting, None), self._result_file(setting, lmbda)]
+        for file in files:
+            if os.path.exists(file.path):
+                stored = SettingResult.load(file.path, file.identity, len(self.scores))
+                if stored is None:
                     continue
-                if set(wanted) <= set(known.temperatures):
-                    logger.info("taken from %s, which the same code wrote", place.path)
-                    return known
-                wanted = list(dict.fromkeys([*known.temperatures, *wanted]))
-        walked = self._walk(walk, lmbda, wanted)
-        only_mixes = RETRIEVER_REGISTRY[strategy_name(walk.args)].only_mixes
-        constant = walked.weights == np.float32(lmbda)
-        if only_mixes and lmbda > 0 and (constant | (walked.weights == 0)).all():
-            walked.weights[constant] = np.nan
-            walked.save(places[0].path, places[0].identity)
+                if set(wanted) <= set(stored.temperatures):
+                    logger.info("taken from %s, which the same code wrote", file.path)
+                    return stored
+                wanted = list(dict.fromkeys([*stored.temperatures, *wanted]))
+        result = self._evaluate(setting, lmbda, wanted)
+        only_mixes = RETRIEVER_REGISTRY[strategy_name(setting.args)].only_mixes
+        constant = result.weights == np.float32(lmbda)
+        if only_mixes and lmbda > 0 and (constant | (result.weights == 0)).all():
+            result.weights[constant] = np.nan
+            result.save(files[0].path, files[0].identity)
         else:
-            walked.save(places[1].path, places[1].identity)
-        return walked
+            result.save(files[1].path, files[1].identity)
+        return result
 
-    def _place(self, walk: Walk, lmbda: float | None) -> _Place:
+    def _result_file(self, setting: Setting, lmbda: float | None) -> _ResultFile:
         files = {
             name: quick_fingerprint(value)
-            for name, value in sorted(vars(walk.args).items())
-            if isinstance(value, str) and name in walk.settings | {"members": None} and os.path.exists(value)
+            for name, value in sorted(vars(setting.args).items())
+            if isinstance(value, str) and name in setting.settings | {"members": None} and os.path.exists(value)
         }
-        settings = {name: value for name, value in walk.settings.items() if name != "series"}
-        code = strategy_code(RETRIEVER_REGISTRY[strategy_name(walk.args)])
+        settings = {name: value for name, value in setting.settings.items() if name != "series"}
+        code = strategy_code(RETRIEVER_REGISTRY[strategy_name(setting.args)])
+        # "walk" was the name of a setting when the first files were written; another key would change all digests.
         key = {"walk": settings, "lmbda": lmbda, "files": files, "of": self.identity, "code": code}
         digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=8).hexdigest()
-        return _Place(os.path.join(self.folder, f"{digest}.npz"), key)
+        return _ResultFile(os.path.join(self.folder, f"{digest}.npz"), key)
 
-    def _walk(self, walk: Walk, lmbda: float, temperatures: list[float]) -> Walked:
-        args = argparse.Namespace(**{**vars(walk.args), "lmbda": lmbda, "knn_temp": temperatures[0]})
+    def _evaluate(self, setting: Setting, lmbda: float, temperatures: list[float]) -> SettingResult:
+        """One evaluation pass over all tokens."""
+        args = argparse.Namespace(**{**vars(setting.args), "lmbda": lmbda, "knn_temp": temperatures[0]})
         stores, dimension = self.stores, self.scores.dimension
         knnlm = build_knnlm(args, dimension, stores.device, stores, temperatures[1:], self.searches)
         tokens = len(self.scores)
@@ -200,4 +207,4 @@ class Sweep:
                 searched[start:end], weights[start:end] = result.searched, result.lmbda.numpy()
                 candidates += int(result.candidates.sum())
         seconds = time.process_time() - began
-        return Walked(temperatures, by_temperature, searched, weights, candidates / max(1, tokens), seconds)
+        return SettingResult(temperatures, by_temperature, searched, weights, candidates / max(1, tokens), seconds)

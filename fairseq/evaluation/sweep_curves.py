@@ -34,19 +34,19 @@ NAMES = {
 }
 WITHOUT = " without clusters"
 NO_MEMBERS = "none"
-ALWAYS = 9_999_999  # the value of --min-knns that everybody types for "search at every token"
+ALWAYS = 9_999_999  # the usual value of --min-knns for "search at every token"
 MEASURED = frozenset(
     "perplexity loss_base2 count tokens searches searches_saved_percent lookups_saved_percent_printed mean_candidates "
     "walk_cpu_seconds".split()
 )
 NO_PART_OF_A_CURVE = MEASURED | {"strategy", "series", "members", "lmbda", "knn_temp", "seed"}
-SAVING_FLAGS = ("min_knns", "target_foss", "skip_probability")  # for results that do not say it themselves
+SAVING_FLAGS = ("min_knns", "target_foss", "skip_probability")  # for results files without this field
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A named curve: percentages of saved searches, ascending, and the perplexities at them. `kind` is the name without
-    the user's labels, by which curves get the look of the paper's."""
+    """A named curve: percentages of saved searches, ascending, and the perplexities at them. kind: the name without the
+    user's labels, by which curves get the styles of the paper's methods."""
 
     label: str
     xs: list[float]
@@ -56,16 +56,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class Naming:
-    """How curves are named and what their points have in common. labels: names by `--label`, of a strategy as typed or
-    without its flags, of a file of clusters, or of `none`; saving_flags: for each strategy, which of its flags decide
-    how many searches are saved."""
+    """The names of curves, and the flags in which the points of a curve differ. labels: names by `--label` of a
+    strategy (as typed, or without its flags), of a file of clusters, or of `none`; saving_flags: for each strategy, the
+    flags that decide how many searches are saved."""
 
     labels: dict[str, str] = field(default_factory=dict)
     saving_flags: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, results: dict[str, Any]) -> Naming:
-        """As a sweep's results file says."""
+        """From the fields of a sweep's results file."""
         return cls(results.get("labels", {}), results.get("saving_flags", {}))
 
     def method(self, point: Point) -> str:
@@ -80,8 +80,8 @@ def first_setting(points: Sequence[Point]) -> list[Point]:
 
 
 def curves_of(groups: dict[str, list[Point]], kind: Callable[[Point], str] | None = None) -> list[Curve]:
-    """A curve for each group of `named_groups`; its kind is the method, if no other function of its points is given.
-    Points whose perplexity is no number are left out with a warning."""
+    """A curve for each group of `named_groups`. kind: function from a point to the kind of its curve, by default the
+    method. Points without a finite perplexity are left out with a warning."""
     curves = []
     for label, points in groups.items():
         pairs = sorted({(point["searches_saved_percent"], point["perplexity"]) for point in points})
@@ -102,7 +102,7 @@ def method_kind(point: Point) -> str:
 def named_groups(
     points: Iterable[Point], naming: Naming, by: Literal["both", "method", "clusters"] = "both"
 ) -> dict[str, list[Point]]:
-    """The points of each curve by its name, in the order in which curves first occur. `by` says what is named: the
+    """The points of each curve by its name, in the order in which curves first occur. by: whether names consist of the
     method (where there is only one file of clusters), the clusters (where there is only one method), or both.
 
     BadFlag when --label gives two curves one name."""
@@ -128,8 +128,8 @@ def named_groups(
 
 
 def saving_flag(points: Sequence[Point], naming: Naming) -> str | None:
-    """The flag that changes along the curves of a method: the first that decides about searches and has several
-    values."""
+    """The flag in which the points of a curve differ: the first flag that decides how many searches are saved and has
+    several values; None when there is none."""
     for point in points:
         for name in naming.saving_flags.get(point["strategy"], SAVING_FLAGS):
             if len(_values(points, name)) > 1:
@@ -138,20 +138,20 @@ def saving_flag(points: Sequence[Point], naming: Naming) -> str | None:
 
 
 def clustering_names(paths: Iterable[str | None], labels: dict[str, str]) -> dict[str | None, str]:
-    """How the entries were clustered, as the paper calls it, from the name of each file; the file's name where that
-    does not tell two files apart."""
+    """The name of each clustering: the paper's name for it, inferred from the file's name; the file's name where two
+    files would otherwise have the same name."""
     names: dict[str | None, str] = {}
     automatic = {path: clustering_label(path) for path in dict.fromkeys(paths)}
     files = {path: os.path.basename((path or NO_MEMBERS).rstrip("/")) for path in automatic}
     for path in automatic:
-        told_apart = [known[path] for known in (automatic, files) if list(known.values()).count(known[path]) == 1]
-        names[path] = labels.get(NO_MEMBERS if path is None else path, [*told_apart, str(path)][0])
+        unique = [some[path] for some in (automatic, files) if list(some.values()).count(some[path]) == 1]
+        names[path] = labels.get(NO_MEMBERS if path is None else path, [*unique, str(path)][0])
     return names
 
 
 def clustering_label(path: str | None) -> str:
-    """The clusters that a file's name tells of: `..._k1000000_members.pkl` is k-means 1M, `..._merge15_members.pkl` is
-    greedy merging of 15 neighbours."""
+    """The name of a clustering, inferred from its file's name: `..._k1000000_members.pkl` is k-means 1M,
+    `..._merge15_members.pkl` is greedy merging of 15 neighbours."""
     if path is None:
         return WITHOUT.strip()
     name = os.path.basename(path.rstrip("/"))
@@ -165,7 +165,7 @@ def clustering_label(path: str | None) -> str:
 
 
 def setting_text(name: str, value: Any, among: Iterable[Any] = ()) -> str:
-    """A flag and its value, for people; of a file its name, where that tells it from the other values."""
+    """A flag and its value, for a figure; for a file only its base name, where that differs from the other values'."""
     flag = name.replace("_", "-")
     if name == "min_knns":
         return "always searching" if value is not None and value >= ALWAYS else f"{flag} {value}"
@@ -195,7 +195,7 @@ def _splitting_flags(points: Sequence[Point], naming: Naming) -> dict[str, list[
     along = saving_flag(points, naming)
     names = dict.fromkeys(name for point in points for name in point if name not in NO_PART_OF_A_CURVE)
     values = {name: _values(points, name) for name in names if name != along}
-    return {name: known for name, known in values.items() if len(known) > 1}
+    return {name: different for name, different in values.items() if len(different) > 1}
 
 
 def _values(points: Iterable[Point], name: str) -> list[Any]:
@@ -204,7 +204,8 @@ def _values(points: Iterable[Point], name: str) -> list[Any]:
 
 
 def _family(point: Point) -> str:
-    """kNN-LM is random skipping that skips nothing: their points are one curve."""
+    """The strategy's name, but kNN-LM for random skipping: kNN-LM is random skipping with probability 0, so that their
+    points are on one curve."""
     return "knnlm" if point["strategy"] == "random_skip" else point["strategy"]
 
 

@@ -1,5 +1,5 @@
-"""Which figures a sweep's points allow, after Figures 3 to 5 of Alon et al. (2022): a curve a method, a curve a
-clustering, and heat maps of lambda and temperature."""
+"""The figures of a sweep, after Figures 3 to 5 of Alon et al. (2022): a curve per method, a curve per clustering, and
+heat maps of lambda and temperature. A figure is drawn if the sweep has the points for it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ PAPER_FILE = Path(__file__).with_name("paper_points.json")
 def draw_figures(
     results: dict[str, Any], prefix: str, paper: str | None = None, title: str = "", column: bool = False
 ) -> None:
-    """Writes every figure that the points allow, as PNG, SVG and PDF. The curves take the first lambda and temperature
-    of the sweep. `column`: for a column of 3.3 inches, with text of 8 points. MissingDependency without matplotlib."""
+    """Writes every figure for which the results have points, as PNG, SVG and PDF. Curves are drawn for the first lambda
+    and temperature of the sweep. column: for a column of 3.3 inches, with text of 8 points. MissingDependency without
+    matplotlib."""
     naming, lm = Naming.of(results), results["lm"]["perplexity"]
     main, heading = first_setting(results["points"]), title
     if len(main) < len(results["points"]):
@@ -74,7 +75,7 @@ def levels_of(points: Sequence[Point], lm: float) -> dict[str, float]:
 
 
 def _to_the_lm(curve: Curve, points: list[Point], lm: float) -> Curve:
-    """Random skipping that skips all searches is the LM."""
+    """The curve of random skipping, extended to 100 % saved, where it is the LM; other curves unchanged."""
     if all(point["strategy"] != "random_skip" for point in points) or curve.xs[-1] >= 100 or lm == math.inf:
         return curve
     return Curve(curve.label, [*curve.xs, 100.0], [*curve.ys, lm], curve.kind)

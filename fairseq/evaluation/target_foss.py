@@ -1,6 +1,7 @@
-"""`--target-foss F`: chooses `--min-knns` so that a share F of the searches is saved, by bisection over a few thousand
-tokens whose searches are made once. More kept entries demanded means more searches, so the share falls as
-`--min-knns` grows; the largest `--min-knns` that still saves F is taken, which searches most and so predicts best."""
+"""`--target-foss F`: chooses `--min-knns` so that a fraction F of the searches is saved (FoSS), by bisection on a few
+thousand tokens, for which the index is searched once. With a larger `--min-knns` there are more searches, so the saved
+fraction falls. The largest `--min-knns` that still saves F is chosen, because with more searches predictions are
+better."""
 
 from __future__ import annotations
 
@@ -18,12 +19,13 @@ from fairseq.scored_sequences import ScoredSequence
 
 logger = logging.getLogger(__name__)
 
-CLOSE_ENOUGH = 0.001  # a share this near above the target ends the bisection
+CLOSE_ENOUGH = 0.001  # the bisection ends when the share exceeds the target by less than this
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The `--min-knns` chosen, the share of searches truly saved with it, and the tokens that say so."""
+    """The chosen `--min-knns`, the true share of searches saved with it, and the number of tokens it was measured
+    on."""
 
     min_knns: int
     share: float
@@ -31,7 +33,7 @@ class Choice:
 
 
 def needs_choice(knnlm: KNNLM, args: argparse.Namespace) -> bool:
-    """Whether `--target-foss` asks for a choice of `--min-knns`; BadFlag when the strategy cannot save searches."""
+    """Whether `--target-foss` requires a choice of `--min-knns`; BadFlag when the strategy cannot save searches."""
     if args.target_foss is None or knnlm.retriever.meets_target:
         return False
     if not knnlm.retriever.sequential:
@@ -51,8 +53,8 @@ def first_tokens(sequences: Iterator[ScoredSequence], tokens: int) -> list[Score
 def choose_min_knns(
     knnlm: KNNLM, args: argparse.Namespace, sequences: list[ScoredSequence], searches: SearchCache | None = None
 ) -> Choice:
-    """Chooses for `args.target_foss` on `sequences`, whose searches may be known already, and gives `knnlm` a retriever
-    with the choice. UserError when there are no sequences."""
+    """Chooses `--min-knns` for `args.target_foss` on `sequences`, and replaces the retriever of `knnlm` by one with the
+    chosen value. searches: saved search results of the sequences, if any. UserError when there are no sequences."""
     if not sequences:
         raise UserError("--target-foss: found no tokens to choose on; check --gen-subset and --target-foss-subset")
     before, resources = knnlm.searches, knnlm.retriever.resources
@@ -84,7 +86,7 @@ def choose_min_knns(
 
 def bisect(share: Callable[[int], float], target: float, most: int) -> int:
     """The largest number n from 1 to `most` with share(n) >= target, for a share that falls with n; 1 when there is
-    none. Halves the ratio, not the difference: the share changes with the order of magnitude."""
+    none. Bisects on a logarithmic scale, because the share depends on the order of magnitude of n."""
     low, high = 1, most + 1
     if share(low) < target:
         return low

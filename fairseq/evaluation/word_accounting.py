@@ -1,5 +1,5 @@
-"""Counting and perplexity: pieces merged into words, totals in float64, and the optional
-reports of words and their log-probabilities."""
+"""Counting words and computing perplexity: subwords are joined to words, totals are float64. Also the optional reports
+of words and their log-probabilities."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Totals:
 
 
 class WordAccounting:
-    """Adds up samples. `marker` (`--remove-bpe`) says what a word is, for "gpt2" with the file `gpt2_encoder_json`;
-    `report_words` logs each sample's words; `collect_stats` gathers statistics per word. `unit` is "word" where pieces
-    are joined, else "token"."""
+    """Adds up log-probabilities and counts of samples. marker: the value of `--remove-bpe`, by which subwords are
+    joined (for "gpt2", gpt2_encoder_json is the encoder's file); report_words: log each sample's words; collect_stats:
+    collect statistics per word. The attribute `unit` is "word" where subwords are joined, else "token"."""
 
     def __init__(
         self,
@@ -63,7 +63,8 @@ class WordAccounting:
     def add(
         self, sample_id: int, tokens: NDArray[np.int64], log_probs: NDArray[np.float32], preceding: int = -1
     ) -> None:
-        """Adds one sample: tokens (T,) and their log-probabilities (T,) in nats; `preceding` is the token before."""
+        """Adds one sample: tokens (T,) and their log-probabilities (T,) in nats; preceding: the token before the
+        first."""
         if not len(tokens):
             return
         counted = self.counted(tokens, preceding)
@@ -74,8 +75,9 @@ class WordAccounting:
             self._report(sample_id, tokens, log_probs, counted)
 
     def counted(self, tokens: NDArray[np.int64], preceding: int = -1) -> NDArray[np.bool_]:
-        """(T,): at which of a sample's tokens a word counts. That is its last piece where a marker says that pieces go
-        on (one that goes on but is the sample's last token counts too, as in fairseq), else its first piece."""
+        """(T,) bool: the tokens of a sample at which a word is counted. With a marker for subwords that continue, this
+        is the last subword of a word (the sample's last token counts even if it has the marker, as in fairseq); with
+        marks of beginnings, it is the first subword."""
         if self.boundaries is None or not len(tokens):
             return np.ones(len(tokens), bool)
         if self.boundaries.goes_on is None:
@@ -95,7 +97,7 @@ class WordAccounting:
             self.joined_to_eos += int(np.count_nonzero(goes_on[tokens[:-1]] & (tokens[1:] == EOS)))
 
     def log_guesses(self) -> None:
-        """Logs where the count of words rests on a rule that the text does not bear out."""
+        """Logs how many words were counted by a rule that may be wrong for this text."""
         count = self.totals.count
         if self.cut:
             logger.info("%d words are cut by the end of a sample; each part counts as a word, as in fairseq", self.cut)
@@ -115,8 +117,8 @@ class WordAccounting:
         log_probs: NDArray[np.float32],
         counted: NDArray[np.bool_],
     ) -> None:
-        """Reports the sample's words. What has no counted piece in the sample is left out: with a marker, a last word
-        that goes on; else the rest of a word that began in another sample."""
+        """Reports the sample's words. Words without a counted subword in the sample are left out: with a marker, a last
+        word that continues; with marks of beginnings, the rest of a word that began in another sample."""
         boundaries = self.boundaries
         if boundaries is None or boundaries.goes_on is None:
             starts = np.flatnonzero(counted)
@@ -146,8 +148,8 @@ class WordAccounting:
 
 @dataclass
 class WordStat:
-    """One word's row of `--output-word-stats`: word, count, summed log-probability, whether it has pieces, summed
-    log-probability of the following words, how often there was one."""
+    """One word's row of `--output-word-stats`: word, count, sum of log-probabilities, whether it consists of several
+    subwords, sum of the log-probabilities of the following words, number of occurrences with a following word."""
 
     word: str
     is_bpe: bool

@@ -1,6 +1,6 @@
-"""Which pieces make a word, for `--remove-bpe`: by a marker at the end of pieces that go on (`@@`), or by marks where
-words begin or end (SentencePiece, GPT-2, letters). A mark that no symbol of the dictionary has is said, and counts
-nothing: perplexity is then per token."""
+"""Which subwords form a word, for `--remove-bpe`: by a marker at the end of subwords that continue (`@@`), or by marks
+where words begin or end (SentencePiece, GPT-2, letters). If no symbol of the dictionary has the mark, a warning says
+so, and perplexity is per token."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ ALIASES = {"subword_nmt": "@@", "fastbpe": "@@"}
 
 @dataclass
 class Boundaries:
-    """Masks over the dictionary, (V,) bool each. `goes_on`: the word continues with the next token; None where words
-    are found by the other two. `begins`: a word begins with this symbol; `begins_after`: with the token after it.
-    `join` makes a word's text of its symbols."""
+    """Masks over the dictionary, (V,) bool each. goes_on: the word continues with the next token; None where words are
+    found by the other two masks. begins: a word begins with this symbol; begins_after: a word begins with the token
+    after this symbol. join: joins the symbols of a word to its text."""
 
     join: Callable[[Sequence[str]], str]
     goes_on: NDArray[np.bool_] | None = None
@@ -36,8 +36,8 @@ class Boundaries:
     begins_after: NDArray[np.bool_] | None = None
 
     def starts(self, tokens: NDArray[np.int64], preceding: int) -> NDArray[np.bool_]:
-        """(T,) for a sample's tokens (T,): whether a word begins. `preceding` is the token before the first one, -1
-        where it is not known: the sample then begins a word."""
+        """(T,) bool: whether a word begins at each of a sample's tokens (T,). preceding: the token before the first
+        one, or -1 where it is unknown; the first token then begins a word."""
         assert self.begins is not None and self.begins_after is not None
         after = np.ones(len(tokens), bool)
         after[1:] = self.begins_after[tokens[:-1]]
@@ -47,8 +47,8 @@ class Boundaries:
 
 
 def check_encoder_flags(args: argparse.Namespace) -> None:
-    """An evaluation encodes nothing: its text is ids. Of an encoder it can only use what tells words apart; BadFlag for
-    flags that would have no effect."""
+    """BadFlag for encoder flags that would have no effect. An evaluation reads token ids and encodes no text; it uses
+    an encoder's flags only to find words."""
     mark = args.remove_bpe
     if getattr(args, "tokenizer", None):
         raise BadFlag("--tokenizer", args.tokenizer, "text that is tokenised already", "give it to preprocess.py")
@@ -63,8 +63,8 @@ def check_encoder_flags(args: argparse.Namespace) -> None:
 
 
 def find_boundaries(dictionary: Any, mark: str | None, gpt2_encoder_json: str | None = None) -> Boundaries | None:
-    """How `mark` (`--remove-bpe`) finds words in text of this dictionary; None where it is not given, or where nothing
-    in the dictionary has the mark (a warning says so). BadFlag for a mark that cannot be one."""
+    """The word boundaries for `mark` (`--remove-bpe`) and this dictionary; None where no mark is given, or where no
+    symbol of the dictionary has it (with a warning). BadFlag for an invalid mark."""
     if mark is None or mark == "none":
         return None
     symbols = [dictionary[index] for index in range(len(dictionary))]
@@ -84,7 +84,7 @@ def find_boundaries(dictionary: Any, mark: str | None, gpt2_encoder_json: str | 
 
 
 def _by_beginnings(mark: str, symbols: list[str], gpt2_encoder_json: str | None) -> Boundaries | None:
-    """Boundaries of the schemes that mark a word's beginning or its end; None for other marks."""
+    """The boundaries of encoders that mark a word's beginning or its end; None for other marks."""
     special = np.array([index < 4 for index in range(len(symbols))])
     ends_line = np.array([index == 2 for index in range(len(symbols))])
     if mark in ("sentencepiece", "wordpiece"):
@@ -109,7 +109,7 @@ def _by_beginnings(mark: str, symbols: list[str], gpt2_encoder_json: str | None)
 
 
 def _by_marker(mark: str, symbols: list[str]) -> Boundaries:
-    """fairseq's rule for any other mark: a symbol that ends in it goes on."""
+    """fairseq's rule for any other mark: a word continues after a symbol that ends in the mark."""
     suffix = mark.rstrip()
     if not suffix or suffix.isalnum():
         raise BadFlag(FLAG, repr(mark), f"a marker at the end of pieces that go on, or one of {KNOWN}")
@@ -126,13 +126,14 @@ def _by_marker(mark: str, symbols: list[str]) -> Boundaries:
 
 
 def _marked(boundaries: Boundaries, size: int) -> bool:
-    """Whether any symbol but the special ones has the mark."""
+    """Whether any symbol except the special ones has the mark."""
     masks = (boundaries.goes_on, boundaries.begins, boundaries.begins_after)
     return any(mask is not None and mask[4:size].any() for mask in masks)
 
 
 def _gpt2_symbols(symbols: list[str], path: str | None) -> list[str]:
-    """The symbols in GPT-2's alphabet: as they are where the dictionary holds them, else what their ids name."""
+    """The symbols in GPT-2's alphabet: the dictionary's symbols where it has them, else those that its ids stand for in
+    the encoder's file."""
     if any(symbol.startswith(WORD_BEGIN) for symbol in symbols[4:]):
         return symbols
     if not path:
@@ -146,7 +147,7 @@ def _gpt2_symbols(symbols: list[str], path: str | None) -> list[str]:
 
 
 def _hint(symbols: list[str]) -> str:
-    """Which mark the dictionary does have."""
+    """A hint which mark the dictionary has, for a warning; empty if it has none."""
     signs = {
         "subword_nmt": lambda symbol: symbol.endswith("@@") and len(symbol) > 2,
         "sentencepiece": lambda symbol: symbol.startswith(SENTENCEPIECE_MARK),

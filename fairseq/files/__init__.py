@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, recognised by digests and sidecars, read without running anything they hold."""
+"""Files: atomic writing, locks, checksums and sidecars, and reading without executing anything in a file."""

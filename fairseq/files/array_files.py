@@ -1,8 +1,10 @@
-"""NumPy's own files, read without believing them: a header is looked at before memory is taken or mapped, it must
-announce exactly the bytes that follow it, and only plain numbers are arrays (no objects, which would be unpickled).
+"""Reading NumPy's files without trusting them: a header is checked before memory is allocated or mapped, it must
+describe exactly the bytes that follow it, and only arrays of plain numbers are read (no objects, which would be
+unpickled).
 
-Also here: sealed files, `.npz` archives of arrays in which a digest of everything stands, and whose they are. They keep
-what a later run goes on from, where a description beside the file could be a description of the file before it."""
+Also here: sealed files, `.npz` archives that contain a digest of all arrays and the identity of the job they belong to.
+They store the state from which a later run continues. A sidecar would not do for this, because after a kill it could
+describe an earlier version of the file."""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ UNREADABLE += (NotImplementedError, struct.error, OSError)  # what NumPy, the zi
 
 
 def map_array(path: str, remedy: str = "make it again") -> NDArray[Any]:
-    """Maps a `.npy` file read-only; MissingFile, or BadFile unless it is a whole array of plain numbers."""
+    """Memory-maps a `.npy` file read-only; MissingFile, or BadFile unless it is a complete array of plain numbers."""
     with open_input(path, remedy) as stream:
         size = os.fstat(stream.fileno()).st_size
         try:
@@ -53,7 +55,8 @@ def map_array(path: str, remedy: str = "make it again") -> NDArray[Any]:
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """(shape, whether columns come first, type) of the array that begins here; ValueError for what we do not read."""
+    """(shape, whether the order is Fortran's, type) from the NumPy header at the position of `stream`; ValueError for
+    types that are not read."""
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("a later version of the format, whose headers may be of any length")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -73,7 +76,7 @@ def _reason(error: Exception) -> str:
 
 
 def write_sealed(path: str, identity: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Writes `arrays` by name, `identity` (plain values that say whose they are), and a digest of all; atomically."""
+    """Writes `arrays` by name, `identity` (plain values that identify the job), and a digest of all; atomically."""
     named = {name: np.asarray(array) for name, array in arrays.items()}
     named["identity"] = np.frombuffer(_text(identity).encode(), np.uint8)
     seal = np.frombuffer(_seal(named), np.uint8)
@@ -116,7 +119,7 @@ def _seal(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 
 def _archive(stream: IO[bytes]) -> dict[str, NDArray[Any]]:
-    """The arrays of an `.npz`, whose parts must be stored as they are, and all lie in the file."""
+    """The arrays of an `.npz`, whose parts must be uncompressed and inside the file."""
     size = os.fstat(stream.fileno()).st_size
     arrays = {}
     with zipfile.ZipFile(stream) as archive:

@@ -1,8 +1,8 @@
-"""A `.npy` file written row by row: under its temporary name until it is whole, and able to go on after a kill.
+"""A `.npy` file written row by row, under its temporary name until it is complete, which can be continued after a kill.
 
-numpy leaves room in a file's header for the first dimension to grow, so rows are simply appended and the header is
-written once more at the end. A stream knows a digest of the rows so far, which a run that goes on compares: it takes
-over the rows that were written, or none."""
+numpy pads a file's header so that the first dimension can grow; rows are therefore appended, and the header is written
+again at the end. A stream computes a digest of the rows so far. A run that continues compares it, and keeps all rows or
+none."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ REMEDY = "delete the folder and make it again"
 
 
 class RowDigest:
-    """A digest of what has been appended to a file so far."""
+    """A running digest of the bytes appended to a file."""
 
     def __init__(self) -> None:
         self._state = hashlib.blake2b(digest_size=16)
 
     def add(self, rows: Any) -> None:
-        """Takes in the bytes of some rows."""
+        """Adds the bytes of some rows."""
         self._state.update(rows)
 
     def add_from(self, stream: IO[bytes], count: int) -> None:
-        """Takes in the next `count` bytes of a file, or those that are left of it."""
+        """Adds the next `count` bytes of a file, or all remaining bytes if there are fewer."""
         while count and (block := stream.read(min(READ, count))):
             self._state.update(block)
             count -= len(block)
 
     def text(self) -> str:
-        """The digest as a progress file keeps it."""
+        """The digest in the form in which progress files store it."""
         return self._state.hexdigest()
 
 
 class ArrayStream:
-    """Appends rows of shape `row_shape` to `path`; `rows` of an earlier, unfinished run are kept, BadFile when they are
-    not those of `digest`."""
+    """Appends rows of shape `row_shape` to `path`, after the first `rows` rows of an unfinished run; BadFile when these
+    do not have the digest `digest`."""
 
     def __init__(
         self, path: str, dtype: Any, row_shape: tuple[int, ...] = (), rows: int = 0, digest: str | None = None
@@ -95,7 +95,7 @@ class ArrayStream:
         return buffer.getvalue()
 
     def append(self, rows: NDArray[Any]) -> None:
-        """Adds rows (n, *row_shape), converted to the file's type."""
+        """Appends rows (n, *row_shape), converted to the file's type."""
         assert rows.shape[1:] == self.row_shape, (rows.shape, self.row_shape)
         content = np.ascontiguousarray(rows, self.dtype).reshape(-1).view(np.uint8).data
         with writing(self.path):
@@ -104,7 +104,7 @@ class ArrayStream:
         self.rows += len(rows)
 
     def flush(self) -> None:
-        """Makes the rows so far survive a kill."""
+        """Flushes all rows to disk, so that they survive a kill."""
         with writing(self.path):
             self._stream.flush()
             os.fsync(self._stream.fileno())
@@ -116,11 +116,11 @@ class ArrayStream:
 
     @property
     def digest(self) -> str:
-        """Of the rows so far."""
+        """The digest of the rows so far."""
         return self._digest.text()
 
     def finish(self) -> dict[str, Any]:
-        """Gives the file its name; returns its digests for a sidecar."""
+        """Renames the file to its final name; returns its digests for a sidecar."""
         with writing(self.path):
             self._stream.seek(0)
             self._stream.write(self._header())
@@ -132,13 +132,13 @@ class ArrayStream:
 
 
 def progress(description: dict[str, Any], streams: Sequence[ArrayStream]) -> dict[str, Any]:
-    """What a progress file says of `streams` of the run `description`, once they are flushed."""
+    """The content of a progress file for `streams`, which have been flushed, of the run `description`."""
     return {**description, "rows": streams[0].rows, "digests": [stream.digest for stream in streams]}
 
 
 def rows_done(path: str, description: dict[str, Any], streams: int = 1) -> tuple[int, list[str]]:
-    """(rows, their digest in each of the streams) that an unfinished run of the same `description` left on the disk, by
-    its progress file `path`. 0 rows for anything else."""
+    """(rows, their digest in each of the streams) of an unfinished run with the same `description`, from its progress
+    file `path`; 0 rows when there is none."""
     noted = read_progress(path)
     rows, digests = rows_noted(noted, "rows"), noted.get("digests")
     same = noted == {**description, "rows": rows, "digests": digests}
@@ -148,7 +148,8 @@ def rows_done(path: str, description: dict[str, Any], streams: int = 1) -> tuple
 
 
 def open_array(path: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Maps a `.npy` file read-only; BadFile unless it has one of the `dtypes` and the `shape`. Nothing is executed."""
+    """Memory-maps a `.npy` file read-only; BadFile unless it has one of the `dtypes` and the `shape`. No code is
+    run."""
     array = map_array(path, REMEDY)
     if array.dtype.str not in dtypes or array.shape != shape or not array.flags.c_contiguous:
         found, expected = f"{array.dtype.str} {array.shape}", f"{' or '.join(dtypes)} {shape}"

@@ -1,10 +1,10 @@
-"""Files that are either whole or absent: written under a temporary name in the same folder, flushed to the disk,
-renamed. Everything the programs produce goes through here, so that a kill, a full disk or a second run never leaves
-half a file.
+"""Atomic writing: a file is written to a temporary name in the same folder, flushed to disk, and renamed. All output of
+the programs is written by these functions, so that a kill, a full disk or a second run never leaves an incomplete file.
 
-Temporary names are this process's own (`NAME.<process id>-<random>.tmp`) and are created anew, never opened through a
-link. What a killed process left of a file that can be continued is adopted: renamed to this process's name. Both happen
-only under the output's lock (`output_lock`), where nobody else can be writing it."""
+Temporary names are unique to a process (`NAME.<process id>-<random>.tmp`). The files are always newly created, never
+opened through a link. If a killed process has left a temporary file that can be continued, it is adopted, that is,
+renamed to this process's temporary name. Both are done only while the output is locked (`output_lock`), so that no
+other process writes it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fairseq.files.output_lock import holds_lock_for
 from fairseq.refusals import refuse
 from fairseq.sizes import size_text
 
-LONGEST_NAME = 255 - 60  # bytes that file systems allow, less what temporary names and endings add
+LONGEST_NAME = 255 - 60  # bytes that file systems allow, minus those that temporary names and endings add
 PROCESS = r"[0-9]+-[0-9a-f]{8}"
 _process: list[str] = []
 _LEFTOVER = re.compile(PROCESS + r"\.tmp")
@@ -38,20 +38,20 @@ os.register_at_fork(after_in_child=_process.clear)
 
 
 def process_name() -> str:
-    """What tells this process's temporary files from those of others, on whatever machine; of the form `PROCESS`."""
+    """The part of a temporary name that is unique to this process, also among machines; of the form `PROCESS`."""
     if not _process:
         _process.append(f"{os.getpid()}-{secrets.token_hex(4)}")
     return _process[0]
 
 
 def temporary_path(path: str | os.PathLike[str]) -> Path:
-    """The name under which this process writes `path` until it is whole."""
+    """The name under which this process writes `path` until it is complete."""
     path = Path(path)
     return path.with_name(f"{path.name}.{process_name()}.tmp")
 
 
 def leftovers(path: str | os.PathLike[str]) -> list[Path]:
-    """Temporary files of `path` that other processes left; none unless this process holds a lock on the output."""
+    """Temporary files of `path` that killed processes have left; none unless this process has locked the output."""
     path = Path(path)
     if not holds_lock_for(path) or not path.parent.is_dir():
         return []
@@ -62,8 +62,9 @@ def leftovers(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def adopt(path: str | os.PathLike[str]) -> bool:
-    """Takes over the temporary file of `path` that a killed process left; whether this process has one now. Of several,
-    nobody knows which is the right one: they are removed."""
+    """Renames the temporary file of `path` that a killed process has left to this process's temporary name; returns
+    whether this process has a temporary file now. If there are several, the right one is unknown, and all are
+    removed."""
     own, left = temporary_path(path), leftovers(path)
     if len(left) == 1 and not own.exists():
         os.replace(left[0], own)
@@ -73,7 +74,7 @@ def adopt(path: str | os.PathLike[str]) -> bool:
 
 
 def discard(paths: list[Path]) -> None:
-    """Removes files that may be gone already."""
+    """Removes files, as far as they exist."""
     for path in paths:
         path.unlink(missing_ok=True)
 
@@ -89,7 +90,7 @@ def open_temporary(path: str | os.PathLike[str], mode: str = "wb", encoding: str
 
 
 def open_log(path: str | os.PathLike[str]) -> IO[str]:
-    """Opens a text to append to, which is created if need be; through no link, and no device or pipe."""
+    """Opens a text file for appending, and creates it if necessary; refuses links, devices and pipes."""
     make_parent(path)
     require_replaceable(path)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -99,9 +100,9 @@ def open_log(path: str | os.PathLike[str]) -> IO[str]:
 
 @contextlib.contextmanager
 def staged(path: str | os.PathLike[str], mode: str = "wb", encoding: str | None = None) -> Iterator[IO[Any]]:
-    """Opens the temporary file of `path`, for `publish` to rename; it is removed when an exception leaves.
+    """Opens the temporary file of `path`, which `publish` renames later; it is removed after an exception.
 
-    UserError naming `path` when the disk is full, or whatever else keeps it from being written."""
+    UserError naming `path` when it cannot be written, for example because the disk is full."""
     make_parent(path)
     require_replaceable(path)
     if "b" not in mode and encoding is None:
@@ -144,8 +145,8 @@ def name_problem(name: str, folder: bool = False) -> str | None:
 
 
 def kind_of_node(path: str | os.PathLike[str]) -> str | None:
-    """What has the name `path`, other than a regular file: "a symbolic link", "a folder", ...; None for a regular file,
-    or for nothing. Links are not followed."""
+    """The kind of `path`, if it is not a regular file: "a symbolic link", "a folder", ...; None for a regular file, or
+    when nothing has this name. Links are not followed."""
     try:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -164,21 +165,21 @@ def kind_of_node(path: str | os.PathLike[str]) -> str | None:
 
 
 def require_replaceable(path: str | os.PathLike[str]) -> None:
-    """BadFile when something other than a regular file has the name `path`: nothing else is ever replaced."""
+    """BadFile when something other than a regular file has the name `path`: only regular files are replaced."""
     kind = kind_of_node(path)
     if kind is not None:
         raise BadFile(path, kind, "a regular file or nothing", "choose another name, or remove it yourself")
 
 
 def is_full(error: OSError) -> bool:
-    """Whether the system has no room: a full disk, a quota, or a limit on the size of files."""
+    """Whether the error is a full disk, a quota, or a limit on the size of files."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns what the system says when `path` cannot be written into one sentence about it. (An error about another,
-    named file passes: that is its reader's business.)"""
+    """Turns OSErrors while `path` is written into a UserError about `path`. (An error about another, named file is not
+    changed; it is handled where that file is read.)"""
     try:
         yield
     except UserError:
@@ -195,7 +196,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 class _Remembering:
-    """A stream for a library that hides what the system said when its writing fails: the error is kept."""
+    """A stream for a library that hides the OSError when writing fails: the error is stored here."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
@@ -216,7 +217,7 @@ class _Remembering:
 
 @contextlib.contextmanager
 def torch_writing(stream: IO[bytes]) -> Iterator[Any]:
-    """A stream for `torch.save` into `stream`; what the system said is raised instead of torch's own error."""
+    """A stream for `torch.save` into `stream`; if writing fails, the OSError is raised instead of torch's error."""
     remembering = _Remembering(stream)
     try:
         yield remembering
@@ -225,13 +226,13 @@ def torch_writing(stream: IO[bytes]) -> Iterator[Any]:
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Makes sure that the bytes of a file that another library wrote are on the disk."""
+    """Flushes a file that another library has written to disk."""
     with open(path, "rb") as stream:
         os.fsync(stream.fileno())
 
 
 def publish(temporary: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Renames a file that another library wrote, after making sure that its bytes are on the disk."""
+    """Flushes a temporary file to disk and renames it to `path`."""
     sync(temporary)
     require_replaceable(path)
     os.replace(temporary, path)
@@ -239,7 +240,7 @@ def publish(temporary: str | os.PathLike[str], path: str | os.PathLike[str]) -> 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Around the renaming of files that belong together: Ctrl-C waits for its end, so that none of them is missing."""
+    """Delays Ctrl-C while files that belong together are renamed, so that none of them is missing afterwards."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

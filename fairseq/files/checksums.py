@@ -1,7 +1,7 @@
-"""Whether the files of an artefact still have the bytes that were written. A sidecar's `content` holds, for each file,
-up to 64 digests of consecutive pieces, and one of 64 samples of 64 KiB. Opening compares every byte of a file up to
-64 MiB, and of one that is read whole anyway; of a larger one the samples, so that it stays cheap. For the rest there is
-`fairseq-doctor verify`, which reads everything and says where a byte is wrong."""
+"""Checks that the files of an artefact have the bytes that were written. A sidecar's `content` has, for each file, up
+to 64 digests of consecutive pieces, and one digest of 64 samples of 64 KiB. Opening a file compares every byte of files
+up to 64 MiB, and of files that are read completely anyway; of larger files it compares the samples, so that it stays
+cheap. `fairseq-doctor verify` reads every byte and says which piece is wrong."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fairseq.refusals import refuse
 logger = logging.getLogger(__name__)
 
 PIECES = 64
-WHOLE = 64 << 20  # bytes up to which a file is compared whole when it is opened
+WHOLE = 64 << 20  # files up to this size are compared completely when they are opened
 SAMPLE = 1 << 16
 READ = 1 << 22
 
@@ -60,14 +60,14 @@ def _samples(path: str | os.PathLike[str]) -> str:
 
 
 def sample_digest(path: str | os.PathLike[str]) -> str:
-    """By what a file without a sidecar is known: a digest of its length and of samples from all over it, which takes
-    no longer for a larger file."""
+    """Identifies a file without a sidecar: a digest of its length and of samples from all over it, which takes no
+    longer for a larger file."""
     return _samples(path) + f"-{regular_size(path)}"
 
 
 def check_content(path: str, content: Any, whole: bool = False, remedy: str | None = None) -> None:
-    """Refuses a file that is not the one described by `content` (None: nothing is known): every byte of it when it is
-    small or `whole`, else samples."""
+    """BadFile when a file differs from its digests `content` (None: there are none). Every byte is compared when the
+    file is small or `whole` is given, else samples."""
     if not isinstance(content, dict) or "samples" not in content:
         return
     size = regular_size(path)
@@ -101,9 +101,8 @@ def verify(path: str, content: Any) -> str | None:
 def check_opened(
     artefact: str, files: dict[str, str], whole: bool = False, expected: bool = False, remedy: str | None = None
 ) -> None:
-    """Compares an artefact's files (name in the sidecar -> path) with its sidecar, if it has one. `whole`: every byte,
-    since they are all read anyway. `expected`: artefacts of this kind have digests, so that a warning says it when one
-    does not."""
+    """Compares an artefact's files (name in the sidecar -> path) with its sidecar, if it has one. whole: compare every
+    byte, because all are read anyway; expected: artefacts of this kind have digests, so warn when this one has none."""
     content = peek_sidecar(artefact).get("content")
     if not isinstance(content, dict):
         if expected:
@@ -111,5 +110,5 @@ def check_opened(
             logger.warning(said, artefact)
         return
     for name, file in files.items():
-        if os.path.exists(file):  # who opens a missing one says so
+        if os.path.exists(file):  # a missing file is reported where it is opened
             check_content(file, content.get(name), whole, remedy)

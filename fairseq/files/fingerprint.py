@@ -1,4 +1,4 @@
-"""Fingerprints of files, by which sidecars say which model and data an artefact came from."""
+"""Fingerprints of files, by which sidecars identify the model and data of an artefact."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def file_fingerprint(path: str) -> str:
 
 
 def quick_fingerprint(path: str) -> str:
-    """Digest of a file's length and of its first, middle and last MiB: tells gigabytes apart in no time, short of
-    changes elsewhere in a file of the same length. A folder's is that of the files in it."""
+    """Digest of a file's length and of its first, middle and last MiB. It is fast for large files, but does not detect
+    changes elsewhere in a file of the same length. For a folder, the digest of the files in it."""
     digest = hashlib.blake2b(digest_size=16)
     if os.path.isdir(path):
         for name in sorted(os.listdir(path)):

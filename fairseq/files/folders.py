@@ -28,12 +28,12 @@ def make_parent(path: str | os.PathLike[str]) -> None:
 
 
 def forget_folders() -> None:
-    """The folders created so far are here to stay."""
+    """Keeps the folders created so far: `remove_empty_folders` will not remove them."""
     _created.clear()
 
 
 def remove_empty_folders() -> None:
-    """Removes what `make_folder` created and nothing was written to: for a command that fails."""
+    """Removes empty folders that `make_folder` created; called when a command fails."""
     while _created:
         with contextlib.suppress(OSError):
             _created.pop().rmdir()

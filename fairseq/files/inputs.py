@@ -1,5 +1,5 @@
-"""Files to read: regular ones only. A FIFO keeps its reader waiting, a device may never end, and neither has a length
-that sizes could be compared with; so all are told apart before anything is opened."""
+"""Opening files for reading, regular files only. Reading a FIFO may wait for ever, a device may never end, and neither
+has a length with which sizes could be compared; so the kind of a file is checked before it is opened."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINDS = {
 
 
 def regular_size(path: str | os.PathLike[str], remedy: str = "") -> int:
-    """Bytes of a regular file; MissingFile when nothing has this name or a folder has it, BadFile for a FIFO, socket or
+    """Size of a regular file in bytes; MissingFile when it does not exist or is a folder, BadFile for a FIFO, socket or
     device."""
     try:
         status = os.stat(path)
@@ -35,7 +35,7 @@ def open_input(path: str | os.PathLike[str], remedy: str = "") -> IO[bytes]:
     regular_size(path, remedy)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        _require_regular(path, os.fstat(descriptor))  # what was looked at may have been replaced since
+        _require_regular(path, os.fstat(descriptor))  # the file may have been replaced since it was checked
         return open(descriptor, "rb")
     except BaseException:
         os.close(descriptor)

@@ -1,6 +1,6 @@
-"""Names of files as libraries written in C++ take them: they need UTF-8. A name from the command line need not be that:
-where the locale has another encoding (LC_ALL=C), Python keeps each byte that it cannot decode as a lone surrogate, and
-its own functions find the file all the same."""
+"""File names for libraries written in C++, which need UTF-8. A name from the command line may have another encoding:
+where the locale is not UTF-8 (LC_ALL=C), Python represents each byte that it cannot decode by a lone surrogate, and
+Python's own functions find the file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 
 
 def is_utf8(path: str | os.PathLike[str]) -> bool:
-    """Whether a library written in C++ can be given this name. Where not, give it an open file."""
+    """Whether this name can be passed to a library written in C++. If not, pass an open file."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:

@@ -1,5 +1,5 @@
-"""What to do about a file that is not there, after a look at the folder in which it should be: another name was meant,
-the form of the name that another flag takes, or a job that is not finished."""
+"""The remedy in the message about a missing file, from the names in its folder: a similar name, the form of name that
+another flag takes, or an unfinished job that would write the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fairseq.files.inputs import regular_size
 PARTS = ("_keys.npy", "_vals.npy", "_weights.npy", ".json")  # of a datastore, after its prefix
 UNFINISHED = (".progress.json", ".tmp", ".trained", ".kmeans.tmp")
 MOST_LISTED = 3
-MOST_NAMES = 10_000  # of a folder that are looked at
+MOST_NAMES = 10_000  # largest number of names in a folder that are examined
 
 
 def input_size(path: str, otherwise: str, prefix: str | None = None) -> int:
@@ -59,7 +59,8 @@ def near_prefix(prefix: str, otherwise: str) -> str:
 
 
 def _remedy(path: str, names: list[str], otherwise: str, meant: list[str] | None = None) -> str:
-    """`meant`: the names that would do, all of them by default."""
+    """The remedy for the missing `path` in a folder with `names`; meant: the names that may have been meant, by default
+    all."""
     folder, base = os.path.split(path)
     if folder and not os.path.isdir(folder):
         return f"there is no folder {folder}: check the path"

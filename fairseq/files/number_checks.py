@@ -1,5 +1,5 @@
-"""Numbers from files that become indices. A compiled loop and FAISS read, or write, wherever an index points, so each
-array of them is looked at once, where it comes from its file: after that everybody may rely on it."""
+"""Range checks of numbers from files that are used as indices. Compiled loops and FAISS do not check indices, so each
+such array is checked once, where it is read from its file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fairseq.errors import BadFile
 
-CHUNK = 1 << 22  # numbers looked at together: 32 MB at most
+CHUNK = 1 << 22  # numbers checked at a time: 32 MB at most
 
 
 def require_range(path: str, numbers: NDArray[Any], least: int, below: int, what: str, remedy: str) -> None:
@@ -25,7 +25,7 @@ def require_range(path: str, numbers: NDArray[Any], least: int, below: int, what
 
 
 def require_numbers(path: str, numbers: NDArray[np.floating], most: float, what: str, remedy: str) -> None:
-    """BadFile unless all `numbers` (row-major) are numbers of at most `most`, none of them NaN or minus infinity."""
+    """BadFile unless all `numbers` (row-major) are at most `most`, and none of them is NaN or minus infinity."""
     flat = numbers.reshape(-1)
     for start in range(0, len(flat), CHUNK):
         some = flat[start : start + CHUNK]

@@ -1,6 +1,6 @@
-"""What in a text is hardly ever meant, and becomes a token that looks like another one: byte order marks, NUL bytes,
-zero-width spaces, carriage returns inside lines. fairseq takes them as they are; this package does the same and says
-so. Text in another encoding than UTF-8 is refused."""
+"""Characters that are hardly ever intended in a text, and become tokens that look like others: byte order marks, NUL
+bytes, zero-width spaces, carriage returns inside lines. fairseq keeps them in words; this package does the same, with a
+warning. Text in another encoding than UTF-8 is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 
 from fairseq.errors import BadFile
 
-HEAD = 1 << 16  # bytes of a file that are looked at for another encoding
+HEAD = 1 << 16  # number of bytes from which another encoding is detected
 # The four-byte marks come first: UTF-32's begins with UTF-16's.
 ENCODINGS = (
     (codecs.BOM_UTF32_LE, "UTF-32LE"),
@@ -49,7 +49,7 @@ def refuse_other_encodings(path: str) -> None:
 
 
 def count_odd_characters(text: bytes, counts: Counter[str]) -> None:
-    """Adds what a piece of UTF-8 text holds of `MEANING`. Cheap where there is nothing: one search each."""
+    """Counts the characters of `MEANING` in a piece of UTF-8 text. Fast where there are none: one search for each."""
     if NUL in text:
         counts[NULS] += text.count(NUL)
     if CARRIAGE_RETURN in text and (alone := text.count(CARRIAGE_RETURN) - text.count(b"\r\n")):
@@ -63,5 +63,5 @@ def count_odd_characters(text: bytes, counts: Counter[str]) -> None:
 
 
 def odd_sentences(counts: Counter[str]) -> list[str]:
-    """What to say of a text, one clause a kind: "2 NUL bytes, which become part of words"."""
+    """The clauses of a warning, one per kind of character: "2 NUL bytes, which become part of words"."""
     return [f"{counts[kind]} {kind}, which {meaning}" for kind, meaning in MEANING.items() if counts[kind]]

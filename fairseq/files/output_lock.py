@@ -1,12 +1,14 @@
-"""One writer per output. While a process writes `OUTPUT` (a file, the common beginning of several names, or a name in a
-folder), it holds an exclusive `flock` on `OUTPUT.lock`, which contains its process id and host; a second writer is
-refused with these. The system releases the lock when the process ends in whatever way, so a leftover file of a killed
-process blocks nobody: the next writer takes it over and removes it in the end.
+"""Locks on outputs, so that only one process writes an output. While a process writes `OUTPUT` (a file, the common
+beginning of several names, or a name in a folder), it has an exclusive `flock` on `OUTPUT.lock`, which contains its
+process id and host; a second writer is refused with a sentence that names these. The operating system releases the lock
+when the process ends in any way, so the lock file of a killed process has no effect: the next writer locks it, and
+removes it at the end.
 
-Removing: the file is unlinked while it is locked, and whoever locks a file makes sure afterwards that it still has its
-name; otherwise two processes could each hold a lock on a different file of the same name. Forked children give up the
-descriptor at once, so a worker that outlives its parent holds nothing. On NFS, Linux turns `flock` into a lock that the
-server keeps for all machines; where a mount option or the file system prevents that, a warning says so."""
+The lock file is unlinked while it is locked. A process that has locked a file therefore checks that the file still has
+its name; otherwise two processes could have locked two different files of the same name. Forked children close the
+descriptor at once, so that a worker that outlives its parent has no lock. On NFS, Linux implements `flock` as a lock on
+the server, which is valid for all machines; where a mount option or the file system prevents that, a warning says
+so."""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ MOUNTS = "/proc/self/mountinfo"
 
 
 class OutputInUse(UserError):
-    """Another process writes the output."""
+    """Another process is writing the output."""
 
     def __init__(self, output: str | os.PathLike[str], owner: str, lock: Path) -> None:
         self.output, self.owner, self.lock = os.fspath(output), owner, lock
@@ -77,15 +79,15 @@ def lock_path(output: str | os.PathLike[str]) -> Path:
 
 
 def holds_lock_for(path: str | os.PathLike[str]) -> bool:
-    """Whether this process holds the lock of an output in the folder of `path`, or in one above it."""
+    """Whether this process has locked an output in the folder of `path`, or in a folder above it."""
     folders = Path(os.path.realpath(path)).parents
     return any(held.path.parent in folders for held in list(_held.values()))
 
 
 @contextlib.contextmanager
 def exclusive(*outputs: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Holds the locks of `outputs` (None: nothing); the same thread may hold one again. OutputInUse when another
-    process, or another thread, has one."""
+    """Locks `outputs` (None: nothing) during the `with` block; the same thread may lock an output repeatedly.
+    OutputInUse when another process, or another thread, has locked one."""
     with contextlib.ExitStack() as stack:
         for output in outputs:
             if output is not None:
@@ -94,7 +96,7 @@ def exclusive(*outputs: str | os.PathLike[str] | None) -> Iterator[None]:
 
 
 def release_all() -> None:
-    """Gives up every lock of this process: for the end of a command, whatever ended it."""
+    """Releases all locks of this process; called when a command ends, also after errors."""
     with _guard:
         for key, held in list(_held.items()):
             held.depth = 1
@@ -158,7 +160,7 @@ def _open(path: Path) -> int:
 
 
 def _lock(output: str | os.PathLike[str], path: Path, descriptor: int) -> bool:
-    """Locks an open lock file and notes the owner in it; False when the file has lost its name."""
+    """Locks an open lock file and writes the owner into it; False when the file has been unlinked."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -185,7 +187,7 @@ def _lock(output: str | os.PathLike[str], path: Path, descriptor: int) -> bool:
 
 
 def _owner(descriptor: int) -> str:
-    """What the holder has written of itself; it may be about to."""
+    """The owner that is written in the lock file; a text without details when it has not been written yet."""
     for _ in range(20):
         text = os.pread(descriptor, LONGEST, 0).decode(errors="replace")
         if text.endswith("\n"):
@@ -200,7 +202,8 @@ def _identity(descriptor: int) -> tuple[int, int]:
 
 
 def _has_name(path: Path, descriptor: int) -> bool:
-    """Whether `path` is the open file. Opened rather than looked up, because NFS asks the server on opening."""
+    """Whether `path` is still the name of the open file. It is opened, not only looked up, because NFS asks the server
+    only on opening."""
     try:
         again = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -226,7 +229,7 @@ def _release(key: tuple[int, int]) -> None:
 
 
 def _warn_of_local_locks(path: Path) -> None:
-    """Where a mount option keeps locks on this machine, others do not see them."""
+    """Warns where a mount option makes locks local to this machine, so that others do not see them."""
     try:
         with open(MOUNTS, encoding="utf-8", errors="surrogateescape") as stream:
             mounts = [line.split() for line in stream]

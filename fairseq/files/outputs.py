@@ -1,5 +1,5 @@
-"""What a command may write to: checked before any work, by every command. Devices, pipes, sockets, links and folders
-are never replaced; nor is a file of another kind than the one to be written, unless `--force` is given. Then the output
+"""Checks of the files that a command will write, before it does any work. Devices, pipes, sockets, links and folders
+are never replaced, and files of another kind than the one to be written only with `--force`. After the check the output
 is locked (`output_lock`)."""
 
 from __future__ import annotations
@@ -99,36 +99,36 @@ def text_beginning(name: str, *words: str) -> Kind:
 
 
 def described(path: str, kind: Kind) -> dict[str, Kind]:
-    """A file and the description beside it."""
+    """A file and its sidecar."""
     return {path: kind, path + ".json": DESCRIPTION}
 
 
 def stored_files(prefix: str) -> dict[str, Kind]:
-    """What saving a datastore writes."""
+    """The files that saving a datastore writes."""
     progress = {prefix + ".progress.json": PROGRESS, prefix + ".json": DESCRIPTION}
     return dict.fromkeys((prefix + "_keys.npy", prefix + "_vals.npy"), RAW) | progress
 
 
 def score_files(folder: str, names: Iterable[str]) -> dict[str, Kind]:
-    """What saving scores writes: an array of each name."""
+    """The files that saving scores writes: an array of each name."""
     arrays = {os.path.join(folder, f"{name}.npy"): ARRAY for name in names}
     return arrays | {os.path.join(folder, "scores.json"): DESCRIPTION}
 
 
 def index_files(path: str) -> dict[str, Kind]:
-    """What building an index writes."""
+    """The files that building an index writes."""
     files = described(path, INDEX) | described(path + ".trained", INDEX)
     return files | {path + ".progress.json": PROGRESS}
 
 
 def cluster_files(folder: str, pickle: str) -> dict[str, Kind]:
-    """What saving clusters writes."""
+    """The files that saving clusters writes."""
     arrays = {os.path.join(folder, f"{name}.npy"): ARRAY for name in ("indptr", "members", "cluster_of")}
     return arrays | {os.path.join(folder, "clusters.json"): DESCRIPTION} | described(pickle, PICKLE)
 
 
 def check_files(flag: str, files: Mapping[str, Kind]) -> None:
-    """BadFlag unless each of `files` is free, or a file of its kind (an empty one is of every kind)."""
+    """BadFlag unless each of `files` does not exist, is empty, or is a file of its kind."""
     for path, kind in files.items():
         if problem := name_problem(path):
             raise BadFlag(flag, problem, "the name of a file to write")
@@ -148,8 +148,8 @@ def check_files(flag: str, files: Mapping[str, Kind]) -> None:
 
 @contextlib.contextmanager
 def claimed(flag: str, output: str | None, files: Mapping[str, Kind] | None = None) -> Iterator[None]:
-    """Checks the `files` that a command will write as `flag` says, and holds the lock of `output` meanwhile. Without an
-    output there is nothing to do. files: those of the kind RESULTS at `output`, unless given."""
+    """Checks the `files` that a command will write for `flag`, and locks `output` during the `with` block. Does nothing
+    if `output` is None. files: by default the file `output`, of the kind RESULTS."""
     if output is None:
         yield
         return

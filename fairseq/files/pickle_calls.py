@@ -1,9 +1,9 @@
-"""Which calls a pickle may make, and with which arguments. An allow-list of names is not enough: `list(range(10**12))`,
-an array announced larger than its file or a tensor that reaches beyond its storage name nothing but plain data. Here
-every call that real files make is listed with what its arguments look like; everything else is refused by name.
+"""The calls that a pickle may make, and their arguments. An allow-list of names is not enough: `list(range(10**12))`,
+an array that is declared larger than its file, and a tensor that extends beyond its storage use only allowed names.
+Every call that real files make is listed here with a check of its arguments; all others are refused by name.
 
-Also here: what may be a key. Hashing a tuple of tuples of tuples takes time exponential in its depth (a "billion
-laughs"), so keys of dictionaries and items of sets are numbers, texts, and flat tuples of these."""
+Also here: which values may be keys. Hashing nested tuples takes time exponential in their depth (a "billion laughs"),
+so keys of dictionaries and items of sets must be numbers, texts, or flat tuples of these."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def is_key(value: Any) -> bool:
 
 
 def is_state(target: Any, state: Any) -> bool:
-    """Whether `state` may become the state of `target`. NumPy believes what it is told there: a dtype's flags decide
-    whether numbers are followed as pointers, and some dtypes are shared by the whole process."""
+    """Whether `state` may become the state of `target`. NumPy does not check a state: a dtype's flags decide whether
+    numbers are dereferenced as pointers, and some dtypes are shared by the whole process."""
     if isinstance(target, np.ndarray):
         return _array_state(state)
     if isinstance(target, np.dtype):
@@ -55,7 +55,7 @@ def _array_state(state: Any) -> bool:
 
 
 def _dtype_state(target: Any, state: Any) -> bool:
-    """Only the byte order is news, and only for a dtype that nobody shares."""
+    """Whether only the byte order changes, and only for a dtype that is not shared."""
     if not isinstance(state, tuple) or len(state) != 8 or state[2:5] != (None, None, None) or target.hasobject:
         return False
     version, order, *_, size, alignment, flags = state
@@ -160,7 +160,7 @@ def _buffer(*args: Any) -> bool:
 
 
 def _tensor(storage: Any = None, offset: Any = 0, size: Any = (), stride: Any = (), *rest: Any) -> bool:
-    """A tensor inside its storage; otherwise torch would grow the storage, or read what lies behind it."""
+    """A tensor inside its storage; otherwise torch would enlarge the storage, or read memory beyond it."""
     if not isinstance(storage, torch.storage.TypedStorage) or not _natural(offset):
         return False
     if not all(isinstance(part, list | tuple) and all(map(_natural, part)) for part in (size, stride)):

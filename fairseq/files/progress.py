@@ -1,4 +1,5 @@
-"""Progress files: what an unfinished run notes beside its temporary files, so that the same command can go on."""
+"""Progress files: the state that an unfinished run records beside its temporary files, so that the same command can
+continue."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from fairseq.files.atomic_io import read_json
 
 
 def read_progress(path: str) -> dict[str, Any]:
-    """What an unfinished run noted in `path`; empty where there is no such file, or one that says nothing: the job then
-    starts from the beginning."""
+    """The state that an unfinished run recorded in `path`; empty where the file does not exist or cannot be read, so
+    that the job starts from the beginning."""
     if not os.path.exists(path):
         return {}
     try:
@@ -22,6 +23,6 @@ def read_progress(path: str) -> dict[str, Any]:
 
 
 def rows_noted(progress: dict[str, Any], name: str) -> int:
-    """The number of rows that `progress` gives under `name`; 0 where that is no number of rows."""
+    """The number of rows in the field `name` of `progress`; 0 where it is not a valid number of rows."""
     rows = progress.get(name)
     return rows if type(rows) is int and rows > 0 else 0

@@ -1,5 +1,4 @@
-"""What every results file records, so that a number can be traced: the command, versions, git commit, machine, time and
-peak memory."""
+"""The provenance that every results file records: the command, versions, git commit, machine, time and peak memory."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ def git_commit() -> str | None:
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            return None  # installed inside somebody else's checkout
+            return None  # the package is installed inside the checkout of another project
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,7 +1,7 @@
-"""Unpickling by allow-list. Checkpoints and cluster-members files are pickles, which may name any function to call;
-here only classes and functions that do nothing but hold data are reachable, and everything else is refused by name:
-nothing loaded may run code, nor make a small file fill the memory (`pickle_calls` checks the arguments of every
-call). Old NumPy, SciPy, Python 2 and fairseq module names are understood."""
+"""Unpickling by allow-list. Checkpoints and cluster-members files are pickles, which can name any function to call.
+Here only classes and functions that construct data are allowed, and everything else is refused by name, so that loading
+a file cannot run code, and a small file cannot fill the memory (`pickle_calls` checks the arguments of every call). Old
+module names of NumPy, SciPy, Python 2 and fairseq are understood."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class RefusedGlobal(UserError):
 
 
 class Inert:
-    """Stands for an object of an old class whose content is not needed (fairseq.meters of 2018-2019 checkpoints)."""
+    """Replaces objects of old classes whose content is not needed (fairseq.meters in checkpoints of 2018 and 2019)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Accepts and forgets whatever the old class was made from."""
+        """Accepts and ignores all arguments of the old class."""
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
@@ -100,7 +100,7 @@ CSR_CLASSES = ("csr_matrix", "csr_array")
 
 
 def allowed_global(file: str, module: str, name: str) -> Any:
-    """What a pickle in `file` may mean by `module.name`; RefusedGlobal for everything off the list."""
+    """The object for `module.name` in a pickle in `file`; RefusedGlobal for everything that is not on the list."""
     module = PYTHON2_MODULES.get(module, module)
     name = PYTHON2_NAMES.get((module, name), name)
     if (module, name) in ALLOWED:
@@ -126,7 +126,7 @@ class SafeUnpickler(pickle._Unpickler):
     stack: list[Any]
 
     def __init__(self, file: IO[bytes], **kwargs: Any) -> None:
-        """Reads from `file`, never asking it for more bytes than it has: that alone would reserve memory for them."""
+        """Reads from `file`, but never requests more bytes than it has, which would allocate memory for them."""
         super().__init__(file, **kwargs)
         position = file.tell()
         end = file.seek(0, os.SEEK_END)
@@ -146,11 +146,11 @@ class SafeUnpickler(pickle._Unpickler):
         return allowed_global(self.filename, module, name)
 
     def refuse(self, what: Any, how: str) -> RefusedGlobal:
-        """The refusal of a call or a change of something that the allow-list contains as a name only."""
+        """The error for a call or a change of an object that the allow-list contains only as a name."""
         return RefusedGlobal(self.filename, f"{getattr(what, '__name__', type(what).__name__)} ({how})")
 
     def check_call(self, function: Any, args: Any) -> None:
-        """RefusedGlobal unless files of our kinds make such a call."""
+        """RefusedGlobal unless this call is one of those in `pickle_calls`."""
         if not isinstance(args, tuple):
             raise self.refuse(function, "called with no list of arguments")
         if isinstance(function, type) and issubclass(function, Inert):
@@ -172,7 +172,7 @@ class SafeUnpickler(pickle._Unpickler):
         super().load_newobj()  # type: ignore[misc]
 
     def load_newobj_ex(self) -> None:
-        """Makes an instance from named arguments, which no file of ours does."""
+        """Refuses instances from named arguments, which no supported file has."""
         raise self.refuse(self.stack[-3], "called with named arguments")
 
     def _instantiate(self, klass: Any, args: Any) -> None:
@@ -227,7 +227,7 @@ class SafeUnpickler(pickle._Unpickler):
         super().load_binpersid()  # type: ignore[misc]
 
     def load_persid(self) -> None:
-        """A text as reference to something outside, which no file of ours has."""
+        """Refuses references in text form to objects outside the pickle, which no supported file has."""
         raise pickle.UnpicklingError("a reference to something outside the file")
 
     def _check_storage(self, reference: Any) -> None:
@@ -266,8 +266,8 @@ def unpickler_for(
 
 
 def pickle_module_for(file: str | os.PathLike[str], record_sizes: dict[str, int] | None = None) -> Any:
-    """What `torch.load(pickle_module=...)` needs, with a SafeUnpickler inside. `record_sizes`: bytes of each tensor
-    that a zip container holds, by its key; in a legacy one they are bounded by the file."""
+    """A module for `torch.load(pickle_module=...)` with a SafeUnpickler. record_sizes: size in bytes of each tensor of
+    a zip container, by its key; in a legacy container sizes are limited by the file."""
     unpickler = unpickler_for(file, record_sizes)
     module = types.ModuleType("safe_pickle")
     module.Unpickler = unpickler  # type: ignore[attr-defined]
@@ -277,7 +277,7 @@ def pickle_module_for(file: str | os.PathLike[str], record_sizes: dict[str, int]
 
 @contextlib.contextmanager
 def pickle_errors(file: str | os.PathLike[str], expected: str) -> Iterator[None]:
-    """Turns what a damaged pickle makes Python raise into a BadFile about `file`."""
+    """Turns the exceptions that Python raises for a damaged pickle into a BadFile about `file`."""
     try:
         yield
     except UserError:
@@ -308,6 +308,6 @@ def pickle_errors(file: str | os.PathLike[str], expected: str) -> Iterator[None]
 def load(path: str | os.PathLike[str]) -> Any:
     """The object pickled in the file `path`: RefusedGlobal for code, MissingFile, or BadFile when damaged.
 
-    Arrays inside are not checked against each other (CSR indices may be out of range): the reader must."""
+    The arrays in it are not compared with each other (CSR indices may be out of range); the caller must do so."""
     with pickle_errors(path, "a pickle of plain data"), open_input(path) as stream:
         return unpickler_for(path)(stream).load()

@@ -1,7 +1,8 @@
-"""Sidecars: the small JSON beside every artefact that says what it is, so that sizes and types need not be typed and a
-mismatch is one sentence instead of a wrong perplexity. Files without one (downloads) are accepted.
+"""Sidecars: a sidecar is a small JSON file beside an artefact that describes it, so that sizes and types need not be
+given as flags, and files that do not belong together give an error instead of a wrong perplexity. Artefacts without a
+sidecar (downloads) are accepted.
 
-A sidecar has a digest of itself, since a changed number in it would change results as well as one in the artefact."""
+A sidecar has a digest of itself, since a changed number in it could change results like one in the artefact."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def sidecar_path(artefact: str) -> str:
 
 
 def write_sidecar(artefact: str, kind: str, fields: dict[str, Any]) -> None:
-    """Writes the sidecar; call it last, when the artefact is whole."""
+    """Writes the sidecar; to be called last, when the artefact is complete."""
     content = json.loads(json.dumps({"kind": kind, "format_version": FORMAT_VERSION, **fields}))
     write_json(sidecar_path(artefact), {**content, OWN_DIGEST: _digest_of(content)})
 
@@ -37,7 +38,7 @@ def _digest_of(content: dict[str, Any]) -> str:
 
 
 def _read(path: str) -> dict[str, Any]:
-    """A sidecar's fields without its digest; BadFile when it is none, or was changed."""
+    """A sidecar's fields without its digest; BadFile when the file is not a sidecar, or was changed."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise BadFile(path, repr(content)[:80], "a description", "make the artefact again")
@@ -52,7 +53,7 @@ def _read(path: str) -> dict[str, Any]:
 def read_sidecar(artefact: str, kind: str, types: dict[str, type[Any]]) -> dict[str, Any] | None:
     """The artefact's sidecar, or None when there is none.
 
-    `types` names the fields that must be there, each of the given type; BadFile otherwise."""
+    types: the required fields and their types; BadFile when one is missing or of another type."""
     path = sidecar_path(artefact)
     if not os.path.exists(path):
         return None
@@ -71,20 +72,20 @@ def read_sidecar(artefact: str, kind: str, types: dict[str, type[Any]]) -> dict[
 
 
 def remove_sidecar(artefact: str) -> None:
-    """To be called right before new files get their names: no old description ever stands beside them."""
+    """Removes the old sidecar; to be called right before new files are renamed, so that it never describes these."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(sidecar_path(artefact))
 
 
 def peek_sidecar(artefact: str) -> dict[str, Any]:
-    """Whatever is known of `artefact`, whose kind and fields are not looked at; nothing when it has no description."""
+    """The fields of the artefact's sidecar, whose kind and types are not checked; empty when it has no sidecar."""
     path = sidecar_path(artefact)
     return _read(path) if os.path.exists(path) else {}
 
 
 def read_any_sidecar(path: str) -> tuple[str, dict[str, Any]]:
-    """(artefact, fields) for a datastore's prefix or one of its files, another artefact's file, or a folder that holds
-    one; MissingFile when nothing describes it."""
+    """(artefact, fields of its sidecar) for a datastore's prefix or one of its files, another artefact's file, or a
+    folder that is an artefact; MissingFile when there is no sidecar."""
     stem = path.removesuffix(".json")
     for ending in ("_keys.npy", "_vals.npy", "_weights.npy"):
         stem = stem.removesuffix(ending)

@@ -1,8 +1,8 @@
-"""Files of `torch.save` in both containers, read by allow-list. A zip container has a CRC of each part, at which torch
-does not look: here a part whose bytes have another one is refused. The older container has no such thing; what can be
-known of it is that it ends where its last tensor does.
+"""Reading files of `torch.save` in both containers, by allow-list. A zip container has a CRC of each part, which torch
+does not check; here a part with a wrong CRC is refused. The older container has no CRCs; all that can be checked is
+that it ends where its last tensor ends.
 
-With `mmap` tensors stay in the file until they are used, so their CRCs are compared then: `StorageCheck`."""
+With `mmap`, tensors stay in the file until they are used, and their CRCs are compared then: `StorageCheck`."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ SHORTEST_TENSOR = 1 << 14  # bytes of a part that is compared at once even if th
 
 
 def read_torch_file(path: str | os.PathLike[str], expected: str, mmap: bool = False) -> Any:
-    """What `torch.save` wrote to `path`, through the allow-list of `fairseq.files.safe_pickle`; errors say `expected`.
+    """Reads a file of `torch.save`, by the allow-list of `fairseq.files.safe_pickle`; `expected` is used in errors.
 
-    With `mmap` the tensors of a zip container are pages of the file instead of memory: cheap for a caller that needs
-    only some of them (and passes those to a `StorageCheck`), fatal for one that keeps them while somebody overwrites
-    the file."""
+    With `mmap` the tensors of a zip container are memory-mapped. This is cheap for a caller that needs only some of
+    them (and passes these to a `StorageCheck`), but the process may crash if the file is overwritten while they are in
+    use."""
     path = os.fspath(path)
     with safe_pickle.pickle_errors(path, expected):
         if not is_zip(path, expected):
@@ -74,8 +74,9 @@ def _read_legacy(path: str, expected: str) -> Any:
 
 
 def zip_records(path: str, expected: str) -> dict[str, tuple[int, int]]:
-    """Bytes and CRC-32 of each tensor in a zip container, by its key. Containers that are more than tensors and plain
-    data are refused: TorchScript archives are programs, compressed or overlapping records can be larger than memory."""
+    """Size and CRC-32 of each tensor in a zip container, by its key. Containers with anything except tensors and plain
+    data are refused: TorchScript archives are programs, and compressed or overlapping records can be larger than
+    memory."""
     with _archive(path, expected) as archive:
         records = archive.infolist()
     if any(record.filename.endswith("/constants.pkl") for record in records):
@@ -101,15 +102,16 @@ def can_be_mapped(path: str | os.PathLike[str], expected: str) -> bool:
 
 
 def _foreign_byte_order(path: str) -> bool:
-    """Whether the tensors were saved on a machine of the other byte order: torch turns them around when it reads."""
+    """Whether the tensors were saved on a machine with the other byte order; torch swaps the bytes when it reads
+    them."""
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.endswith("/byteorder")]
         return any(archive.read(name) != sys.byteorder.encode() for name in names)
 
 
 def check_zip(path: str, expected: str, whole: bool) -> None:
-    """Refuses a zip container that has a part with another CRC than its directory says. Unless `whole`, the larger
-    tensors are left to a `StorageCheck`."""
+    """BadFile for a zip container with a part whose CRC differs from that in its directory. Unless `whole`, the larger
+    tensors are not checked here, but by a `StorageCheck`."""
     with _archive(path, expected) as archive:
         for record in archive.infolist():
             if whole or "/data/" not in record.filename or record.file_size <= SHORTEST_TENSOR:
@@ -122,7 +124,8 @@ def check_zip(path: str, expected: str, whole: bool) -> None:
 
 
 class StorageCheck:
-    """Call it with tensors of a mapped zip container: refused if their bytes are those of none of its parts."""
+    """To be called with tensors of a memory-mapped zip container: BadFile if their bytes do not match any of its
+    parts."""
 
     def __init__(self, path: str, expected: str) -> None:
         self.path, self.expected = path, expected

@@ -41,7 +41,7 @@ from tests.fuzz.campaign import restore
 from tests.fuzz.retrieval_readers import ARTEFACTS
 
 SECONDS = 60
-SEALED = ("walk of a sweep", "AdaptRet, half trained")  # one file, which has its digest in it
+SEALED = ("result of a sweep", "AdaptRet, half trained")  # one file, which has its digest in it
 PARTLY = ("datastore, half saved", "index, half built", "k-means, half done", "points of a sweep")  # likewise
 MOST_FILES = 2  # of an artefact with many that are alike
 
@@ -403,11 +403,11 @@ def gate_that_is_none(place: Path) -> None:
     refused(lambda: AdaptRet.load(str(place / "g.pt")))
 
 
-def walk_that_is_none(place: Path) -> None:
-    walk = of.walked()
-    walk.by_temperature[0, 0] = np.nan
-    walk.save(str(place / "w.npz"), of.IDENTITY)
-    assert of.Walked.load(str(place / "w.npz"), of.IDENTITY, 20) is None  # walked again
+def result_with_nan(place: Path) -> None:
+    result = of.setting_result()
+    result.by_temperature[0, 0] = np.nan
+    result.save(str(place / "w.npz"), of.IDENTITY)
+    assert of.SettingResult.load(str(place / "w.npz"), of.IDENTITY, 20) is None  # evaluated again
 
 
 def header(dtype: str, shape: str) -> str:
@@ -558,8 +558,8 @@ def train_on_others(folder: Path) -> dict[int, float]:
     return of.adaptret_network.train(of.gate_data(9), of.GATE, path, {}, progress=False).thresholds
 
 
-def walk_of_others(place: Path) -> None:
-    of.walked().save(str(place / "w.npz"), {"scores": "others"})
+def result_of_others(place: Path) -> None:
+    of.setting_result().save(str(place / "w.npz"), {"scores": "others"})
 
 
 NO_WORDS = "it has no words in it; whose it is, is another cell"
@@ -618,11 +618,11 @@ CELLS: dict[str, tuple[Cell | str, Cell | str, Cell | str, Cell | str]] = {
         P(replaced, "searches", "distances.npy", np.nan),
         both(P(crafted_arrays, "searches"), P(each, "searches", [("ids.npy", number) for number in OUTSIDE])),
     ),
-    "walk of a sweep": (
-        P(other_identity, "walk of a sweep", walk_of_others),
+    "result of a sweep": (
+        P(other_identity, "result of a sweep", result_of_others),
         NO_WORDS,
-        walk_that_is_none,
-        P(crafted_archives, "walk of a sweep", "w.npz"),
+        result_with_nan,
+        P(crafted_archives, "result of a sweep", "w.npz"),
     ),
     "points of a sweep": (
         P(other_identity, "points of a sweep", points_of_others),

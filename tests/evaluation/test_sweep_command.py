@@ -1,5 +1,5 @@
-"""A sweep's points are what eval_lm finds, and cost no second walk: against the golden bundle, whose settings eval_lm
-is checked with elsewhere."""
+"""A sweep's points are what eval_lm finds, and need no second evaluation pass: against the golden bundle, whose
+settings eval_lm is checked with elsewhere."""
 
 from __future__ import annotations
 
@@ -110,39 +110,39 @@ def test_lm_alone_and_tables(sweep: Any, tmp_path: Path) -> None:
 
 def test_a_killed_sweep_goes_on(sweep: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     flags = "--strategy retomaton --k 256 --min-knns 30 6 2"
-    walk, walks = sweep_module.Sweep._walk, []
+    evaluate, passes = sweep_module.Sweep._evaluate, []
 
     def killed(self: Any, *arguments: Any) -> Any:
-        if len(walks) == 2:
+        if len(passes) == 2:
             raise KeyboardInterrupt
-        walks.append(arguments)
-        return walk(self, *arguments)
+        passes.append(arguments)
+        return evaluate(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep_module.Sweep, "_walk", killed)
+        patch.setattr(sweep_module.Sweep, "_evaluate", killed)
         sweep(flags, 130)
     assert len(json.loads((tmp_path / "out.json").read_text())["points"]) == 2
 
     def counted(self: Any, *arguments: Any) -> Any:
-        walks.append(arguments)
-        return walk(self, *arguments)
+        passes.append(arguments)
+        return evaluate(self, *arguments)
 
-    monkeypatch.setattr(sweep_module.Sweep, "_walk", counted)
+    monkeypatch.setattr(sweep_module.Sweep, "_evaluate", counted)
     resumed = sweep(flags)
-    assert len(walks) == 3
+    assert len(passes) == 3
     more = sweep(flags + " --lmbda 0.1 0.25 0.4")
-    assert len(walks) == 3, "another lambda is only another mixture"
+    assert len(passes) == 3, "another lambda is only another mixture"
     assert [p for p in more["points"] if p["lmbda"] == 0.25] == resumed["points"]
     sweep(flags + " --knn-temp 1 7")
-    assert len(walks) == 6
+    assert len(passes) == 6
     kept = sweep("--strategy knnlm --k 256")
     assert len(kept["points"]) == 1 and len(kept["earlier_points"]) >= 12
 
 
-def test_a_strategy_that_sets_its_own_weight_is_walked_for_each_lambda(
+def test_a_strategy_that_sets_its_own_weight_is_evaluated_for_each_lambda(
     sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A weight that follows from lambda is not mixed again but walked again, and a fixed one does not change."""
+    """A weight that follows from lambda is not mixed again but evaluated again, and a fixed one does not change."""
     (tmp_path / "my_ideas").mkdir()
     (tmp_path / "my_ideas" / "__init__.py").write_text(
         "import torch\n"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairseq.evaluation.sweep import Walked
+from fairseq.evaluation.sweep import SettingResult
 from fairseq.files.array_stream import RowDigest
 from fairseq.files.atomic_io import temporary_path, write_json
 from fairseq.retrieval.clusters.greedy_merge import dump_neighbours, merge
@@ -227,20 +227,20 @@ def read_searches(folder: Path) -> bytes:
     return _bytes(searches.ids.astype(np.int64)[:, :5], searches.distances[:, :5])
 
 
-def walked() -> Walked:
-    """A walk of 20 tokens at two temperatures."""
+def setting_result() -> SettingResult:
+    """The result for 20 tokens at two temperatures."""
     generator = np.random.default_rng(7)
     by_temperature = -generator.random((2, 20)).astype(np.float32)
-    return Walked([1.0, 3.0], by_temperature, generator.random(20) < 0.5, by_temperature[0], 12.5, 0.25)
+    return SettingResult([1.0, 3.0], by_temperature, generator.random(20) < 0.5, by_temperature[0], 12.5, 0.25)
 
 
-def prepare_walk(folder: Path) -> list[Path]:
-    walked().save(str(folder / "w.npz"), IDENTITY)
+def prepare_result(folder: Path) -> list[Path]:
+    setting_result().save(str(folder / "w.npz"), IDENTITY)
     return [folder / "w.npz"]
 
 
-def read_walk(folder: Path) -> bytes:
-    known = Walked.load(str(folder / "w.npz"), IDENTITY, 20) or walked()
+def read_result(folder: Path) -> bytes:
+    known = SettingResult.load(str(folder / "w.npz"), IDENTITY, 20) or setting_result()
     return _bytes(*vars(known).values())
 
 
@@ -351,7 +351,7 @@ ARTEFACTS: dict[str, tuple[Part, Callable[[Path], bytes]]] = {
     "k-means, half done": (prepare_kmeans, read_kmeans),
     "scores": (prepare_scores, read_scores),
     "searches": (prepare_searches, read_searches),
-    "walk of a sweep": (prepare_walk, read_walk),
+    "result of a sweep": (prepare_result, read_result),
     "points of a sweep": (prepare_points, read_points),
     "AdaptRet": (prepare_gate, read_gate),
     "AdaptRet, half trained": (prepare_gate_state, read_gate_state),
