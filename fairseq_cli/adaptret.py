@@ -59,7 +59,7 @@ LAYOUT = Layout(
 )
 logger = logging.getLogger("fairseq_cli.adaptret")
 
-ARTICLES = 60  # number of pieces into which running text is divided, as many as the paper's articles; 1 in 10 is held out
+ARTICLES = 60  # pieces into which running text is divided, as many as the paper has articles; 1 in 10 is held out
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -195,8 +195,8 @@ def _knn_log_probs(args: argparse.Namespace, scores: ScoreCache) -> NDArray[np.f
 
 
 def _groups(scores: ScoreCache) -> NDArray[np.int64]:
-    """(N,): the group of each token: its sentence, where samples are sentences; else one of ARTICLES consecutive pieces of
-    the text."""
+    """(N,): the group of each token: its sentence, where samples are sentences; else one of ARTICLES consecutive pieces
+    of the text."""
     samples = np.arange(len(scores.lengths))
     if scores.info.get("sample_break_mode") != "eos":
         samples = scores.starts * min(ARTICLES, len(samples)) // max(1, len(scores))

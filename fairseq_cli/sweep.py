@@ -20,7 +20,7 @@ import torch
 from fairseq import options, utils
 from fairseq.errors import BadFile, BadFlag
 from fairseq.evaluation.figure_files import require_matplotlib
-from fairseq.evaluation.sweep import Sweep, Walk
+from fairseq.evaluation.sweep import Setting, Sweep
 from fairseq.evaluation.sweep_curves import ALWAYS, MEASURED, NO_MEMBERS, Naming, named_groups
 from fairseq.evaluation.sweep_figures import FIGURES, PAPER, draw_figures
 from fairseq.files.atomic_io import atomic_write, read_json
@@ -125,8 +125,9 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def walks_of(args: argparse.Namespace) -> Iterator[Walk]:
-    """Every combination that needs a walk of its own. What a strategy does not use does not multiply its walks."""
+def settings_of(args: argparse.Namespace) -> Iterator[Setting]:
+    """Every combination of values that needs an evaluation pass of its own. Values of flags that a strategy does not
+    use are not combined with it."""
     for text in args.strategy:
         for name, own, typed in expand_strategy(text):
             strategy = RETRIEVER_REGISTRY[name]
@@ -148,12 +149,13 @@ def walks_of(args: argparse.Namespace) -> Iterator[Walk]:
                 settings = {name: values[name] for name in ("strategy", "members", "k", "max_knns")}
                 settings |= {"min_knns": least, "seed": args.seed, "series": text}
                 settings |= {name: values[name] for name in own | typed}
-                yield Walk(settings, argparse.Namespace(**values))
+                yield Setting(settings, argparse.Namespace(**values))
 
 
-def naming_of(args: argparse.Namespace, walks: list[Walk]) -> Naming:
-    """How `--label` names the curves of these walks; BadFlag where a label names nothing, or two curves alike."""
-    strategies = {walk.settings["series"]: walk.settings["strategy"] for walk in walks}
+def naming_of(args: argparse.Namespace, all_settings: list[Setting]) -> Naming:
+    """The names of the curves of these settings by `--label`; BadFlag where a label matches no curve, or two curves get
+    the same name."""
+    strategies = {one.settings["series"]: one.settings["strategy"] for one in all_settings}
     known = dict.fromkeys([*strategies, *strategies.values(), *args.members])
     labels: dict[str, str] = {}
     for text in args.label:
@@ -164,7 +166,7 @@ def naming_of(args: argparse.Namespace, walks: list[Walk]) -> Naming:
             raise BadFlag("--label", repr(text), expected)
         labels[what] = name
     saving = {name: list(RETRIEVER_REGISTRY[name].saving_flags) for name in strategies.values()}
-    settings = [walk.settings for walk in walks]
+    settings = [one.settings for one in all_settings]
     naming = Naming(labels, saving)
     names = named_groups(settings, naming).keys()
     for what, name in labels.items():
@@ -238,19 +240,19 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Sweeps, writing the results after every walk; returns what PREFIX.json holds."""
+    """Evaluates all settings, writing the results after each of them; returns the content of PREFIX.json."""
     utils.import_user_module(args)
     _refuse_figure_flags(args)
-    walks = list(walks_of(args))
-    naming = naming_of(args, walks)
+    settings = list(settings_of(args))
+    naming = naming_of(args, settings)
     if args.figure:
         require_matplotlib()
     with claimed("--output", args.output, _files(args.output)), claimed("--figure", args.figure, _figure_files(args)):
-        return _sweep(args, walks, naming)
+        return _sweep(args, settings, naming)
 
 
 def _files(prefix: str) -> dict[str, Kind]:
-    """What a sweep writes beside its walks."""
+    """The files that a sweep writes, besides the folder of saved results."""
     table = text_beginning("a sweep's table", "strategy,", "LM alone:")
     return {prefix + ".json": RESULTS, prefix + ".csv": table, prefix + ".md": table}
 
@@ -260,32 +262,32 @@ def _figure_files(args: argparse.Namespace) -> dict[str, Kind]:
     return {f"{args.figure}{name}": FIGURE_KINDS[name.rpartition(".")[2]] for name in FIGURES}
 
 
-def _sweep(args: argparse.Namespace, walks: list[Walk], naming: Naming) -> dict[str, Any]:
+def _sweep(args: argparse.Namespace, settings: list[Setting], naming: Naming) -> dict[str, Any]:
     scores = ScoreCache.open(args.scores)
     device = torch.device("cuda" if args.knnlm_gpu and torch.cuda.is_available() else "cpu")
     most = argparse.Namespace(**{**vars(args), "k": max(args.k)})
     stores = open_stores(most, scores.dimension, device, scores.vocabulary)
     check_asked_by(args.dstore_filename, scores.info, [args.scores] * 4)
-    for walk in walks:
-        RETRIEVER_REGISTRY[walk.args.strategy].check_asked_by(walk.args, scores.info, [args.scores] * 4)
-    asked = search_identity(args, stores.index)
+    for setting in settings:
+        RETRIEVER_REGISTRY[setting.args.strategy].check_asked_by(setting.args, scores.info, [args.scores] * 4)
+    index_identity = search_identity(args, stores.index)
     identity = {
         "scores": {name: value for name, value in scores.info.items() if name != "command"},
-        "searches": asked,
+        "searches": index_identity,
         "values": quick_fingerprint(values_path(args.dstore_filename)),
         "similarity": [args.knn_sim_func, args.faiss_metric_type],
     }
     identity = json.loads(json.dumps(identity))
     kept = _kept_points(args.output + ".json", identity)
-    searches = saved_searches(scores, stores.index, max(args.k), asked, device, not args.no_progress_bar)
+    searches = saved_searches(scores, stores.index, max(args.k), index_identity, device, not args.no_progress_bar)
     sweep = Sweep(scores, searches, stores, args.output + ".walks", identity)
     results: dict[str, Any] = {"identity": identity, "lm": sweep.figures(sweep.lm_log_probs), "points": []}
     results |= vars(naming)
     began = time.perf_counter()
-    for number, walk in enumerate(walks, 1):
-        points = list(sweep.points(walk, args.lmbda, args.knn_temp))
+    for number, setting in enumerate(settings, 1):
+        points = list(sweep.points(setting, args.lmbda, args.knn_temp))
         results["points"] += points
-        logger.info("walk %d of %d: %s", number, len(walks), _summary(points[0]))
+        logger.info("setting %d of %d: %s", number, len(settings), _summary(points[0]))
         current = {_key(point) for point in results["points"]}
         other = [point for point in kept if _key(point) not in current]
         digest = _digest_of_points(json.loads(json.dumps(results["points"])), other)
