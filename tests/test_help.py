@@ -22,6 +22,7 @@ from fairseq.flags.layouts import DOCTOR, EVALUATION, PREPROCESSING, TRAINING
 from fairseq.registry import REGISTRIES
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 
+ROOT = Path(__file__).resolve().parent.parent
 OWN = ("build_dstore", "kmeans", "greedy_merge", "adaptret", "sweep")  # commands whose flags stand in one place
 LM_COMMANDS = {"preprocess": PREPROCESSING, "train": TRAINING, "eval_lm": EVALUATION, "doctor": DOCTOR}
 MODEL = "--path checkpoints/checkpoint_best.pt --max-tokens 128 --sample-break-mode none"
@@ -149,7 +150,10 @@ def test_the_rule_of_defaults(text: str, values: dict[str, Any], shown: str) -> 
 
 
 @pytest.mark.parametrize("command", [*LM_COMMANDS, *OWN])
-def test_usage_is_short_and_the_example_is_a_command(command: str, run_cli: Any) -> None:
+def test_usage_is_short_and_the_example_is_a_command(
+    command: str, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     done = run_cli(command, ["--help"])
     assert done.status == 0 and done.stderr == ""
     usage, _, rest = done.stdout.partition("\n\n")
@@ -181,6 +185,26 @@ def test_flags_of_extensions_are_shown_where_they_were_declared() -> None:
     groups = sections(parser, parser.layout)
     found = {title: [action.option_strings[-1] for action in actions] for title, actions in groups}
     assert found == {"Known": ["--known"], "Its own": ["--grouped"], "Other flags": ["--help", "--of-an-extension"]}
+
+
+OF_OTHER_PROGRAMS = "--editable"
+
+
+def test_documents_name_flags_that_exist() -> None:
+    known: set[str] = set(OF_OTHER_PROGRAMS.split())
+    for command in (*LM_COMMANDS, *OWN):
+        for words in [[], *(every_choice(command) if command in LM_COMMANDS else [])]:
+            known.update(*(action.option_strings for action in completed(command, words)._actions))
+    for source in (*ROOT.glob("examples/**/*"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("tests/conftest.py")):
+        if source.suffix in (".py", ".sh"):
+            known |= set(re.findall(r"(?<![\w-])--[a-z][\w-]*", source.read_text(encoding="utf-8")))
+    unknown: set[tuple[str, str]] = set()
+    for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = document.read_text(encoding="utf-8")
+        declared = set(re.findall(r"add(?:_argument)?\(\"(--[\w-]+)", text))  # by examples of extensions
+        named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text))
+        unknown |= {(document.name, flag) for flag in named - known - declared}
+    assert unknown == set()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from pathlib import Path
 from fairseq.data.encoders import build_bpe, build_tokenizer
 from fairseq.errors import BadFile, BadFlag, MissingFile
 from fairseq.files.atomic_io import atomic_write
-from fairseq.flag_types import positive_int
+from fairseq.flag_types import Parser, positive_int
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("prepare_law_mt")
@@ -103,11 +103,7 @@ def prepare(source: Path, path: Path, encode: Encode) -> None:
 
 def get_parser() -> argparse.ArgumentParser:
     """The flags of this script."""
-    parser = argparse.ArgumentParser(
-        description="Prepares Law-MT, or any raw text, for the WMT19 language model.",
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser(description="Prepares Law-MT, or any raw text, for the WMT19 language model.")
     add = parser.add_argument
     for split in SPLITS:
         add(f"--{split}", type=Path, metavar="FILE", help=f"raw text of the {split} split, one sentence a line")

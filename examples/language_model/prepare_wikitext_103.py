@@ -29,6 +29,7 @@ import numpy as np
 from fairseq.errors import BadFile, BadFlag, MissingDependency, MissingFile, UserError
 from fairseq.files.atomic_io import atomic_write, require_free_space
 from fairseq.files.output_lock import exclusive
+from fairseq.flag_types import Parser
 from fairseq_cli.entry import cli_entry
 
 logger = logging.getLogger("prepare_wikitext_103")
@@ -252,9 +253,7 @@ def verify_existing(split: str, path: Path) -> None:
 
 def get_parser() -> argparse.ArgumentParser:
     """The flags of this script."""
-    parser = argparse.ArgumentParser(
-        description="Prepares WikiText-103.", allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(description="Prepares WikiText-103.")
     add = parser.add_argument
     add("--dest", type=Path, default=Path("wikitext-103"), metavar="DIR", help="folder for wiki.*.tokens")
     add("--local", type=Path, metavar="PATH", help="take the text from this folder or zip instead of downloading it")
