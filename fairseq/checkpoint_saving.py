@@ -1,6 +1,6 @@
 """Writing checkpoints and restoring a training run from them: contents, names and conditions of fairseq 0.9, so that
-0.9 to 0.12 read the files strictly. Files are whole or absent; further names of the same state are hard links, or
-copies where the file system has none."""
+0.9 to 0.12 can read the files strictly. Files are written atomically; further names of the same state are hard links,
+or copies where the file system has no hard links."""
 
 from __future__ import annotations
 
@@ -98,8 +98,9 @@ def to_cpu(content: Any, dtype: torch.dtype | None = None, _seen: dict[Any, torc
 
 
 def save_checkpoint(args: argparse.Namespace, trainer: Any, epoch_itr: Any, val_loss: float | None) -> list[str]:
-    """Writes the state under each name whose condition holds now, deletes what the keep flags leave over, and returns
-    the paths written. `val_loss` (rounded as logged) decides on the best checkpoint; equal counts as better."""
+    """Writes the state under each name whose condition is met, deletes old checkpoints according to the --keep flags,
+    and returns the paths written. val_loss (rounded as logged) decides about the best checkpoint; an equal value counts
+    as better."""
     better = is_better(args, val_loss, trainer.best_score)
     if better:
         trainer.best_score = val_loss
@@ -127,7 +128,7 @@ def save_checkpoint(args: argparse.Namespace, trainer: Any, epoch_itr: Any, val_
 
 
 def _position(trainer: Any, epoch_itr: Any, val_loss: float | None) -> dict[str, Any]:
-    """Where the training is: in the data, and with its validation values."""
+    """The state of training: its position in the data, and its validation values."""
     extra_state = {"train_iterator": epoch_itr.state_dict(), "iterated": epoch_itr.identity, "val_loss": val_loss}
     if trainer.best_score is not None:
         extra_state["best"] = trainer.best_score
@@ -303,8 +304,9 @@ def _restore_iterator(args: argparse.Namespace, trainer: Any, extra_state: dict[
 def _other_batches(
     args: argparse.Namespace, trainer: Any, extra_state: dict[str, Any], epoch_itr: Any
 ) -> str | None:
-    """Why the place in the batches that a checkpoint holds is none in those of `epoch_itr`; None where it is one, or
-    where the epoch was complete. Checkpoints of fairseq have no digest of the batches: there, flags are compared."""
+    """Why the checkpoint's position in its batches is not valid for the batches of `epoch_itr`; None where it is valid,
+    or where the epoch was complete. Checkpoints of fairseq have no digest of the batches; for these, flags are
+    compared."""
     place, then = extra_state["train_iterator"], extra_state.get("iterated")
     offset = place.get("iterations_in_epoch", 0)
     if not offset:

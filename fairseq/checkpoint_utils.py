@@ -1,6 +1,6 @@
-"""Reading checkpoints of both generations: flat `args` (fairseq 0.9 and this package) and nested `cfg`
-(0.10 and later), in PyTorch's legacy and zip containers, without running anything that the file holds. Writing is in
-`fairseq.checkpoint_saving`, re-exported here under fairseq's names."""
+"""Reading checkpoints with flat `args` (fairseq 0.9 and this package) and with nested `cfg` (0.10 and later), in
+PyTorch's legacy and zip containers, without executing code in the file. Writing is in `fairseq.checkpoint_saving`,
+re-exported here under fairseq's names."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ CONTENT = "a checkpoint written by this package or fairseq"
 def load_checkpoint_to_cpu(
     path: str | os.PathLike[str], arg_overrides: dict[str, Any] | None = None, mmap: bool = False
 ) -> dict[str, Any]:
-    """The checkpoint's dict with tensors on the CPU, upgraded to today's form; `args` is a flat Namespace.
+    """The checkpoint's dict with tensors on the CPU, upgraded to the current layout; `args` is a flat Namespace.
 
-    `arg_overrides` are set on `args` before absent options are filled in. `mmap` is for callers that copy what they
-    need and let go: see `read_torch_file`."""
+    arg_overrides: set on `args` before missing options are filled in; mmap: for callers that copy the tensors they need
+    and drop the others, see `read_torch_file`."""
     state = read_torch_file(path, mmap)
     if (
         not isinstance(state, dict)
@@ -49,17 +49,17 @@ def load_checkpoint_to_cpu(
 
 
 def read_torch_file(path: str | os.PathLike[str], mmap: bool = False) -> Any:
-    """What `torch.save` wrote to `path`, through the allow-list of `fairseq.files.safe_pickle`.
+    """Reads a file of `torch.save`, by the allow-list of `fairseq.files.safe_pickle`.
 
-    With `mmap` the tensors of a zip container are pages of the file instead of memory: cheap for a caller that needs
-    only some of them, fatal for one that keeps them while somebody overwrites the file."""
+    With `mmap` the tensors of a zip container are memory-mapped. This is cheap for a caller that needs only some of
+    them, but the process may crash if the file is overwritten while they are in use."""
     return torch_files.read_torch_file(path, CONTENT, mmap)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Upgrades
 
-# The order says which group wins where two hold an option of one name.
+# If two groups have an option of the same name, the value of the later group in this order is used.
 CFG_GROUPS = (  # noqa: SIM905
     "model task criterion optimizer lr_scheduler tokenizer bpe scoring optimization dataset checkpoint common "
     "distributed_training common_eval eval_lm generation interactive bmuf ema"
@@ -113,7 +113,7 @@ def _component_name(component: Any) -> str | None:
 
 
 def upgrade_state(state: dict[str, Any], arg_overrides: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Brings a checkpoint's dict to today's form in place, with `arg_overrides` applied to its args."""
+    """Upgrades a checkpoint's dict to the current layout in place, with `arg_overrides` applied to its args."""
     args = state.get("args")
     if args is None:
         args = flatten_cfg(state["cfg"])
@@ -127,7 +127,7 @@ def upgrade_state(state: dict[str, Any], arg_overrides: dict[str, Any] | None = 
 
 
 def _upgrade_training_state(state: dict[str, Any]) -> None:
-    """Optimizer history and iterator position of files of 2017 and later, in today's places."""
+    """Moves optimizer history and iterator position of files of 2017 and later to their current places."""
     state.setdefault("extra_state", {})
     extra = state["extra_state"]
     if "optimizer_history" not in state:
@@ -153,7 +153,7 @@ def _upgrade_training_state(state: dict[str, Any]) -> None:
 
 
 def _upgrade_args(args: argparse.Namespace) -> None:
-    """Renamed options, then the declared defaults of what the file does not mention."""
+    """Renames options, then fills in the declared defaults of options that the file lacks."""
     if hasattr(args, "max_positions") and not hasattr(args, "max_source_positions"):
         args.max_source_positions = args.max_target_positions = args.max_positions
     if not hasattr(args, "task"):
@@ -241,8 +241,8 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
 
 
 def _unmapped(parameters: dict[str, Any], check: torch_files.StorageCheck) -> dict[str, Any]:
-    """The tensors of a mapped file, each checked, in memory of their own, tied ones still tied. Each one's pages are
-    let go once it is copied: they would count as this process's memory, which would then hold the weights twice."""
+    """Copies of the tensors of a memory-mapped file, each checked; tied tensors stay tied. The pages of each tensor are
+    released once it is copied, because they would count as this process's memory, in addition to the copies."""
     copies: dict[Any, torch.Tensor] = {}
     result = {}
     for name, value in parameters.items():
@@ -258,7 +258,8 @@ def _unmapped(parameters: dict[str, Any], check: torch_files.StorageCheck) -> di
 
 
 def _forget_pages(tensor: torch.Tensor) -> None:
-    """Tells Linux that the whole pages under a tensor of a mapped file are not needed now; they can be read again."""
+    """Tells Linux that the pages under a tensor of a memory-mapped file are not needed; they can be read again
+    later."""
     if not sys.platform.startswith("linux"):
         return
     page = mmap_module.PAGESIZE
@@ -270,7 +271,7 @@ def _forget_pages(tensor: torch.Tensor) -> None:
 
 
 def _build_and_load(filename: str, args: argparse.Namespace, task: Any, parameters: dict[str, Any]) -> Any:
-    """A model with the file's parameters; built without memory of its own where its class allows that."""
+    """A model with the file's parameters; built on the meta device, without memory, where its class allows that."""
     own = _is_own(args)
     check_parameters(filename, args, parameters)
     try:
@@ -300,12 +301,12 @@ def _build_and_load(filename: str, args: argparse.Namespace, task: Any, paramete
 
 
 def _is_own(args: argparse.Namespace) -> bool:
-    """Whether the architecture is one of this package, and no user's."""
+    """Whether the architecture is one of this package, not of `--user-dir`."""
     return getattr(ARCH_MODEL_REGISTRY.get(str(getattr(args, "arch", ""))), "__module__", "").startswith("fairseq.")
 
 
 def check_parameters(filename: str, args: argparse.Namespace, parameters: Any) -> None:
-    """BadFile when parameters are no tensors, too few for the layers that the options announce, or not finite."""
+    """BadFile when parameters are not tensors, too few for the number of layers in the options, or not finite."""
     if not isinstance(parameters, dict):
         raise BadFile(filename, f"{type(parameters).__name__} instead of parameters", "a tensor for each name")
     own = _is_own(args)

@@ -1,4 +1,4 @@
-"""One process: the functions that code made for fairseq asks about ranks, and a clear refusal of more."""
+"""fairseq's functions about ranks and processes, for a single process; runs with several processes are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fairseq.errors import BadFlag, UserError
 
 
 def infer_init_method(args: argparse.Namespace) -> None:
-    """Refuses a run over several processes, whether flags or the launcher's environment ask for it."""
+    """Refuses a run with several processes, requested by flags or by the launcher's environment variables."""
     world = int(os.environ.get("WORLD_SIZE", "1") or 1)
     if world > 1:
         raise UserError(
@@ -36,10 +36,10 @@ def get_rank() -> int:
 
 
 def get_world_size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return 1
 
 
 def all_gather_list(data: Any, group: Any = None, max_size: int = 16384) -> list[Any]:
-    """What every process holds, as a list by rank."""
+    """A list with the data of each process, by rank."""
     return [data]

@@ -1,5 +1,5 @@
-"""Exceptions for everything a user can cause: each is one sentence saying where, what was found, what was expected and
-what to do. The commands print that sentence and exit with status 2 (see `fairseq_cli.entry`)."""
+"""Exceptions for users' mistakes. The message of each is one sentence that says where the mistake is, what was found,
+what was expected and what to do. The commands print that sentence and exit with status 2 (see `fairseq_cli.entry`)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 
 
 class UserError(ValueError):
-    """A mistake in a flag, a file or the environment, told in one sentence."""
+    """A mistake in a flag, a file or the environment, described in one sentence."""
 
 
 class BadFile(UserError):
-    """A file whose content is not what its reader needs."""
+    """A file whose content cannot be used."""
 
     def __init__(self, file: str | os.PathLike[str], found: str, expected: str, remedy: str = "") -> None:
         self.file, self.found, self.expected, self.remedy = os.fspath(file), found, expected, remedy

@@ -1,5 +1,5 @@
-"""`Model.from_pretrained(folder)` and the object it returns: text in, log-probabilities or continued text out.
-Folders are local; nothing is downloaded or unpacked."""
+"""`Model.from_pretrained(folder)` and the object it returns, which scores and continues text. Folders are local;
+nothing is downloaded or unpacked."""
 
 from __future__ import annotations
 
@@ -107,12 +107,12 @@ class GeneratorHubInterface(nn.Module):
         return self.detokenize(self.remove_bpe(self.string(tokens)))
 
     def _start(self) -> int:
-        """The token before the first: bos for models trained with it, else eos."""
+        """The token that precedes a text: bos for models trained with it, else eos."""
         return self.src_dict.bos() if getattr(self.args, "add_bos_token", False) else self.src_dict.eos()
 
     @torch.no_grad()
     def score(self, sentence: str | list[str], **kwargs: Any) -> Any:
-        """Scores text that follows nothing: {"tokens" (T,), "positional_scores" (T,) in nats, "score": their mean}.
+        """Scores text without context: {"tokens" (T,), "positional_scores" (T,) in nats, "score": their mean}.
 
         Every token, the final eos included, is a target. Models are averaged in probability. A list gives a list."""
         if isinstance(sentence, list):

@@ -1,7 +1,8 @@
-"""What a key of the datastore, or a query, is made of: the activations of a language model, named for all models alike.
+"""Key types: the activations of a language model that form a key of the datastore, or a query, named in the same way
+for all models.
 
 `@register_key_type("name")` makes a class available as `--knn-keytype name`, also one of `--user-dir`; keys may have
-any width. docs/extending.md has a complete one."""
+any width. docs/extending.md has a complete example."""
 
 from __future__ import annotations
 
@@ -57,8 +58,8 @@ class Activations:
 
 
 class KeyType:
-    """Turns activations into keys. `needs`: what of a model it reads, by the names `last_ffn_input` and `final_hidden`
-    and by numbers of layers (-1 the last); a model that can collect a few activations collects these."""
+    """Turns activations into keys. needs: the activations that it reads, `last_ffn_input`, `final_hidden` or numbers of
+    layers (-1 is the last); a model that can return selected activations returns these."""
 
     needs: ClassVar[tuple[str | int, ...]] = ()
 

@@ -1,8 +1,8 @@
 """Meters: running averages, rates and stop-watches behind every logged number; their states go into checkpoints
 (`extra_state.metrics`: aggregator -> list of (priority, key, meter class name, meter state)).
 
-Values may be tensors on a GPU. They stay there, summed in float64, until somebody reads them, so that logging does not
-make the CPU wait for the GPU after each update."""
+Values may be tensors on a GPU. They are summed there in float64 and copied to the CPU only when they are read, so that
+logging does not make the CPU wait for the GPU after each update."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 
 
 def detached(value: Any) -> Any:
-    """A number for anything the CPU can read at once; a float64 scalar tensor for what lives on another device."""
+    """A Python number for values on the CPU; a float64 scalar tensor for values on another device."""
     if isinstance(value, torch.Tensor):
         if value.device.type == "cpu":
             return value.item()
@@ -54,7 +54,7 @@ class Meter:
         raise RuntimeError(f"{type(self).__name__} does not define load_state_dict")
 
     def reset(self) -> None:
-        """Forgets what was seen."""
+        """Resets the meter to its initial state."""
         raise RuntimeError(f"{type(self).__name__} does not define reset")
 
     @property
@@ -206,7 +206,7 @@ class MetersDict(OrderedDict[str, Meter]):
         self.opened = time.perf_counter()
 
     def add_meter(self, key: str, meter: Meter, priority: int) -> None:
-        """Inserts a new meter at the place its priority asks for."""
+        """Inserts a new meter in the order of priorities."""
         assert key not in self, f"a meter named {key} exists already"
         super().__setitem__(key, meter)
         bisect.insort(self.priorities, (priority, len(self.priorities), key))

@@ -1,4 +1,4 @@
-"""Named aggregators of meters: whatever is logged inside `with aggregate("train"):` lands in every open aggregator.
+"""Named aggregators of meters: values logged inside `with aggregate("train"):` are added to every open aggregator.
 
 The trainer keeps "default" (always open) and "train" (reset each epoch); a validation opens a fresh root so that its
 numbers do not mix with training's. Checkpoints store `state_dict()`."""
@@ -20,7 +20,7 @@ _active: list[MetersDict] = []
 
 
 def reset() -> None:
-    """Forgets all aggregators."""
+    """Removes all aggregators."""
     _aggregators.clear()
     _active.clear()
     _aggregators["default"] = MetersDict()

@@ -33,7 +33,7 @@ def build_progress_bar(
     default: str = "tqdm",
     no_progress_bar: str = "none",
 ) -> BaseProgressBar:
-    """The bar that `--log-format`, `--no-progress-bar` and the terminal ask for."""
+    """The progress bar for `--log-format`, `--no-progress-bar` and the terminal."""
     log_format = args.log_format
     if log_format is None:
         log_format = no_progress_bar if args.no_progress_bar else default
@@ -91,7 +91,7 @@ class BaseProgressBar:
         return False
 
     def log(self, stats: Mapping[str, Any], tag: str | None = None, step: int | None = None) -> None:
-        """Shows `stats` if the moment has come."""
+        """Shows `stats` if it is due."""
 
     def print(self, stats: Mapping[str, Any], tag: str | None = None, step: int | None = None) -> None:
         """Shows the `stats` of a finished loop under the logger `tag`."""

@@ -1,5 +1,5 @@
-"""What a program refuses although it could go on (artefacts that do not belong together, a plan that does not fit on
-the machine), and `--force`, which makes it go on all the same. What was forced is noted in the results file."""
+"""Refusals that `--force` overrides: artefacts that do not belong together, and jobs that do not fit on the disk or in
+memory. Overridden refusals are recorded in the results file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _state: dict[str, Any] = {"force": False, "forced": []}
 
 
 def reset() -> None:
-    """Refuses again, and forgets what was forced; each command starts so."""
+    """Makes refusals effective again and clears the list of overridden ones; called when a command starts."""
     _state.update(force=False, forced=[])
 
 
 def refuse(error: UserError) -> None:
-    """Raises `error`, unless `--force` was given: then a warning says it, and the results file will."""
+    """Raises `error`; with `--force` logs it as a warning, and records it for the results file."""
     if not _state["force"]:
         raise error
     if str(error) not in _state["forced"]:
@@ -30,7 +30,7 @@ def refuse(error: UserError) -> None:
 
 
 def forced() -> list[str]:
-    """The sentences that `--force` overrode so far."""
+    """The messages of the refusals that `--force` has overridden so far."""
     return list(_state["forced"])
 
 
@@ -51,7 +51,8 @@ def add_force(parser: Any) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that this process may still take: free memory of the machine, or of its container if that has less."""
+    """Bytes of memory that this process can still allocate: free memory of the machine, or of its container if that has
+    less."""
     limits = []
     try:
         with open("/proc/meminfo", encoding="ascii") as stream:
@@ -68,7 +69,7 @@ def available_memory() -> int | None:
 
 
 def require_memory(needed: int, what: str, remedy: str) -> None:
-    """Refuses a job that needs `needed` bytes of memory where there are fewer."""
+    """Refuses a job that needs `needed` bytes of memory if fewer are available."""
     available = available_memory()
     if available is not None and needed > available:
         refuse(

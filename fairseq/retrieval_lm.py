@@ -3,7 +3,8 @@
     lm = RetrievalLM.open("checkpoint_best.pt", "data-bin", dstore_filename="dstore/dstore16", indexfile="knn.index")
     lm.score_text("the same words as ever").perplexity
 
-Settings are keyword arguments with the names of `eval_lm.py`'s flags, and what they open is what the command opens."""
+Settings are keyword arguments with the names of `eval_lm.py`'s flags, and the same files are opened as by the
+command."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ CONTEXT = 20  # tokens of an entry's text that a Neighbour shows
 
 @dataclass(frozen=True)
 class ScoredText:
-    """A text's tokens and what was predicted for them; arrays are (T,), logarithms in nats.
+    """A text's tokens and their log-probabilities; arrays are (T,), logarithms in nats.
 
     log_probs: of the mixture; lm_log_probs: of the model; knn_log_probs: of retrieval (-10000 where no candidate has
     the right value, minus infinity without candidates); lmbda: retrieval's weight; searched: whether the index was
@@ -46,12 +47,12 @@ class ScoredText:
 
     @property
     def perplexity(self) -> float:
-        """Per token, the end of each line included."""
+        """Perplexity per token, the end of each line included."""
         return math.exp(-float(self.log_probs.astype(np.float64).mean()))
 
     @property
     def lm_perplexity(self) -> float:
-        """That of the model alone."""
+        """Perplexity per token of the model alone."""
         return math.exp(-float(self.lm_log_probs.astype(np.float64).mean()))
 
     @property
@@ -62,7 +63,8 @@ class ScoredText:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A datastore entry near a context: its number, its distance, the token that followed it, its text before that."""
+    """A datastore entry near a context: its number, its distance, the token that followed it, and the text before
+    that."""
 
     entry: int
     distance: float
@@ -80,7 +82,8 @@ class RetrievalLM:
     @classmethod
     def open(cls, path: str, data: str, **settings: Any) -> RetrievalLM:
         """The model in the checkpoint `path` with the dictionary of the folder `data`, and the datastore that the
-        settings name. UserError (one sentence) for whatever does not exist, does not fit or belongs to another model.
+        settings name. UserError (one sentence) for files that do not exist, do not fit together or belong to another
+        model, and for invalid settings.
 
         settings: `eval_lm.py`'s flags, such as dstore_filename, indexfile, index="exact", members, k, lmbda, knn_temp,
         min_knns, max_knns, strategy and its own flags, probe, knn_sim_func, context_window, max_tokens, user_dir, cpu.
@@ -215,7 +218,8 @@ class RetrievalLM:
 
 
 class _Mixture:
-    """The retrieval step for one text that is being written: p of every token, then the token that was chosen."""
+    """The retrieval step while a text is generated: probabilities of all tokens, then `observe` with the chosen
+    token."""
 
     def __init__(self, knnlm: KNNLM) -> None:
         self.knnlm, self.retriever, self.position = knnlm, knnlm.retriever.twin(), 0
@@ -240,7 +244,7 @@ class _Mixture:
         return mixed.log()
 
     def observe(self, token: int) -> None:
-        """The token that came."""
+        """Takes the token that was chosen."""
         _, searched, given = self.retrieved
         target = torch.tensor([token], device=self.knnlm.device)
         outcome = count_votes(searched, given, self.knnlm.values, target, self.knnlm.inverse_temperatures)

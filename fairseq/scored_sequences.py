@@ -1,5 +1,5 @@
-"""Scored sequences: the triples that cross from the language model to retrieval. A language model is whatever yields
-these; retrieval needs nothing else of it."""
+"""Scored sequences: the triples (query, target, log p_LM) that a language model passes to retrieval. Retrieval needs
+nothing else of a language model, so that any model can be used that yields these."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-# What a strategy may ask of the LM beyond the triples: its largest probability and its entropy (nats), (T,) float32
-# each, and the CONTEXT_TOKENS tokens before each target, nearest first, (T, 4) int64. They cost a full softmax.
+# Features that a strategy may request of the LM besides the triples: its largest probability and its entropy (nats),
+# (T,) float32 each, which require a full softmax, and the CONTEXT_TOKENS tokens before each target, nearest first, (T,
+# 4) int64.
 FEATURES = ("lm_max", "lm_entropy", "context")
 CONTEXT_TOKENS = 4
 
 
 @dataclass
 class ScoredSequence:
-    """One evaluated sample: what the LM was asked, what was right, and how probable it found that.
+    """One evaluated sample.
 
-    queries: (T, D) float32, the key activation before each target; targets: (T,) int64 token ids;
-    lm_log_probs: (T,) float32 in nats; sample_id: the sample's number in the dataset; features: those of FEATURES that
-    were asked for, by name; preceding: the token before the first target, -1 where nobody knows it."""
+    queries: (T, D) float32, the key activation before each target; targets: (T,) int64 token ids; lm_log_probs: (T,)
+    float32, the LM's log-probabilities of the targets in nats; sample_id: the sample's number in the dataset; features:
+    the requested ones of FEATURES, by name; preceding: the token before the first target, -1 where it is unknown."""
 
     sample_id: int
     queries: Tensor
@@ -34,7 +35,8 @@ class ScoredSequence:
 
 
 def lockstep_groups(sequences: Iterable[ScoredSequence], tokens: int) -> Iterator[list[ScoredSequence]]:
-    """Consecutive sequences in groups of at most `tokens` tokens (or one longer sequence): what advances together."""
+    """Consecutive sequences in groups of at most `tokens` tokens (or one longer sequence), which are advanced
+    together."""
     group: list[ScoredSequence] = []
     waiting = 0
     for sequence in sequences:

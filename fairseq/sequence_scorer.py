@@ -13,14 +13,14 @@ from torch import Tensor
 
 from fairseq.key_types import key_type_named, keys_of
 
-CHUNK_ELEMENTS = 1 << 24  # log-probabilities of whole distributions alive at once: 64 MiB in float32
+CHUNK_ELEMENTS = 1 << 24  # log-probabilities of whole distributions in memory at a time: 64 MiB in float32
 
 
 class SequenceScorer:
     """`generate(models, sample)` scores the targets of a batch.
 
     softmax_batch is accepted for compatibility; only the targets' log-probabilities are computed, in bounded memory.
-    features: "lm_max" and "lm_entropy", when asked for, are computed from the whole distributions, chunk by chunk."""
+    features: "lm_max" and "lm_entropy", when requested, are computed from the whole distributions, chunk by chunk."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """The trainer: one update over a group of micro-batches, one validation step, and the state that a checkpoint keeps.
 
-An update: seed = seed + number of updates; gradients of the summed loss of all micro-batches; divided
-by their total sample size; clipped; optimiser step; next learning rate. Nothing here waits for a GPU: sizes, losses and
-norms stay tensors until a line is printed (loss scaling for --fp16 is the exception, it must know of overflows)."""
+An update: seed = seed + number of updates; gradients of the summed loss of all micro-batches; divided by their total
+sample size; clipped; optimiser step; next learning rate. The CPU does not wait for the GPU: sizes, losses and norms
+stay tensors until a line is printed (except for the loss scaling of --fp16, which has to detect overflows)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains `model` with `criterion` as `args` say. Optimiser and schedule are made when first used."""
+    """Trains `model` with `criterion` and the flags `args`. Optimiser and schedule are built when first used."""
 
     def __init__(self, args: argparse.Namespace, task: Any, model: Any, criterion: Any, *unused: Any) -> None:
         self.args, self.task = args, task
@@ -130,7 +130,7 @@ class Trainer:
     # Data
 
     def get_train_iterator(self, epoch: int, combine: bool = True, load_dataset: bool = True) -> Any:
-        """Batches of the training split, for when `epoch` epochs are complete."""
+        """Iterator over the batches of the training split after `epoch` complete epochs."""
         args = self.args
         if load_dataset:
             logger.info("loading train data for epoch %d", epoch)
@@ -317,7 +317,8 @@ class Trainer:
         optimizer_overrides: dict[str, Any] | None = None,
         reset_meters: bool = False,
     ) -> dict[str, Any] | None:
-        """Restores the state in `filename` but for what is reset; returns its extra_state, None for a missing file."""
+        """Restores the state in `filename`, except for the parts that the --reset flags name; returns its extra_state,
+        None for a missing file."""
         if not os.path.exists(filename):
             logger.info("no existing checkpoint found %s", filename)
             return None

@@ -1,5 +1,5 @@
-"""Training flags that contradict each other: where the result would be lost that is refused, where one of them has no
-effect a warning says which."""
+"""Checks of training flags that contradict each other: a training whose result would not be saved is refused, and a
+warning names flags without effect."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ EFFECTLESS: list[tuple[Condition, str, str]] = [
 
 
 def _nothing_saved(args: argparse.Namespace) -> bool:
-    """Whether no condition under which a checkpoint is written can hold."""
+    """Whether no checkpoint can ever be written with these flags."""
     given = args.no_epoch_checkpoints and args.no_last_checkpoints and args.disable_validation
     return given and not args.no_save and args.save_interval_updates <= 0
 
 
 def check_training_flags(args: argparse.Namespace) -> None:
-    """Warns of flags without effect; BadFlag for a training of which nothing would be kept."""
+    """Warns of flags without effect; BadFlag for a training of which nothing would be saved."""
     if _holds(_nothing_saved, args):
         found = "it with --no-epoch-checkpoints and --disable-validation"
         raise BadFlag("--no-last-checkpoints", found, "something to save", "drop one, or say --no-save")

@@ -1,6 +1,6 @@
-"""What a checkpoint says of the run that it continues, checked before anything of it is used: a file with other types,
-shapes or numbers is one sentence, neither a traceback in the middle of an epoch nor a run that trains on with nonsense.
-The layout is in docs/formats.md."""
+"""Checks of the training state in a checkpoint, before anything of it is used: wrong types, shapes or numbers give an
+error of one sentence, not a traceback in the middle of an epoch or a training with meaningless values. The layout is in
+docs/formats.md."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONGEST = 80  # characters of a value that a sentence shows
 
 
 class StateCheck:
-    """Checks parts of the checkpoint `filename`; `remedy` says what to do when one is wrong."""
+    """Checks parts of the checkpoint `filename`; remedy: the remedy in its errors."""
 
     def __init__(self, filename: str, remedy: str) -> None:
         self.filename, self.remedy = filename, remedy
@@ -77,7 +77,7 @@ def _short(value: Any) -> str:
         return f"a tensor {tuple(value.shape)} of {value.dtype}"
     try:
         text = repr(value)
-    except Exception:  # a crafted object may be unable to say what it is
+    except Exception:  # a crafted object may raise exceptions of any kind
         text = type(value).__name__
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
@@ -100,7 +100,7 @@ def check_history(filename: str, history: Any) -> list[dict[str, Any]]:
 
 
 def check_schedule(filename: str, state: Any, own: Mapping[str, Any]) -> dict[str, Any]:
-    """`lr_scheduler_state`, for a schedule whose own state is `own`: what the file lacks is taken from there."""
+    """`lr_scheduler_state`, for a schedule with the state `own`, from which missing fields are taken."""
     check = StateCheck(filename, "use an earlier checkpoint, or pass --reset-lr-scheduler")
     check.of_type(state, dict, "lr_scheduler_state", "a dictionary")
     for key in own:

@@ -1,4 +1,4 @@
-"""fairseq's public small helpers, kept under their names for code written against fairseq."""
+"""Small public functions of fairseq, under the same names, for code that was written for fairseq."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ __all__ = [
 
 
 def import_user_module(args: Any) -> None:
-    """Imports the package that `--user-dir` names, once, before options are parsed, so that what it registers is known.
+    """Imports the package that `--user-dir` names, once, before options are parsed, so that the classes that it
+    registers are available.
 
-    This is the one door through which user code enters. Relative paths are tried from the working directory, then from
-    the folder above the `fairseq` package."""
+    This is the only way in which code of the user is executed. Relative paths are tried from the working directory,
+    then from the folder above the `fairseq` package."""
     path = getattr(args, "user_dir", None)
     if path is None:
         return

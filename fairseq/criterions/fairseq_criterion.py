@@ -1,4 +1,4 @@
-"""The face every loss shows the trainer, and what the losses here have in common."""
+"""The interface of losses, and the code that the losses here have in common."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ LossResult = tuple[Tensor, Any, LoggingOutput]
 
 class FairseqCriterion(nn.Module):
     """Base class. `forward(model, sample, reduce)` returns (loss, sample_size, logging_output): the loss is a sum in
-    nats, sample_size the divisor of its gradient. Sizes may be scalar tensors, so that a GPU need not be waited for."""
+    nats, sample_size the divisor of its gradient. Sizes may be scalar tensors, so that the CPU need not wait for a
+    GPU."""
 
     def __init__(self, args: argparse.Namespace, task: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From text to batches: dictionary, binarised files, blocks, context windows, batches. Knows nothing of models."""
+"""Data: dictionary, binarised files, token blocks, context windows, batches. This package does not import models."""
 
 from fairseq.data import encoders
 from fairseq.data.concat_dataset import ConcatDataset

@@ -1,7 +1,8 @@
-"""From text to token ids, in arrays: a piece of text at a time is cut into words, looked up, and given its end-of-line
-tokens. Training text is read only once: its words are numbered in order of appearance while they are counted, and the
-numbers are translated when the dictionary is known. Parts of a file can be done by several processes, the first of them
-by this one; the result is the same, byte for byte. File layout and counting rules follow fairseq 0.9."""
+"""Turns text into token ids by array operations: a piece of text at a time is split into words, the words are looked
+up, and end-of-line tokens are added. Training text is read only once: while its words are counted they are numbered in
+order of appearance, and when the dictionary is complete these numbers are replaced by ids. Parts of a file can be
+processed by several processes, the first part by this one; the result is the same to the byte. File layout and counting
+rules follow fairseq 0.9."""
 
 from __future__ import annotations
 
@@ -31,15 +32,15 @@ from fairseq.files.atomic_io import PROCESS, discard, process_name, temporary_pa
 from fairseq.files.output_lock import holds_lock_for
 from fairseq.tokenizer import tokenize_line
 
-LINE_END_MARK = np.iinfo(np.int32).max  # in the place of an id, until it becomes an eos
-SMALLEST_PART = 1 << 20  # bytes that are worth a process of their own
-SMALLEST_ENCODED_PART = 1 << 14  # the same where an encoder does a line at a time
-COPY_STEP = 1 << 16  # tokens moved at a time when parts are joined: they stay in the cache
+LINE_END_MARK = np.iinfo(np.int32).max  # temporary id of a line end, which is replaced by eos
+SMALLEST_PART = 1 << 20  # bytes; smaller parts are not worth a process
+SMALLEST_ENCODED_PART = 1 << 14  # the same where an encoder processes one line at a time
+COPY_STEP = 1 << 16  # tokens copied at a time when parts are joined, so that they fit in the cache
 
 
 @dataclass
 class Summary:
-    """What a text consists of: lines, tokens (with end-of-line), words replaced by unk, and odd characters by kind."""
+    """Counts of a text: lines, tokens (with end-of-line), words replaced by unk, and odd characters by kind."""
 
     nseq: int = 0
     ntok: int = 0
@@ -47,7 +48,7 @@ class Summary:
     odd: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Summary) -> None:
-        """Adds another part's numbers."""
+        """Adds the counts of another part."""
         self.nseq, self.ntok, self.nunk = self.nseq + other.nseq, self.ntok + other.ntok, self.nunk + other.nunk
         self.odd.update(other.odd)
 
@@ -103,7 +104,7 @@ class Encoder:
                 progress(len(text))
 
     def _reverse(self, tokens: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Turns the words of each line around; its eos stays last."""
+        """Reverses the words of each line; its eos stays last."""
         words = np.repeat(sizes - int(self.append_eos), sizes)
         begin = np.repeat(np.cumsum(sizes) - sizes, sizes)
         position = np.arange(len(tokens)) - begin
@@ -149,7 +150,7 @@ def _encode_part(path: str, start: int, end: int, prefix: str | None, encoder: E
 
 
 def _worker(answers: Connection, work: Callable[..., Any], *args: Any) -> None:
-    """A worker process: sends what `work` returns, or the sentence of a user's mistake, or what the system said."""
+    """The main function of a worker process: sends the result of `work`, or the message of a UserError or OSError."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
 
     def watch() -> None:
@@ -180,9 +181,9 @@ def _helped(
     extra: Any,
     smallest: int = SMALLEST_PART,
 ) -> Iterator[tuple[int, Iterator[Any]]]:
-    """Shares a file out among `workers` processes (fewer if parts had less than `smallest` bytes). Gives the end of the
-    first part, which is this process's own, and what `work` returns of the others, in order; they are done
-    meanwhile."""
+    """Divides a file among `workers` processes (fewer if parts had less than `smallest` bytes). Yields the end of the
+    first part, which this process works on, and the results of `work` for the other parts, in order, which other
+    processes compute in the meantime."""
     offsets = part_offsets(path, max(1, min(workers, file_size(path) // smallest)))
     processes, answers = [], []
     for k, (start, end) in enumerate(zip(offsets[1:], offsets[2:]), start=1):
@@ -218,7 +219,7 @@ def _helped(
 
 @contextlib.contextmanager
 def _scratch(prefix: str) -> Iterator[None]:
-    """Removes the scratch files of parts in the end, those of killed runs included."""
+    """Removes the scratch files of all parts at the end, including those of killed runs."""
     try:
         yield
     finally:

@@ -86,8 +86,8 @@ def split_exists(path: str) -> bool:
 
 
 def _raw_copy(path: str) -> str:
-    """The name of a split: `path`, or what `preprocess.py --only-source --dataset-impl raw` makes of it when only that
-    is there. fairseq writes the second and reads the first."""
+    """The path of a raw split: `path`, or the name that `preprocess.py --only-source --dataset-impl raw` writes, if
+    only that exists. (fairseq writes the second and reads the first.)"""
     from fairseq.data import indexed_dataset
 
     named = path + ".None-None"
@@ -126,7 +126,7 @@ def _fits(size: Any, max_positions: Any) -> bool:
 
 
 def filter_by_size(indices: np.ndarray, dataset: Any, max_positions: Any, raise_exception: bool = False) -> np.ndarray:
-    """Leaves out the items longer than `max_positions` (number, tuple or dict), with a warning.
+    """Drops items longer than `max_positions` (number, tuple or dict), with a warning.
 
     `raise_exception` makes the first such item a UserError. Returns the kept indices in their order."""
     indices = np.asarray(indices, dtype=np.int64)

@@ -1,5 +1,5 @@
-"""The interface between data and training: what a dataset must answer so that its items can be ordered, batched and
-collated. `BaseWrapperDataset` passes every question on to the dataset it wraps, so a wrapper overrides only its own."""
+"""The interface of datasets: the methods by which items are ordered, batched and collated. `BaseWrapperDataset`
+forwards all of them to the dataset that it wraps, so that a wrapper overrides only those that it changes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class FairseqDataset(torch.utils.data.Dataset):
         raise NotImplementedError(f"{type(self).__name__} has no prefetch; ask supports_prefetch first")
 
     def set_epoch(self, epoch: int) -> None:
-        """Told at the start of every epoch; the default has no use for it."""
+        """Called at the start of every epoch; does nothing by default."""
 
 
 class SizedDataset(FairseqDataset):
@@ -86,7 +86,7 @@ class SizedDataset(FairseqDataset):
 
 
 class BaseWrapperDataset(FairseqDataset):
-    """A dataset seen through another one: everything is answered by the wrapped `dataset`."""
+    """A dataset that forwards all methods to the wrapped `dataset`."""
 
     def __init__(self, dataset: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The door to binarised splits: finds out which format a path holds, opens it, and makes builders for writing.
+"""Opening and writing binarised splits: detects the format at a path, opens it, and makes builders for writing.
 
 Formats: `mmap` (mmap_dataset.py), `lazy` and `cached` (legacy_dataset.py), `raw` (raw_dataset.py)."""
 

@@ -18,7 +18,7 @@ import torch.utils.data
 from fairseq.data import data_utils
 from fairseq.errors import UserError
 
-SAMPLED = 64  # batches by whose text others are told apart
+SAMPLED = 64  # number of batches whose texts are part of the digest that identifies the batches
 
 
 class CountingIterator:
@@ -99,8 +99,8 @@ class ShardedIterator(CountingIterator):
 
 
 class _Batches:
-    """A DataLoader's batches. A UserError of a worker process arrives wrapped in that worker's traceback: what is
-    raised here is its sentence again."""
+    """A DataLoader's batches. A UserError in a worker process arrives with the worker's traceback in its message; here
+    a UserError with the original sentence is raised."""
 
     def __init__(self, loader: torch.utils.data.DataLoader[Any]) -> None:
         self.loader = loader
@@ -119,7 +119,7 @@ class _Batches:
 
 
 class EpochBatchIterator:
-    """Gives the batches of one epoch after the other, and saves and restores its place.
+    """Iterates over the batches of one epoch after the other; its position can be saved and restored.
 
     `batch_sampler`: the batches as lists of indices. Epochs are numbered from 1; `epoch` is the last one started, 0
     before the first. Each epoch's order is a shuffle under the seed `seed + epoch`, then dealt out to the shards."""
@@ -184,13 +184,13 @@ class EpochBatchIterator:
         return self._next_epoch_itr.count if self._next_epoch_itr is not None else self._consumed
 
     def state_dict(self) -> dict[str, Any]:
-        """The place: running epoch and batches consumed in it (all of them at an epoch's end)."""
+        """The position: current epoch and batches consumed in it (all of them at an epoch's end)."""
         return {"epoch": self.epoch, "iterations_in_epoch": self.iterations_in_epoch, "shuffle": self.shuffle}
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """By what a place in these batches is known to be one in them: their number for this shard, and a digest of
-        their order and of the texts that begin some of them."""
+        """Identifies the batches to which a position belongs: their number in this shard, and a digest of their order
+        and of the first texts of some of them."""
         batches = [np.asarray(batch, np.int64) for batch in self.frozen_batches]
         digest = hashlib.blake2b(f"{self.seed} {self.num_shards} {self.shard_id}".encode(), digest_size=16)
         digest.update(np.array([len(batch) for batch in batches], "<i8").tobytes())
@@ -204,7 +204,7 @@ class EpochBatchIterator:
         return {"batches": len(self), "digest": digest.hexdigest()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores a place, in this format or in the later one (`version` 2: a finished epoch is `epoch + 1`, 0)."""
+        """Restores a position, in this format or in the later one (`version` 2: a finished epoch is `epoch + 1`, 0)."""
         self.epoch = state_dict["epoch"]
         offset = state_dict.get("iterations_in_epoch", 0)
         self.shuffle = state_dict.get("shuffle", True)

@@ -57,7 +57,7 @@ class LMContextWindowDataset(BaseWrapperDataset):
         return sample
 
     def ordered_indices(self) -> np.ndarray:
-        """The order of the data: sorting by length would tear the context apart."""
+        """The order of the data, without sorting by length, because the context of a row is the row before it."""
         return np.arange(len(self.dataset))
 
     def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""The sidecar of a binarised split, `SPLIT.json`, which preprocess writes: digests of its files, and of the words that
-its numbers stand for. Opening a split compares both, so that neither a flipped bit nor another dictionary gives other
-numbers. Splits of fairseq have none and are taken as they are; fairseq does not look at ours."""
+"""The sidecar of a binarised split, `SPLIT.json`, which preprocess writes: digests of the split's files, and of the
+words of its dictionary. Opening a split compares both, so that a flipped bit or another dictionary is detected. Splits
+of fairseq have no sidecar and are not compared; fairseq ignores the sidecar."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def _words(dictionary: Dictionary, count: int | None = None) -> str:
 
 
 def check_text(path: str, dictionary: Dictionary | None = None) -> None:
-    """Refuses a split that is not the one that its sidecar describes, or was binarised with other words than those of
-    `dictionary` (which may have more at its end)."""
+    """BadFile for a split that differs from its sidecar, or that was binarised with other words than those of
+    `dictionary` (which may have further words at its end)."""
     known = peek_sidecar(path)
     if known.get("kind") != KIND:
         return

@@ -1,5 +1,5 @@
-"""Raw text lines to what the dictionary counts: through the tokeniser and the sub-word encoder that flags name. The
-same objects stand behind the hub interface, so a text typed there is cut as the training text was."""
+"""Encodes lines of raw text to the words or subwords of the dictionary, by the tokeniser and the sub-word encoder that
+flags name. The hub interface uses the same objects, so that it splits a text in the same way as the training text."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fairseq.files.odd_characters import ENCODER_MARKS, UNKNOWN_WORDS, count_odd
 
 
 class TextEncoder:
-    """Encodes whole lines of UTF-8. Lines lose the whitespace around them, as they do without an encoder. `odd` counts
-    the places where the text itself holds the encoder's marker. Can be pickled, for worker processes."""
+    """Encodes whole lines of UTF-8. Whitespace at the ends of lines is removed, as without an encoder. The attribute
+    `odd` counts occurrences of the encoder's marker in the raw text. Can be pickled, for worker processes."""
 
     def __init__(self, tokenizer: Any, bpe: Any) -> None:
         self.tokenizer, self.bpe = tokenizer, bpe

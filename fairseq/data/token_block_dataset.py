@@ -45,7 +45,8 @@ def block_bounds(
 def _greedy(stream: np.ndarray, block_size: int, separators: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Item ranges [start, end) of blocks of whole items, none of them containing a separator item.
 
-    For every item at once: where would a block starting here end? Then only block to block is walked."""
+    First the end of a block that starts at each item is computed, for all items at once; then a loop over the blocks
+    follows these ends."""
     n = len(stream) - 1
     fitting = np.searchsorted(stream, stream[:-1] + block_size, side="right") - 1
     # An empty block takes the next item with tokens, however long.

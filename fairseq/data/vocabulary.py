@@ -1,6 +1,6 @@
-"""The words of a training text while its dictionary is not known: numbered in order of appearance, counted, brought
-together with those of the text's other parts, and in the end ranked. A word becomes a Python string only when it is in
-the dictionary; everything else is array operations on the words' bytes."""
+"""The words of a training text before its dictionary is complete: they are numbered in order of appearance, counted,
+merged with those of the text's other parts, and finally ranked. Only words in the dictionary become Python strings;
+everything else is done by array operations on the words' bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fairseq.data.text_encoder import TextEncoder, prepared
 from fairseq.data.text_words import LINE_END, Words, read_pieces, split_words
 from fairseq.data.word_table import WordTable
 
-COUNTED_AT_ONCE = 1 << 18  # tokens: counting costs a pass over the vocabulary, so it waits for some
+COUNTED_AT_ONCE = 1 << 18  # tokens counted at a time, because each count costs a pass over the vocabulary
 
 Progress = Callable[[int], Any]
 

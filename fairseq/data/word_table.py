@@ -149,7 +149,7 @@ class WordTable:
         return result
 
     def relabel(self, labels: np.ndarray) -> None:
-        """From now on word i is answered with labels[i], not negative. Nothing can be added afterwards."""
+        """Makes labels[i] (not negative) the id of word i. No words can be added afterwards."""
         for table in self._tables.values():
             full = table.ids >= 0
             table.ids[full] = labels[table.ids[full]]

@@ -120,7 +120,7 @@ class BaseFairseqModel(nn.Module):
                 state_dict[f"{prefix}{kept[int(number)]}.{rest}"] = value
 
     def make_generation_fast_(self, **kwargs: Any) -> None:
-        """Prepares for inference only, for good: evaluation mode, and whatever submodules define under this name."""
+        """Prepares for inference, irreversibly: evaluation mode, and the methods of this name of all submodules."""
         if self._is_generation_fast:
             return
         self.eval()

@@ -179,7 +179,7 @@ def _fill(args: argparse.Namespace, defaults: dict[str, Any]) -> None:
 
 @register_model_architecture("transformer_lm", "transformer_lm")
 def base_lm_architecture(args: argparse.Namespace) -> None:
-    """What every architecture has in common; also makes options of older checkpoints into today's."""
+    """The defaults that all architectures have in common; also converts options of older checkpoints."""
     if hasattr(args, "no_tie_adaptive_proj"):
         args.no_decoder_final_norm = True
         if args.no_tie_adaptive_proj is False:
@@ -188,7 +188,7 @@ def base_lm_architecture(args: argparse.Namespace) -> None:
         args.no_decoder_final_norm = not args.decoder_final_norm
     _fill(args, BASE)
     _fill(args, {"decoder_input_dim": args.decoder_embed_dim, "decoder_output_dim": args.decoder_embed_dim})
-    args.decoder_normalize_before = True  # fairseq's language models know no other order, whatever was asked for
+    args.decoder_normalize_before = True  # as in fairseq, language models are pre-norm whatever the flag says
 
 
 def _architecture(name: str, *aliases: str, **defaults: Any) -> Callable[[argparse.Namespace], None]:

@@ -1,4 +1,5 @@
-"""Layers of the transformer language model, under fairseq's names. They know nothing of models, tasks or data."""
+"""Layers of the transformer language model, under fairseq's names. This package does not import models, tasks or
+data."""
 
 from fairseq.modules.adaptive_input import AdaptiveInput
 from fairseq.modules.adaptive_softmax import AdaptiveSoftmax

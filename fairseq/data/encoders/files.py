@@ -1,6 +1,6 @@
-"""The files of encoders (models, codes, vocabularies), read whole and bounded before a library sees them: what is
-missing, empty, foreign or damaged is one sentence. Libraries written in C++ get bytes or parsed content and never a
-path, so that any name will do."""
+"""Reading the files of encoders (models, codes, vocabularies), completely and with a limit on their size, before they
+are passed to a library: missing, empty, wrong or damaged files give an error of one sentence. Libraries written in C++
+get bytes or parsed content and never a path, so that any file name works."""
 
 from __future__ import annotations
 
