@@ -100,7 +100,7 @@ def test_the_documented_type_of_key_runs_as_a_plug_in(plug_in: Any, tmp_path: Pa
     results = tmp_path / "results.json"
     run([str(ROOT / "eval_lm.py"), *common.split(), "valid", "--results-json", str(results)], GOLDEN)
     plain = json.loads(results.read_text())["perplexity"]
-    use = ["valid", "--knnlm", "--dstore-filename", str(store), "--index", "exact", *"--k 4 --lmbda 0.5".split(), *flags]
+    use = ["valid", "--knnlm", "--dstore-filename", str(store), *"--index exact --k 4 --lmbda 0.5".split(), *flags]
     run([str(ROOT / "eval_lm.py"), *common.split(), *use, "--no-pointer", "--results-json", str(results)], GOLDEN)
     assert json.loads(results.read_text())["perplexity"] < 0.6 * plain  # the text is its own datastore
     refused = [str(ROOT / "eval_lm.py"), *common.split(), *use, "--knn-keytype", "final_hidden"]
