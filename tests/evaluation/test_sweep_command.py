@@ -170,7 +170,7 @@ def test_a_strategy_that_sets_its_own_weight_is_evaluated_for_each_lambda(
         ("--members missing.pkl --k 8", "missing.pkl"),
         ("--min-knns -1", "--min-knns"),
         ("--label none", "--label: found 'none', expected WHAT=NAME"),
-        ("--label ''", "--label: found '', expected WHAT=NAME"),
+        ("--label ''", "--label: found the empty value ''"),
         ("--label =x", "which is one of: retomaton, none"),
         ("--label none=", "--label: found 'none=', expected"),
         ("--label knnlm=x", "--label: found 'knnlm=x'"),
