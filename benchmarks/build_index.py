@@ -1,5 +1,6 @@
-"""Building an index: `build_dstore.py` and bare FAISS training and adding of the same keys with the same settings, in
-turns; and how many bytes ours writes over the size of the index, because it keeps the codes to go on after a kill.
+"""Building an index: compares `build_dstore.py` with bare FAISS training and adding of the same keys with the same
+settings, alternately; and measures the bytes that `build_dstore.py` writes, in units of the size of the index (it also
+writes the codes, to continue after a kill).
 
     python benchmarks/build_index.py --dstore dstore16 --ncentroids 1024 --code-size 32
 """
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def counted(way: Callable[[], None], name: str, written: dict[str, int]) -> Callable[[], None]:
-    """`way`, which notes the bytes that it wrote (Linux)."""
+    """`way`, wrapped to record the bytes that it writes (Linux)."""
 
     def run() -> None:
         before = written_bytes()

@@ -1,6 +1,6 @@
-"""R of an evaluation: retrieval's share of the time of `eval_lm.py` over the time of one batched FAISS search of all
-queries, with the same index, k, probe and threads, in turns. 1 is a kNN-LM without any overhead; a strategy that saves
-half of the searches for nothing would have 0.5.
+"""R of an evaluation: the time of `eval_lm.py` without the language model's part, divided by the time of one batched
+FAISS search of all queries, with the same index, k, probe and threads, measured alternately. 1 is a kNN-LM without any
+overhead; a strategy that saves half of the searches at no cost would have 0.5.
 
 Takes the flags of eval_lm.py, for instance
 

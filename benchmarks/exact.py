@@ -1,4 +1,4 @@
-"""Exact search, ours and FAISS's, side by side: python benchmarks/exact.py --dstore PREFIX (or synthetic keys)."""
+"""Exact search: compares `--index exact` with FAISS. python benchmarks/exact.py --dstore PREFIX (or synthetic keys)."""
 
 from __future__ import annotations
 

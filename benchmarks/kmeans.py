@@ -19,7 +19,7 @@ from fairseq.retrieval.datastore import Datastore
 
 
 def main() -> None:
-    """Times both, and compares what they minimise."""
+    """Times both, and compares their objectives."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dstore", required=True)
     parser.add_argument("--iterations", type=int, default=20)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def objective(keys: np.ndarray, assignment: np.ndarray, clusters: int) -> float:
-    """What k-means minimises, for a given assignment."""
+    """The objective of k-means (the sum of squared distances) for a given assignment."""
     numbers = torch.from_numpy(np.asarray(assignment, np.int64))
     vectors = torch.from_numpy(keys)
     sums = torch.zeros(clusters, keys.shape[1]).index_add_(0, numbers, vectors)

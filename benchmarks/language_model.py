@@ -1,5 +1,5 @@
-"""The language model's part: `eval_lm.py` and `eval_lm.py --save-knnlm-dstore` beside the bare forward passes of the
-same batches, in turns. The forward pass is shown without and with the output layer (the targets' log-probabilities).
+"""The language model: compares `eval_lm.py` and `eval_lm.py --save-knnlm-dstore` with bare forward passes of the same
+batches, alternately. The forward pass is measured without and with the output layer (the targets' log-probabilities).
 
 Takes the flags of eval_lm.py. A model of WikiText-103's shape with random weights comes from
 
@@ -59,7 +59,7 @@ def parsed(flags: list[str]) -> argparse.Namespace:
 
 
 def ways(scoring: LMScoring, saver: LMScoring, saving: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """What is timed. Batches are collated before for the bare passes; the commands collate their own."""
+    """The functions to time. For the bare passes, batches are collated beforehand; the commands collate their own."""
     model, pad = scoring.models[0], scoring.scorer.pad
     batches = list(scoring.batches())
 

@@ -1,6 +1,7 @@
-"""Peak memory of an evaluation, beside what it must hold: index, values, clusters, the model, and 1 GB.
+"""Peak memory of an evaluation, compared with the size of what it has to keep in memory: index, values, clusters, the
+model, and 1 GB.
 
-Takes the flags of eval_lm.py, runs it in a process of its own, and adds up the files that the flags name.
+Takes the flags of eval_lm.py, runs it in a separate process, and adds up the sizes of the files that the flags name.
 """
 
 from __future__ import annotations

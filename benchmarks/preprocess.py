@@ -1,6 +1,6 @@
 """Binarising a text: `preprocess.py --only-source` and a plain loop over `str.split`, a `Counter` and a dict that
-writes the same ids through numpy, in turns on one core; then with as many workers as asked for, the output being the
-same. The first worker is the process itself; the last column is the processor time of all others together.
+writes the same ids through numpy, alternately on one core; then `preprocess.py` with the given numbers of workers,
+which give the same output. The first worker is the process itself; the last column is the processor time of all others.
 
     python benchmarks/preprocess.py --text train.tokens --workers 1 2
 """
@@ -96,7 +96,8 @@ def main() -> None:
 
 
 def counted_alike(ours: np.ndarray, plain_ids: np.ndarray) -> bool:
-    """Whether two texts of ids are one up to renaming ids: each id of one always stands for the same of the other."""
+    """Whether two texts of ids are equal up to renumbering: each id of one always corresponds to the same id of the
+    other."""
     if len(ours) != len(plain_ids):
         return False
     pairs = np.unique(np.stack([ours, plain_ids]), axis=1)

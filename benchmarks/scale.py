@@ -1,10 +1,10 @@
-"""What N entries cost: datastore, index, clusters and retrieval of synthetic text whose neighbours are known, from a
-million entries to the 103 million of WikiText-103, with keys narrow enough for an ordinary disk.
+"""Time and memory for N entries: datastore, index, clusters and retrieval of synthetic text whose nearest neighbours
+are known, from a million entries to the 103 million of WikiText-103, with keys small enough for an ordinary disk.
 
-Entry i belongs to a cluster c(i), its key is that cluster's centre and a little noise, its value is a word that the
-cluster tells. A query is a stored key, hardly moved, so that its neighbour is planted: it must be found, at whatever
-offset of the files it lies, and following pointers from it must lead through the text it was taken from. Each step is
-skipped when its files are there; delete the folder to start afresh. Times are processor time of all threads.
+Entry i belongs to a cluster c(i); its key is that cluster's centre plus a little noise, and its value is determined by
+the cluster. A query is a stored key with a little noise, so its nearest neighbour is known: it must be found at any
+offset of the files, and following pointers from it must lead through the text that it was taken from. A step is skipped
+when its files exist; delete the folder to start from the beginning. Times are processor time of all threads.
 
     python benchmarks/scale.py --entries 1000000 --folder /tmp/scale
 """
@@ -35,7 +35,7 @@ CHUNK_NUMBERS = 1 << 24  # coordinates of keys that are made at a time
 SPREAD = 0.3  # of keys around their cluster's centre, whose coordinates have variance 1
 MOVED = 0.01  # of queries from the keys they were taken from
 WORDS = 50_000
-LENGTH = 64  # tokens of a planted sequence
+LENGTH = 64  # tokens of a sequence of queries
 FAR = 1 << 31  # bytes
 
 
@@ -63,7 +63,7 @@ class Text:
 
 
 class Scale:
-    """The steps; each adds what it measured to `figures`."""
+    """The steps; each adds its measurements to `figures`."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.text = args, Text(args.entries, args.dimension)
@@ -74,7 +74,7 @@ class Scale:
         self.figures: dict[str, Any] = read_json(self.noted) if self.noted.exists() else {}
 
     def note(self, **figures: Any) -> None:
-        """Keeps figures and the memory that the process took so far."""
+        """Stores figures, and the peak memory of the process so far."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self.figures |= figures
         self.figures["peak GB"] = max(peak / 1e9, self.figures.get("peak GB", 0.0))
@@ -125,7 +125,7 @@ class Scale:
         return starts, sequences, (starts[:, None] + np.arange(LENGTH)).reshape(-1)
 
     def evaluate(self) -> None:
-        """Searches, pointer steps, and whether what was planted is found."""
+        """Searches and pointer steps, and whether the known neighbours are found."""
         starts, sequences, origin = self.planted()
         started = time.process_time()
         load_clusters(self.members, self.text.entries)
@@ -173,7 +173,7 @@ class Scale:
         return (time.process_time() - started) / self.text.entries * 1e6
 
     def _pointer_step(self, stores: Stores, queries: torch.Tensor) -> float:
-        """Median seconds for the distances of one query to 1,024 entries anywhere."""
+        """Median seconds for the distances of one query to 1,024 random entries."""
         generator = torch.Generator().manual_seed(3)
         asked = queries[:256]
         rows = torch.arange(len(asked)).repeat_interleave(1024)
@@ -186,7 +186,7 @@ class Scale:
         return float(np.median(seconds))
 
     def _check(self, starts: np.ndarray) -> None:
-        """The files hold at every planted place what was generated there."""
+        """Checks that the files have the generated keys and values at the positions of the queries."""
         stored = np.memmap(keys_path(self.prefix), np.float16, "r").reshape(-1, self.text.dimension)
         for start in (int(starts[0]), int(starts[-1])):
             number, row = divmod(start, self.text.chunk_rows)

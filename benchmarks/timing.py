@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing several ways of doing one thing side by side, and a table of the result."""
+"""Functions of all benchmarks: timing several implementations of one task alternately, and a table of the results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def run(main: Callable[[], object]) -> None:
 
 
 def side_by_side(ways: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True) -> dict[str, float]:
-    """Median seconds of each callable, which take turns, so that what else the machine does hits all alike.
+    """Median seconds of each callable. They run alternately, so that other load on the machine affects all in the same
+    way.
 
     Each is called once before, untimed, if `warm_up`."""
     for way in ways.values() if warm_up else ():

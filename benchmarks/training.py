@@ -1,5 +1,5 @@
-"""Training: updates of `train.py` (gradient clipping, optimiser, schedule, statistics) beside bare forward and backward
-passes of the same model and criterion over the same batches, in turns.
+"""Training: compares updates of `train.py` (gradient clipping, optimiser, schedule, statistics) with bare forward and
+backward passes of the same model and criterion over the same batches, alternately.
 
 Takes the flags of train.py, for instance
 
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def ways(trainer: Trainer, batches: list[dict[str, Any]]) -> dict[str, Callable[[], object]]:
-    """What is timed, over all batches."""
+    """The functions to time, over all batches."""
     model, criterion = trainer.get_model(), trainer.get_criterion()
 
     def bare() -> None:

@@ -5,7 +5,7 @@
 #   examples/language_model/prepare-law-mt.sh --train train.en --valid dev.en --test test.en --codes wmt19.en/bpecodes
 #   examples/language_model/prepare-law-mt.sh --help                   all options
 #
-# Interrupted and started again it goes on with the first file that is missing.
+# If the script is interrupted, the same command continues with the first file that is missing.
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")

@@ -5,7 +5,7 @@
 #   examples/language_model/prepare-wikitext-103.sh --local PATH       from files that you have: a folder or a zip
 #   examples/language_model/prepare-wikitext-103.sh --help             all options
 #
-# Interrupted and started again it goes on where it was.
+# If the script is interrupted, the same command continues.
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")

@@ -1,9 +1,9 @@
 """Law-MT (Koehn and Knowles, 2017; split by Aharoni and Goldberg, 2020) as text that the WMT19 English language model
 reads: raw sentences, one a line, through Moses' tokeniser and the BPE codes that come with the model.
 
-Tokeniser and codes are the ones behind `--tokenizer moses --bpe fastbpe`, so text typed at the model's hub interface
-and text prepared here are cut alike. Both forms of codes files are read: fastBPE's (merges with counts, no header; the
-model's file `bpecodes`) and subword-nmt's. Needs the extra `text`: sacremoses and subword-nmt."""
+Tokeniser and codes are those of `--tokenizer moses --bpe fastbpe`, so that the model's hub interface splits text in the
+same way. Both forms of codes files are read: fastBPE's (merges with counts, no header; the model's file `bpecodes`) and
+subword-nmt's. Needs the extra `text`: sacremoses and subword-nmt."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LINES_PER_TASK = 2000
 
 
 class Pipeline:
-    """Raw line in, pieces out. Made once in each process."""
+    """Encodes a raw line to subwords. One object is made in each process."""
 
     def __init__(self, args: Namespace) -> None:
         options = Namespace(
@@ -75,7 +75,8 @@ Encode = Callable[[Iterator[list[str]]], Iterator[list[str]]]
 
 @contextmanager
 def encoder(args: Namespace) -> Iterator[Encode]:
-    """A function from groups of lines to groups of lines cut into pieces, in order, by `args.workers` processes."""
+    """A function that encodes groups of lines to groups of lines of subwords, in order, with `args.workers`
+    processes."""
     if args.workers == 1:
         _start(args)
         yield partial(map, _encode)
@@ -118,7 +119,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Prepares the splits that were named and are not there yet."""
+    """Prepares the given splits, except for those whose output exists."""
     args = get_parser().parse_args()
     sources = {split: getattr(args, split) for split in SPLITS if getattr(args, split) is not None}
     if not sources:

@@ -1,10 +1,11 @@
 """WikiText-103 (Merity et al., 2016) as the three token files that language modelling starts from.
 
-The dataset's first home is gone; its authors keep it on the Hugging Face hub as `Salesforce/wikitext`, whose folder
-`wikitext-103-v1` holds one row a line in Parquet files. Each is fetched (a broken download goes on where it stopped),
-compared with the sha256 that the hub states, and turned back into the published text: an empty row was the line " ".
-`--local` takes files from elsewhere: a folder or zip archive with wiki.{train,valid,test}.tokens, or a folder of those
-Parquet files. Whatever the source, the text's lines, tokens and sha256 are compared with the published ones."""
+The dataset is no longer at its original address; its authors publish it on the Hugging Face hub as
+`Salesforce/wikitext`, whose folder `wikitext-103-v1` has Parquet files with one row per line. Each file is downloaded
+(an interrupted download is continued), compared with the sha256 in the hub's listing, and converted to the published
+text: an empty row was the line " ". `--local` takes files from elsewhere: a folder or zip archive with
+wiki.{train,valid,test}.tokens, or a folder of those Parquet files. Whatever the source, the text's lines, tokens and
+sha256 are compared with the published ones."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Published:
-    """What the genuine text of a split looks like. tokens: words and line ends; sha256: of the first `hashed` bytes."""
+    """Properties of the published text of a split. tokens: words and line ends; sha256: of the first `hashed` bytes."""
 
     lines: int
     tokens: int
@@ -58,7 +59,7 @@ class Published:
                 raise BadFile(path, what, f"{theirs}, as published", "get the files again, or pass --no-verify")
 
 
-PUBLISHED = {  # the small ones first: a wrong source shows at once
+PUBLISHED = {  # small splits first, so that a wrong source is detected early
     "valid": Published(
         3760, 217646, 1142309, "9aee9f52d6e77de6c7751fc5e7c44287db3ec0eaf15477098acc6b93c1c4250b", "validation"
     ),
@@ -72,7 +73,7 @@ PUBLISHED = {  # the small ones first: a wrong source shows at once
 
 
 class Measured:
-    """Counts what passes through: lines, tokens (words and line ends) and the sha256 of the first bytes."""
+    """Measures a text while it is written: lines, tokens (words and line ends) and the sha256 of the first bytes."""
 
     def __init__(self, hashed: int) -> None:
         self.lines = self.words = 0
@@ -135,7 +136,7 @@ def hub_listing(hub: str) -> list[dict[str, Any]]:
 
 
 def download(url: str, path: Path, size: int, sha256: str) -> None:
-    """Writes `path`, going on after what an earlier run left in `path.part`; BadFile for other bytes."""
+    """Downloads to `path`, continuing the file `path.part` of an earlier run; BadFile for a wrong size or sha256."""
     with exclusive(path):
         _download(url, path, size, sha256)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The demo: from text to RetoMaton's table and picture, by the same five commands that a researcher types.
+# The demo: from text to a table and a figure of RetoMaton, by the same five commands that a researcher types.
 #
 #   examples/retomaton/demo.sh                 the State of the Union addresses, about ten minutes on two cores
 #   examples/retomaton/demo.sh --short         a tenth of the text and a worse model, about two minutes
@@ -51,7 +51,7 @@ text+=("${parts[@]}")
 data=$RUN/data-bin
 model=$RUN/checkpoints/checkpoint_best.pt
 dstore=$RUN/dstore
-# At this size more than four threads only get in each other's way.
+# At this size, more than four threads make it slower.
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores < 4 ? cores : 4))}
 SECONDS=0
@@ -90,14 +90,14 @@ keys=(--model-overrides "{'knn_keytype': 'last_ffn_input'}" --knn-keytype last_f
 stage save python eval_lm.py "$data" "${lm[@]}" "${keys[@]}" --gen-subset train \
     --save-knnlm-dstore --dstore-mmap "$dstore/dstore16" --dstore-fp16
 
-# A list of the index is for four hundred entries or more.
+# At least four hundred entries per list of the index.
 entries=$(($(wc -c <"$dstore/dstore16_vals.npy") / 8))
 lists=$((entries / 400 < lists ? entries / 400 + 1 : lists))
 
 stage build python build_dstore.py --dstore_mmap "$dstore/dstore16" --dstore_fp16 --faiss_index "$dstore/knn.index" \
     --ncentroids "$lists" --code_size 32
 
-# One cluster for about a hundred entries; an entry's value takes 8 bytes.
+# About one cluster per hundred entries; an entry's value takes 8 bytes.
 clusters=$((entries > 100 ? entries / 100 : 1))
 sample=$((entries < sample ? entries : sample))
 stage kmeans python kmeans.py --dstore "$dstore/dstore16" --num-clusters "$clusters" --sample "$sample" \
@@ -113,7 +113,7 @@ evaluate() {
         --results-json "$RUN/results/$name.json"
 }
 
-# The temperature makes up for keys eight times narrower than the paper's: at 1 the nearest entry gets nearly all weight.
+# Keys have an eighth of the paper's dimensions: at temperature 1 the softmax puts nearly all its mass on the nearest entry.
 knn=("${keys[@]}" --knnlm --dstore-filename "$dstore/dstore16" --indexfile "$dstore/knn.index"
     --k 512 --probe 8 --lmbda 0.2 --knn-temp 6 --knn-sim-func do_not_recomp_l2 --no-load-keys --move-dstore-to-mem)
 

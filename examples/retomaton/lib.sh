@@ -1,5 +1,5 @@
-# What reproduce_wikitext103.sh and reproduce_law.sh share: options, stages that are skipped when done, downloads that go
-# on where they were, and everything from a trained language model to tables and figures. Sourced, not run.
+# Functions of reproduce_wikitext103.sh and reproduce_law.sh: options, stages that are skipped when complete, resumable
+# downloads, and all steps from a trained language model to tables and figures. Sourced, not run.
 #
 # The caller sets the arrays and names in capitals that a function's comment lists. No state but files (stages.sh).
 
@@ -42,7 +42,7 @@ parse_options() {
     if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then GPU=(--knnlm-gpu); fi
 }
 
-# plan GIGABYTES TEXT: prints what is to come, and stops early where the disk is too small or only the plan is wanted.
+# plan GIGABYTES TEXT: prints the plan; stops if the disk is too small, or if only the plan was requested.
 plan() {
     local free folder=$RUN
     while [[ ! -d $folder ]]; do folder=$(dirname "$folder"); done
@@ -54,7 +54,7 @@ plan() {
     if (($1 > free)) && ! compgen -G "$RUN/done/save-*" >/dev/null; then fail "$RUN: $free GB free, about $1 GB needed; choose another --out"; fi
 }
 
-# fetch URL FILE [BYTES]: downloads once, goes on with half a file, and checks the size (the server's, unless given).
+# fetch URL FILE [BYTES]: downloads once, continues an incomplete file, and checks the size (the server's, unless given).
 fetch() {
     local url=$1 file=$2 want=${3:-} have
     if [[ -z $want && ! -e $file ]]; then

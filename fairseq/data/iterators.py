@@ -111,7 +111,7 @@ class _Batches:
     def __iter__(self) -> Iterator[Any]:
         try:
             yield from self.loader
-        except (UserError, RuntimeError) as error:  # the latter stands for exceptions that take more than a text
+        except (UserError, RuntimeError) as error:  # torch replaces exceptions with several arguments by RuntimeError
             sentence = re.search(r"^fairseq\.errors\.\w+: (.*)$", str(error), re.MULTILINE)
             if sentence is None:
                 raise

@@ -70,7 +70,7 @@ class MultiheadAttention(nn.Module):
         """Attends from query (T, B, D) to key and value (S, B, D).
 
         key_padding_mask (B, S): True at pads. attn_mask, broadcast to (B, heads, T, S): bool (True = attend) or float
-        (added to the scores). is_causal stands for the lower-triangular mask, without building it, when T = S.
+        (added to the scores). is_causal applies the lower-triangular mask without building it, when T = S.
         Returns ((T, B, D), weights averaged over heads (B, T, S), or None without `need_weights`)."""
         q, k, v = (self._split(p(x)) for p, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value)))
         if incremental_state is not None:

@@ -104,8 +104,9 @@ class Adam(Float32Math):
 
 
 def by_step(states: Any, params: list[Tensor], moments: tuple[str, ...]) -> dict[int, list[int]]:
-    """Counts one more step of each parameter, whose `moments` (float32) begin at zero. Returns, by number of steps, the
-    positions of the parameters that have had so many: those met for the first time later lag behind."""
+    """Increments the number of steps of each parameter; new `moments` (float32) are zero. Returns, by number of steps,
+    the positions of the parameters with that number: parameters that got their first gradient later have fewer
+    steps."""
     groups: dict[int, list[int]] = {}
     for i, p in enumerate(params):
         state = states[p]

@@ -1,5 +1,5 @@
-"""Adamax (Kingma and Ba, 2015, section 7.1) in fairseq's form, with decoupled weight decay: torch's own adds epsilon to
-the gradients and the decay to the gradient, so its steps and its saved settings are others."""
+"""Adamax (Kingma and Ba, 2015, section 7.1) in fairseq's form, with decoupled weight decay. torch's Adamax adds epsilon
+to the gradients, and the decay to the gradient, so that its steps and its saved settings differ."""
 
 from __future__ import annotations
 

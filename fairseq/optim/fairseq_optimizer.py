@@ -1,4 +1,4 @@
-"""The face every optimiser shows the trainer, around a torch optimiser in `self._optimizer`."""
+"""The interface of optimisers, which wraps a torch optimiser in `self._optimizer`."""
 
 from __future__ import annotations
 
@@ -78,21 +78,22 @@ class FairseqOptimizer:
                 group.update(optimizer_overrides)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of `loss` to what the parameters have."""
+        """Adds the gradient of `loss` to the parameters' gradients."""
         loss.backward()
 
     def fill_missing_gradients(self) -> None:
         """Gives a zero gradient to each parameter that had none in this update but had one in an earlier update.
 
-        Quirk reproduced: the original zeroes gradients instead of dropping them, so once a parameter has met a gradient
-        (an adaptive-softmax cluster its first target), momentum and decay move it in each update; before that it rests.
-        "Has met one" is read off the optimiser's state, and so survives a restart."""
+        This reproduces the original, which sets gradients to zero instead of dropping them: after a parameter's first
+        gradient (for an adaptive-softmax cluster, that of its first target), momentum and decay change it in each
+        update; before that it is not changed. Whether a parameter has had a gradient is inferred from the optimiser's
+        state, so it is known after a restart too."""
         for parameter in self.params:
             if parameter.grad is None and self.optimizer.state.get(parameter):
                 parameter.grad = torch.zeros_like(parameter)
 
     def multiply_grads(self, c: Any) -> None:
-        """Multiplies each gradient by `c` (a number, or a scalar tensor so that a GPU need not be waited for)."""
+        """Multiplies each gradient by `c` (a number, or a scalar tensor so that the CPU need not wait for a GPU)."""
         gradients = [p.grad for p in self.params if p.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, c)

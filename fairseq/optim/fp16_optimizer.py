@@ -1,5 +1,5 @@
-"""Training a half-precision model: float32 master weights or float32 arithmetic, and a loss scale that follows the
-gradients. bfloat16 needs no loss scale and otherwise works alike."""
+"""Training a half-precision model: float32 master weights or float32 arithmetic, and a loss scale that is adapted to
+the gradients. bfloat16 needs no loss scale, and is otherwise treated in the same way."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class DynamicLossScaler:
         self._clean_run = 0  # updates since the last overflow or change upwards
 
     def update_scale(self, overflow: bool) -> None:
-        """Notes one update's outcome and changes the scale when due."""
+        """Records whether an update overflowed, and changes the scale when it is due."""
         self._since_change += 1
         if not overflow:
             self._clean_run += 1
@@ -75,7 +75,7 @@ def scaler_from_args(args: argparse.Namespace) -> DynamicLossScaler | None:
 
 
 class HalfPrecisionOptimizer(FairseqOptimizer):
-    """What both variants share: the wrapped optimiser, the loss scale and what happens when gradients overflow."""
+    """The code of both variants: the wrapped optimiser, the loss scale and the handling of overflowing gradients."""
 
     def __init__(self, args: argparse.Namespace, params: Sequence[Tensor], wrapped: FairseqOptimizer) -> None:
         super().__init__(args)
@@ -202,8 +202,8 @@ class FP16Optimizer(HalfPrecisionOptimizer):
         self._synced = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimiser's state, `loss_scale`, and the master copy: without it a restart would go on from
-        rounded weights (fairseq does; it ignores the extra key)."""
+        """The wrapped optimiser's state, `loss_scale`, and the master copy, without which training would continue from
+        rounded weights after a restart (as it does in fairseq, which ignores the extra key)."""
         return {**super().state_dict(), "master_params": self.master_params}
 
     def load_state_dict(self, state_dict: dict[str, Any], optimizer_overrides: dict[str, Any] | None = None) -> None:

@@ -22,8 +22,8 @@ HEADER = "#version:"
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in GPT-2's symbols: printable ones for themselves, the others, in order,
-    for the characters from U+0100 on."""
+    """The character that represents each byte in GPT-2's symbols: printable bytes are represented by themselves, the
+    others, in order, by the characters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(256 + k): byte for k, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""The face every learning-rate schedule shows the trainer."""
+"""The interface of learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FairseqLRScheduler:
         """Declares the schedule's own flags."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the schedule."""
+        """The schedule's state for a checkpoint."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -30,7 +30,7 @@ class FairseqLRScheduler:
         self.best = state_dict.get("best")  # later versions of fairseq leave it out
 
     def step(self, epoch: int, val_loss: float | None = None) -> float:
-        """Notes that `epoch` epochs are complete and how the validation went."""
+        """Sets the rate after `epoch` complete epochs, with the validation loss of the last one."""
         if val_loss is not None:
             self.best = val_loss if self.best is None else min(self.best, val_loss)
         return self.optimizer.get_lr()
