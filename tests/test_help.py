@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import logging
 import re
 import shlex
 from collections import Counter
@@ -21,6 +22,7 @@ from fairseq.flag_types import Parser
 from fairseq.flags.layouts import DOCTOR, EVALUATION, PREPROCESSING, TRAINING
 from fairseq.registry import REGISTRIES
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
+from fairseq_cli.entry import log_start
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = ("build_dstore", "kmeans", "greedy_merge", "adaptret", "sweep")  # commands whose flags stand in one place
@@ -342,3 +344,12 @@ def test_every_log_begins_so(golden: Path, tmp_path: Path, run_cli: Callable[...
     (first, *_) = first_lines(done.stdout, "preprocess")
     assert first.endswith(f"--destdir {tmp_path / 'd'}") and "Namespace" not in done.stdout
     assert (tmp_path / "d" / "preprocess.log").read_text().startswith("Namespace(")  # from which a second run goes on
+
+
+def test_settings_that_nobody_typed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Another program's words are not taken for flags of the command whose main it calls."""
+    monkeypatch.setattr("sys.argv", ["notebook", "--secret"])
+    with caplog.at_level("INFO", logger="fairseq_cli.train"):
+        log_start(logging.getLogger("fairseq_cli.train"), argparse.Namespace(lr=1))
+    (message,) = caplog.messages
+    assert message.startswith("train ") and message.endswith(": called from Python")
