@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from fairseq import training_state
 from fairseq.errors import BadFile, MissingFile, UserError
@@ -71,6 +72,7 @@ CFG_RENAMED = {
     "stop_min_lr": "min_lr",
     "post_process": "remove_bpe",
 }
+RANDOM_FILLS = ("normal_", "uniform_", "trunc_normal_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_")
 CFG_BACKENDS = {"pytorch_ddp": "c10d", "legacy_ddp": "no_c10d"}
 
 
@@ -276,7 +278,7 @@ def _build_and_load(filename: str, args: argparse.Namespace, task: Any, paramete
     check_parameters(filename, args, parameters)
     try:
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _NoRandomValues():
                 model = task.build_model(args)
             model.load_state_dict(parameters, strict=True, args=args)
             if not _has_meta_tensors(model):
@@ -298,6 +300,20 @@ def _build_and_load(filename: str, args: argparse.Namespace, task: Any, paramete
         found = f"options that make no model ({type(error).__name__}: {detail})"
         remedy = "check the file, --model-overrides and --user-dir"
         raise BadFile(filename, found, "those of a trained model", remedy) from error
+
+
+class _NoRandomValues(TorchFunctionMode):
+    """Leaves out the initial values of parameters that have no memory: to draw them, torch would import its compiler,
+    which takes longer than everything else that a small evaluation imports."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensor = kwargs.get("tensor", args[0] if args else None)
+        if getattr(func, "__name__", "") in RANDOM_FILLS and isinstance(tensor, torch.Tensor) and tensor.is_meta:
+            return tensor
+        return func(*args, **kwargs)
 
 
 def _is_own(args: argparse.Namespace) -> bool:

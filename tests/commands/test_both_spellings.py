@@ -90,13 +90,6 @@ def test_the_recipe_in_both_spellings_gives_one_model(run_cli: Any, golden: Any,
     assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
 
 
-def test_adaptive_loss_refuses_the_other_backend_under_both_names(run_cli: Any, golden: Any, tmp_path: Any) -> None:
-    for backend in ("c10d", "pytorch_ddp"):
-        words = shlex.split(SMALL + OLDER.replace("no_c10d", backend))
-        error = run_cli("train", [golden / "data-bin", *words, "--save-dir", tmp_path]).error
-        assert "--ddp-backend" in error and "no_c10d" in error
-
-
 def test_the_newer_spelling_stops_at_its_own_flag(run_cli: Any, golden: Any, tmp_path: Any) -> None:
     """With --lr as the peak, --min-lr is cosine's smallest rate and does not end the training; --stop-min-lr does."""
     for stop, updates in (("1e-9", 8), ("0.9", 0)):
