@@ -20,7 +20,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from fairseq import training_state
-from fairseq.errors import BadFile, MissingFile, UserError
+from fairseq.errors import BadFile, BadFlag, MissingFile, UserError
 from fairseq.files import safe_pickle, torch_files
 from fairseq.models import ARCH_MODEL_REGISTRY, ArchitectureMismatch
 from fairseq.registry import REGISTRIES, set_defaults
@@ -292,8 +292,10 @@ def _build_and_load(filename: str, args: argparse.Namespace, task: Any, paramete
         return model
     except ArchitectureMismatch as error:
         raise ArchitectureMismatch(f"{filename}: {error}") from error
-    except UserError:
+    except (BadFile, BadFlag, MissingFile):
         raise
+    except UserError as error:  # of a layer, which does not know the file
+        raise UserError(f"{filename}: {error}") from error
     except Exception as error:
         logger.debug("%s: the model cannot be built", filename, exc_info=True)
         detail = (str(error).splitlines() or [""])[0][:160]

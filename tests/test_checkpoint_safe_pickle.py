@@ -155,7 +155,7 @@ def test_damaged_files_are_one_sentence(tmp_path, content):
 def test_missing_file(tmp_path):
     with pytest.raises(MissingFile, match="nowhere.pkl: no such file"):
         safe_pickle.load(tmp_path / "nowhere.pkl")
-    with pytest.raises(BadFile, match="cannot be read"):
+    with pytest.raises(MissingFile, match="a folder, not a file"):
         safe_pickle.load(tmp_path)
 
 

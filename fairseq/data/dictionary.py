@@ -28,7 +28,7 @@ LARGEST = 1 << 30  # bytes of a dictionary: tens of millions of words
 LONGEST_LINE = 1 << 20  # characters; whatever has longer ones is no dictionary
 LONGEST_WORD = LONGEST_LINE - 100  # leaves room for the rest of its line
 OVERWRITE_FLAG = "#fairseq:overwrite"
-COUNT = re.compile(r"-?[0-9]+", re.ASCII)
+COUNT = re.compile(r"-?[0-9]{1,18}", re.ASCII)  # what 64 bits hold
 
 
 class Dictionary:
