@@ -25,7 +25,7 @@ def refuse(error: UserError) -> None:
     if not _state["force"]:
         raise error
     if str(error) not in _state["forced"]:
-        logger.warning("--force: going on although %s", error)
+        logger.warning("--force: continuing although %s", error)
         _state["forced"].append(str(error))
 
 

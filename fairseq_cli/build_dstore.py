@@ -71,7 +71,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--no-progress-bar", action="store_true", help="no progress bar")
     add("--results-json", type=output_file, metavar="FILE", help="write sizes, times and versions here")
     add_force(parser)
-    accepted = "a build goes on by itself where an earlier one stopped"
+    accepted = "a build continues an interrupted one by itself"
     parser.add_argument("--starting_point", "--starting-point", type=natural_int, default=0, help=accepted)
     return parser
 
@@ -92,7 +92,7 @@ def _build(args: argparse.Namespace) -> None:
     elif size > datastore.size:
         raise BadFlag("--actual_dstore_size", size, f"at most the datastore's {datastore.size} rows")
     if args.starting_point:
-        logger.warning("--starting_point %d is ignored: an interrupted build goes on by itself", args.starting_point)
+        logger.warning("--starting_point %d is ignored: an interrupted build continues by itself", args.starting_point)
     recipe = IndexRecipe(args.ncentroids, args.code_size, args.probe, args.seed, args.pca, args.preset == "fast")
     builder = IndexBuilder(datastore, args.faiss_index, recipe, size, args.num_keys_to_add_at_a_time)
     index = builder.build(show_progress=not args.no_progress_bar)

@@ -184,7 +184,7 @@ def test_a_plan_larger_than_the_disk(name: str, small_disk: Any, tmp_path: Path)
     assert status == 2, text
     assert "kB free; free some space" in one_sentence(text)
     status, text = in_child(STAGES[name].command, flags_of(name) + " --force", folder, lambda: None)
-    assert status == 2 and "--force: going on although" in text
+    assert status == 2 and "--force: continuing although" in text
     assert "cannot be written" in one_sentence(text) or "could not write" in one_sentence(text)
 
 

@@ -59,7 +59,7 @@ def test_parts_of_two_datastores(flags: str, pair: Path, run_cli: Any, tmp_path:
     results = tmp_path / "r.json"
     done = use(pair, run_cli, f"{flags} --force --results-json {results}")
     assert done.status == 0, done.stderr
-    assert "--force: going on although" in done.stderr
+    assert "--force: continuing although" in done.stderr
     assert any("was made from a datastore with" in sentence for sentence in json.loads(results.read_text())["forced"])
 
 

@@ -78,7 +78,7 @@ def save_datastore(scoring: LMScoring, args: argparse.Namespace) -> dict[str, An
         args.dstore_mmap,
         size_text(rows * row_bytes),
         args.knn_keytype,
-        f"; going on after {writer.written} entries" if writer.written else "",
+        f"; continuing after {writer.written} entries" if writer.written else "",
     )
     try:
         _fill(scoring, writer, per_sample, args)

@@ -68,7 +68,7 @@ def warn_of_effectless(
     options = {*stored, *_actions(), *vars(args)}
     for name, value in overrides.items():
         if name not in options:
-            logger.warning("%s: %r is no option of the checkpoint, its model or its task: it has no effect", FLAG, name)
+            logger.warning("%s: %r is not an option of the checkpoint, its model or its task: it has no effect", FLAG, name)
         elif name in vars(args) and name not in (*kept, *READ_BY_MODEL) and getattr(args, name) != value:
             flag = "--" + name.replace("_", "-")
             logger.warning(

@@ -65,7 +65,7 @@ def _remedy(path: str, names: list[str], otherwise: str, meant: list[str] | None
     if folder and not os.path.isdir(folder):
         return f"there is no folder {folder}: check the path"
     if any(name.startswith(base) and name.endswith(UNFINISHED) for name in names):
-        return "an unfinished one is there: run the command that writes it again, and it goes on"
+        return "an unfinished one exists: run the command that writes it again, which then continues"
     candidates = names if meant is None else meant
     forms = [name for name in candidates if base and name != base and name.startswith(base + ".")]
     near = forms or difflib.get_close_matches(base, candidates, MOST_LISTED, 0.75)

@@ -152,7 +152,7 @@ def _open(path: Path) -> int:
             raise BadFile(path, "no regular file", "a lock file or nothing", "choose another name")
         text = os.pread(descriptor, LONGEST, 0)
         if text and not text.startswith(b"process "):
-            raise BadFile(path, "a file that is no lock", "a lock file or nothing", "choose another name")
+            raise BadFile(path, "a file that is not a lock file", "a lock file or nothing", "choose another name")
     except BaseException:
         os.close(descriptor)
         raise

@@ -235,7 +235,7 @@ class SafeUnpickler(pickle._Unpickler):
         dtype = getattr(reference[1], "dtype", None) if good else None
         count = reference[4] if good else None
         if not isinstance(dtype, torch.dtype) or not isinstance(count, int):
-            raise pickle.UnpicklingError("a reference that is no tensor storage")
+            raise pickle.UnpicklingError("a reference that is not a tensor storage")
         sizes = self.record_sizes
         have = self.bytes_in_file if sizes is None else sizes.get(str(reference[2]), -1)
         if not 0 <= count * dtype.itemsize <= have:

@@ -217,7 +217,7 @@ def test_the_byte_alphabet_is_gpt2s() -> None:
 def test_special_words_pass_through_gpt2s_decoding(encoder_files: Path) -> None:
     bpe = encoders.build_bpe(options(encoder_files, "gpt2"))
     assert bpe.decode(f"{bpe.encode('kato')} <unk> madeupword0000") == "kato<unk>madeupword0000"
-    with pytest.raises(UserError, match="is no id"):
+    with pytest.raises(UserError, match="is not an id"):
         bpe.decode("hello")
 
 

@@ -79,7 +79,7 @@ def test_an_override_and_its_flag_must_not_differ(score, narrow) -> None:
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("{'tokens_per_sampel': 32}", "'tokens_per_sampel' is no option"),
+        ("{'tokens_per_sampel': 32}", "'tokens_per_sampel' is not an option"),
         ("{'sample_break_mode': 'eos'}", "sample_break_mode 'eos' has no effect"),
         ("{'knn_keytype': 'last_ffn_input', 'tokens_per_sample': 32, 'dropout': 0.0}", None),
     ],

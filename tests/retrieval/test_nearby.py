@@ -33,7 +33,7 @@ def folder_fixture(tmp_path: Path) -> Path:
         ("dstore16_vals.npy", "give the prefix of its files, FOLDER/dstore16"),
         ("dstore16.json", "give the prefix of its files, FOLDER/dstore16"),
         ("", "this is a folder: give the prefix of files in it, FOLDER/dstore16, FOLDER/values"),
-        ("half", "an unfinished one is there: run the command that writes it again"),
+        ("half", "an unfinished one exists: run the command that writes it again"),
         ("values", "the values are there and the keys are not"),
         ("elsewhere/dstore16", "there is no folder FOLDER/elsewhere: check the path"),
         ("unlike", "no such file; check the prefix that was given for the datastore"),
@@ -50,7 +50,7 @@ def test_datastores(folder: Path, prefix: str, says: str) -> None:
     [
         ("knn.index", "there is FOLDER/knn16.index"),
         ("knn61.index", "there is FOLDER/knn16.index"),
-        ("part.index", "an unfinished one is there"),
+        ("part.index", "an unfinished one exists"),
         ("nothing", "no such file; check --indexfile, or build it"),
     ],
 )

@@ -113,7 +113,7 @@ class GPT2BPE:
         if word in ("<unk>", "<mask>", "<s>", "</s>", "<pad>") or word.startswith("madeupword"):
             return word
         if not (word.isascii() and word.isdigit()) or int(word) not in self.names:
-            raise UserError(f"{word[:40]!r} is no id of {JSON_FLAG}: the dictionary belongs to another vocabulary")
+            raise UserError(f"{word[:40]!r} is not an id of {JSON_FLAG}: the dictionary belongs to another vocabulary")
         return self.names[int(word)]
 
 

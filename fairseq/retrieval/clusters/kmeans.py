@@ -135,7 +135,7 @@ def cluster_keys(
     state = KMeansState(prefix, identity)
     if not bool(state.arrays.get("trained", False)):
         if state.arrays:
-            logger.info("going on from %s", state.path)
+            logger.info("continuing from %s", state.path)
         centroids = train_centroids(sample_keys(keys, recipe, plan.batch, source), recipe, verbose, state)
         state.keep(final=True, centroids=centroids, trained=True)
     return _assign(keys, state, recipe, plan.batch, verbose, source), state

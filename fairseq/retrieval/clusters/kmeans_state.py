@@ -54,7 +54,7 @@ class KMeansState:
             logger.warning("%s; clustering from the beginning", error)
             return {}
         if not same_identity(identity, self.identity):
-            logger.warning("%s: an unfinished run of another recipe or datastore; clustering anew", self.path)
+            logger.warning("%s: an unfinished run of another recipe or datastore; clustering from the beginning", self.path)
             return {}
         return arrays
 

@@ -225,7 +225,7 @@ class IndexBuilder:
         training). A trained index without a sidecar is used, as in the original."""
         described = read_sidecar(self.trained_path, KIND, {})
         if described is None:
-            said = "%s: nothing describes it; taken for trained on these keys, and undamaged"
+            said = "%s: no sidecar describes it; assumed to be trained on these keys, and undamaged"
             logger.warning(said, self.trained_path)
             return True
         other = ("kind", "format_version", "probe", "content")
@@ -340,7 +340,7 @@ class IndexBuilder:
         if digest.text() != progress.get("digest"):
             logger.warning("%s: the codes differ from those that were written; encoding again", self.codes_path)
             return nothing
-        logger.info("going on after %d of %d keys", done, self.size)
+        logger.info("continuing after %d of %d keys", done, self.size)
         return done, digest
 
     def _fill(self, index: Any) -> None:

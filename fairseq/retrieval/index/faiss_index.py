@@ -137,7 +137,7 @@ class FaissIndex:
             result[absent] = -FAR if self.inner_product else FAR
         finite = result.isfinite()
         if not bool(finite.all()):
-            found = f"entry {int(entries[~finite][0])}, whose distance is no number"
+            found = f"entry {int(entries[~finite][0])}, whose distance is not finite"
             raise BadFile(self.path, found, "entries that are vectors", "build it again from keys that are finite")
         return result
 

@@ -196,7 +196,7 @@ def _network_of(path: str, recipe: AdaptRetRecipe, dimension: Any, parameters: A
     good = type(dimension) is int and 1 <= dimension <= widest >= recipe.hidden and isinstance(parameters, dict)
     tensors: list[Any] = list(parameters.values()) if good else [None]
     if not all(isinstance(t, Tensor) and t.dtype == torch.float32 and t.is_contiguous() for t in tensors):
-        raise BadFile(path, "parameters that are no tensors of numbers", EXPECTED, REMEDY)
+        raise BadFile(path, "parameters that are not tensors of numbers", EXPECTED, REMEDY)
     if recipe.layers > len(tensors):  # each layer has two
         raise BadFile(path, f"{len(tensors)} parameters for {recipe.layers} layers", EXPECTED, REMEDY)
     with torch.device("meta"):
@@ -206,7 +206,7 @@ def _network_of(path: str, recipe: AdaptRetRecipe, dimension: Any, parameters: A
         found = f"parameters that do not fit {recipe.layers} layers of {recipe.hidden} for queries of width {dimension}"
         raise BadFile(path, found, EXPECTED, REMEDY)
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-        raise BadFile(path, "a parameter that is no finite number", EXPECTED, REMEDY)
+        raise BadFile(path, "a parameter that is not finite", EXPECTED, REMEDY)
     network.load_state_dict(parameters, assign=True)
     return network
 
@@ -329,16 +329,16 @@ class _Training:
             logger.warning("%s; training from the beginning", error)
             return
         if not same_identity(identity, self.identity) or set(arrays) != {"state"}:
-            logger.warning("%s: an unfinished training on other data or by another recipe; training anew", self.last)
+            logger.warning("%s: an unfinished training on other data or by another recipe; training from the beginning", self.last)
             return
         state = torch.load(io.BytesIO(arrays["state"].tobytes()), map_location="cpu", weights_only=True)
         if state["file"] != self._file():
-            logger.warning("%s: not the checkpoint that %s goes on from; training anew", self.path, self.last)
+            logger.warning("%s: not the checkpoint from which %s continues; training from the beginning", self.path, self.last)
             return
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.best = state["epoch"], state["best"]
-        logger.info("going on after epoch %d", self.epoch)
+        logger.info("continuing after epoch %d", self.epoch)
 
 
 class _Tokens:

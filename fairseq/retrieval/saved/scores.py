@@ -208,8 +208,8 @@ class ScoreCache:
         for sample_id, start, length in zip(self.sample_ids.tolist(), self.starts.tolist(), self.lengths.tolist()):
             span = slice(start, start + length)
             if not np.isfinite(self.queries[span]).all():
-                found = f"a query of sample {sample_id} that is no number"
-                raise BadFile(self._file("queries"), found, "numbers", REMEDY)
+                found = f"a query of sample {sample_id} that is not finite"
+                raise BadFile(self._file("queries"), found, "finite numbers", REMEDY)
             yield ScoredSequence(
                 sample_id,
                 torch.from_numpy(np.array(self.queries[span])),

@@ -102,7 +102,7 @@ def test_a_guess_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     prefix = write(tmp_path, keys.astype("<f2"), values)
     with caplog.at_level(logging.WARNING):
         Datastore.open(prefix)
-        assert f"taken for {ROWS} int64 values and keys of dimension {WIDTH} in float16" in caplog.text
+        assert f"it is read as {ROWS} int64 values and keys of dimension {WIDTH} in float16" in caplog.text
         caplog.clear()
         Datastore.open(prefix, ROWS, WIDTH)
         Datastore.open(prefix, None, WIDTH)

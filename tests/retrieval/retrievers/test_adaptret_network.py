@@ -144,9 +144,9 @@ def test_other_data_start_afresh(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     training.epoch = 1
     training._validate(0.0)
     adaptret_network._Training(example(400, seed=3), recipe, str(tmp_path / "c"), {})._resume()
-    assert "going on" not in caplog.text
+    assert "continuing" not in caplog.text
     adaptret_network._Training(example(400), recipe, str(tmp_path / "c"), {})._resume()
-    assert "going on after epoch 1" in caplog.text
+    assert "continuing after epoch 1" in caplog.text
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
