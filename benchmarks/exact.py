@@ -22,12 +22,12 @@ def main() -> None:
     flat = faiss.IndexFlatL2(keys.shape[1])
     flat.add(np.asarray(keys, np.float32))
     ours = {"--index exact": ExactIndex(keys), "--index exact, float32 products": ExactIndex(keys, int8=False)}
-    asked = torch.from_numpy(queries)
+    query_tensor = torch.from_numpy(queries)
     rows = []
     for threads in args.threads:
         torch.set_num_threads(threads)
         faiss.omp_set_num_threads(threads)
-        ways = {name: lambda index=index: index.search(asked, args.k) for name, index in ours.items()}
+        ways = {name: lambda index=index: index.search(query_tensor, args.k) for name, index in ours.items()}
         ways["faiss.IndexFlatL2"] = lambda: flat.search(queries, args.k)
         seconds = timing.side_by_side(ways, args.repeats)
         for name, spent in seconds.items():

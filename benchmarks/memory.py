@@ -31,14 +31,14 @@ def main() -> None:
             sys.stderr.write(done.stderr)
             sys.exit(done.returncode)
         peak = json.loads(results.read_text(encoding="utf-8"))["peak_memory_bytes"]
-    sizes = held(args)
+    sizes = required_bytes(args)
     limit = sum(sizes.values()) + 1e9
     print(conditions())
     row = {name: f"{size / 1e9:.3f} GB" for name, size in sizes.items()}
     print(table([{**row, "limit": f"{limit / 1e9:.3f} GB", "peak": f"{peak / 1e9:.3f} GB"}]))
 
 
-def held(args: argparse.Namespace) -> dict[str, int]:
+def required_bytes(args: argparse.Namespace) -> dict[str, int]:
     """Bytes of the files that an evaluation has to have in memory."""
     sizes = {"model": os.path.getsize(args.path)}
     if args.knnlm:

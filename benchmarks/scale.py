@@ -175,14 +175,14 @@ class Scale:
     def _pointer_step(self, stores: Stores, queries: torch.Tensor) -> float:
         """Median seconds for the distances of one query to 1,024 random entries."""
         generator = torch.Generator().manual_seed(3)
-        asked = queries[:256]
-        rows = torch.arange(len(asked)).repeat_interleave(1024)
+        sampled = queries[:256]
+        rows = torch.arange(len(sampled)).repeat_interleave(1024)
         seconds = []
         for _ in range(5):
             ids = torch.randint(self.text.entries, (len(rows),), generator=generator)
             started = time.process_time()
-            stores.index.distances(asked, rows, ids)
-            seconds.append((time.process_time() - started) / len(asked))
+            stores.index.distances(sampled, rows, ids)
+            seconds.append((time.process_time() - started) / len(sampled))
         return float(np.median(seconds))
 
     def _check(self, starts: np.ndarray) -> None:

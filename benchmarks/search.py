@@ -30,9 +30,9 @@ def main() -> None:
     if args.dstore is None:
         parser.error("--dstore: found nothing, expected the datastore of the indexes")
     _, queries = data.load(args)
-    datastore, asked = Datastore.open(args.dstore), torch.from_numpy(queries)
-    exact = ExactIndex(datastore.require_keys("a benchmark")).search(asked, args.k)[1]
-    at, given = torch.arange(len(asked)).repeat_interleave(args.k), exact.flatten()
+    datastore, vectors = Datastore.open(args.dstore), torch.from_numpy(queries)
+    exact = ExactIndex(datastore.require_keys("a benchmark")).search(vectors, args.k)[1]
+    at, given = torch.arange(len(vectors)).repeat_interleave(args.k), exact.flatten()
     indexes = {}
     for number, (name, path) in enumerate(args.index):
         probe = args.probe[min(number, len(args.probe) - 1)]
@@ -42,24 +42,24 @@ def main() -> None:
     for threads in args.threads:
         torch.set_num_threads(threads)
         faiss.omp_set_num_threads(threads)
-        searches = {name: functools.partial(index.search, asked, args.k) for name, (index, _, _) in indexes.items()}
-        follows = {name: functools.partial(index[0].distances, asked, at, given) for name, index in indexes.items()}
+        searches = {name: functools.partial(index.search, vectors, args.k) for name, (index, _, _) in indexes.items()}
+        follows = {name: functools.partial(index[0].distances, vectors, at, given) for name, index in indexes.items()}
         searching = timing.side_by_side(searches, args.repeats)
         following = timing.side_by_side(follows, args.repeats)
         rebuilds = {
-            name: functools.partial(index._reconstructed_distances, asked, at, given, None)
+            name: functools.partial(index._reconstructed_distances, vectors, at, given, None)
             for name, (index, _, _) in indexes.items()
             if not isinstance(index, RefinedIndex)  # which FAISS cannot rebuild
         }
         rebuilding = timing.side_by_side(rebuilds, args.repeats)
         for name, (index, probe, size) in indexes.items():
-            recall = recall_of(index.search(asked, args.k)[1], exact)
+            recall = recall_of(index.search(vectors, args.k)[1], exact)
             rows.append(
                 {"index": name, "probe": probe, "bytes an entry": size, "threads": threads, "search s": searching[name],
                  "distances s": following[name], "by rebuilding s": rebuilding.get(name, "-"),
                  "recall@1": recall.at_1, f"recall@{args.k}": recall.at_k}
             )
-    print(f"{datastore.size} entries, {len(asked)} queries, k {args.k}; distances to {len(given)} given entries")
+    print(f"{datastore.size} entries, {len(vectors)} queries, k {args.k}; distances to {len(given)} given entries")
     print(timing.conditions(), end="\n\n")
     print(timing.table(rows))
 

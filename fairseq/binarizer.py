@@ -1,4 +1,4 @@
-"""fairseq's name for what turns lines of text into ids; `fairseq.data.binarization` has it."""
+"""fairseq's import path of `Binarizer`; see `fairseq.data.binarization`."""
 
 from fairseq.data.binarization import Binarizer
 

@@ -33,8 +33,8 @@ def from_pretrained(
     in the folder are found by their usual names."""
     folder = model_name_or_path
     if not os.path.isdir(folder):
-        known = f"; the archive {(archive_map or {}).get(folder)} holds it" if folder in (archive_map or {}) else ""
-        raise MissingFile(folder, f"download and unpack the model, then give its folder{known}")
+        archive = f"; the archive {(archive_map or {}).get(folder)} holds it" if folder in (archive_map or {}) else ""
+        raise MissingFile(folder, f"download and unpack the model, then give its folder{archive}")
     overrides = dict(kwargs)
     data = data_name_or_path
     overrides["data"] = os.path.abspath(os.path.join(folder, data)) if data.startswith(".") else data

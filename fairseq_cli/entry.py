@@ -90,9 +90,9 @@ def _run(main: Callable[[], object], program: str, stream: TextIO | None, goes_o
 
 
 def _amount(error: BaseException) -> str:
-    """What was asked for, where the error tells."""
-    asked = re.search(r"allocate ([0-9.]+ ?[KMGTP]?i?B|[0-9]+ bytes)", str(error))
-    return f"{asked[1]} could not be allocated" if asked else "an allocation or a thread failed"
+    """The amount of memory that was requested, if the error message has it."""
+    requested = re.search(r"allocate ([0-9.]+ ?[KMGTP]?i?B|[0-9]+ bytes)", str(error))
+    return f"{requested[1]} could not be allocated" if requested else "an allocation or a thread failed"
 
 
 @contextlib.contextmanager

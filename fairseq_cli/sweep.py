@@ -156,13 +156,13 @@ def naming_of(args: argparse.Namespace, all_settings: list[Setting]) -> Naming:
     """The names of the curves of these settings by `--label`; BadFlag where a label matches no curve, or two curves get
     the same name."""
     strategies = {one.settings["series"]: one.settings["strategy"] for one in all_settings}
-    known = dict.fromkeys([*strategies, *strategies.values(), *args.members])
+    accepted = dict.fromkeys([*strategies, *strategies.values(), *args.members])
     labels: dict[str, str] = {}
     for text in args.label:
         parts = [(text[:at], text[at + 1 :].strip()) for at, character in enumerate(text) if character == "="]
-        what, name = next((part for part in reversed(parts) if part[0] in known and part[1]), ("", ""))
+        what, name = next((part for part in reversed(parts) if part[0] in accepted and part[1]), ("", ""))
         if not name or what in labels:
-            expected = f"WHAT=NAME, once for each WHAT, which is one of: {', '.join(known)}"
+            expected = f"WHAT=NAME, once for each WHAT, which is one of: {', '.join(accepted)}"
             raise BadFlag("--label", repr(text), expected)
         labels[what] = name
     saving = {name: list(RETRIEVER_REGISTRY[name].saving_flags) for name in strategies.values()}
@@ -363,8 +363,8 @@ def write_tables(prefix: str, results: dict[str, Any]) -> None:
 
 def method_name(point: dict[str, Any]) -> str:
     """A strategy, with the values of the flags in which its points differ."""
-    known = {*COLUMNS, *SHARES, "series", "seed", "max_knns", "count", "tokens", "searches"}
-    own = [f"{name} {point[name]}" for name in point if name not in known and not isinstance(point[name], str)]
+    columns = {*COLUMNS, *SHARES, "series", "seed", "max_knns", "count", "tokens", "searches"}
+    own = [f"{name} {point[name]}" for name in point if name not in columns and not isinstance(point[name], str)]
     return " ".join([point["strategy"], *own])
 
 

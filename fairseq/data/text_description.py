@@ -39,16 +39,16 @@ def _words(dictionary: Dictionary, count: int | None = None) -> str:
 def check_text(path: str, dictionary: Dictionary | None = None) -> None:
     """BadFile for a split that differs from its sidecar, or that was binarised with other words than those of
     `dictionary` (which may have further words at its end)."""
-    known = peek_sidecar(path)
-    if known.get("kind") != KIND:
+    sidecar = peek_sidecar(path)
+    if sidecar.get("kind") != KIND:
         return
-    content = known.get("content")
+    content = sidecar.get("content")
     for name, file in text_files(path).items():
         digests = content.get(name) if isinstance(content, dict) else None
         remedy = f"copy it or preprocess again, or remove {sidecar_path(path)} if another program wrote it"
         check_content(file, digests, os.path.getsize(file) <= COMPARED_WHOLE, remedy)
-    words = known.get("words")
-    if dictionary is not None and isinstance(words, int) and _words(dictionary, words) != known.get("dictionary"):
+    words = sidecar.get("words")
+    if dictionary is not None and isinstance(words, int) and _words(dictionary, words) != sidecar.get("dictionary"):
         found = f"a text binarised with another dictionary of {words} words"
         remedy = "use the dict.txt that was written with it, or preprocess the text again with --srcdict"
         refuse(BadFile(path, found, f"the {len(dictionary)} words of this dictionary, in their order", remedy))

@@ -133,9 +133,9 @@ class TokenBlockDataset(SizedDataset):
         # One and two places to the right. At the start of an item its predecessor is taken to be an eos.
         offset = int(self.block_to_dataset_index[index, 1])
         history = np.array([self.pad, self.eos], dtype=np.int64)
-        known = min(offset, 2)
-        if known:
-            history = np.append(history, self._preceding(index, known))[-2:]
+        available = min(offset, 2)
+        if available:
+            history = np.append(history, self._preceding(index, available))[-2:]
         shifted = np.concatenate((history, block))
         source, past = torch.from_numpy(shifted[1:-1]), torch.from_numpy(shifted[: len(block)])
         return source, item, past

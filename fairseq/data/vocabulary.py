@@ -68,9 +68,9 @@ class Vocabulary:
     def ids(self, dictionary: Dictionary) -> tuple[np.ndarray, int]:
         """The id of every number in a dictionary: (words,) int32; and how many tokens unk replaces."""
         numbers = self.table.find(Words.from_strings(dictionary.symbols))
-        known = np.flatnonzero(numbers >= 0)
+        present = np.flatnonzero(numbers >= 0)
         ids = np.full(len(self.table), dictionary.unk(), dtype=np.int32)
-        ids[numbers[known]] = known
+        ids[numbers[present]] = present
         ids[0] = dictionary.eos()
         replaced = ids == dictionary.unk()
         if (unk := numbers[dictionary.unk()]) >= 0:

@@ -68,7 +68,8 @@ def warn_of_effectless(
     options = {*stored, *_actions(), *vars(args)}
     for name, value in overrides.items():
         if name not in options:
-            logger.warning("%s: %r is not an option of the checkpoint, its model or its task: it has no effect", FLAG, name)
+            said = "%s: %r is not an option of the checkpoint, its model or its task: it has no effect"
+            logger.warning(said, FLAG, name)
         elif name in vars(args) and name not in (*kept, *READ_BY_MODEL) and getattr(args, name) != value:
             flag = "--" + name.replace("_", "-")
             logger.warning(

@@ -101,9 +101,9 @@ def read_sealed(path: str) -> tuple[Any, dict[str, NDArray[Any]]]:
         raise BadFile(path, f"a file that cannot be read ({_reason(error)})", expected, "delete it") from error
 
 
-def same_identity(known: Any, wanted: Mapping[str, Any]) -> bool:
+def same_identity(stored: Any, wanted: Mapping[str, Any]) -> bool:
     """Whether an identity that was read is the one `wanted`."""
-    return bool(known == json.loads(_text(wanted)))
+    return bool(stored == json.loads(_text(wanted)))
 
 
 def _text(identity: Mapping[str, Any]) -> str:

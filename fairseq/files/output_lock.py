@@ -49,14 +49,14 @@ class OutputInUse(UserError):
 
 
 @dataclass
-class _Held:
+class _Lock:
     path: Path  # absolute, without links
     descriptor: int
     thread: int
     depth: int = 1
 
 
-_held: dict[tuple[int, int], _Held] = {}  # by device and inode of the lock file
+_locks: dict[tuple[int, int], _Lock] = {}  # by device and inode of the lock file
 _guard = threading.Lock()
 _warned: set[str] = set()
 
@@ -64,10 +64,10 @@ _warned: set[str] = set()
 def _forget_in_child() -> None:
     global _guard
     _guard = threading.Lock()
-    for held in _held.values():
+    for lock in _locks.values():
         with contextlib.suppress(OSError):
-            os.close(held.descriptor)
-    _held.clear()
+            os.close(lock.descriptor)
+    _locks.clear()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
@@ -81,7 +81,7 @@ def lock_path(output: str | os.PathLike[str]) -> Path:
 def holds_lock_for(path: str | os.PathLike[str]) -> bool:
     """Whether this process has locked an output in the folder of `path`, or in a folder above it."""
     folders = Path(os.path.realpath(path)).parents
-    return any(held.path.parent in folders for held in list(_held.values()))
+    return any(lock.path.parent in folders for lock in list(_locks.values()))
 
 
 @contextlib.contextmanager
@@ -98,8 +98,8 @@ def exclusive(*outputs: str | os.PathLike[str] | None) -> Iterator[None]:
 def release_all() -> None:
     """Releases all locks of this process; called when a command ends, also after errors."""
     with _guard:
-        for key, held in list(_held.items()):
-            held.depth = 1
+        for key, lock in list(_locks.items()):
+            lock.depth = 1
             _release(key)
 
 
@@ -115,7 +115,7 @@ def _locked(output: str | os.PathLike[str]) -> Iterator[None]:
     finally:
         if os.getpid() == owner:  # a forked child has given it up already
             with _guard:
-                if key in _held:  # not all were released
+                if key in _locks:  # not all were released
                     _release(key)
 
 
@@ -123,15 +123,15 @@ def _acquire(output: str | os.PathLike[str], path: Path) -> tuple[int, int]:
     while True:
         descriptor = _open(path)
         key = _identity(descriptor)
-        if key in _held:
+        if key in _locks:
             os.close(descriptor)
-            if _held[key].thread != threading.get_ident():
+            if _locks[key].thread != threading.get_ident():
                 raise OutputInUse(output, "another thread of this process", path)
-            _held[key].depth += 1
+            _locks[key].depth += 1
             return key
         try:
             if _lock(output, path, descriptor):
-                _held[key] = _Held(Path(os.path.realpath(path)), descriptor, threading.get_ident())
+                _locks[key] = _Lock(Path(os.path.realpath(path)), descriptor, threading.get_ident())
                 return key
         except BaseException:
             os.close(descriptor)
@@ -215,17 +215,17 @@ def _has_name(path: Path, descriptor: int) -> bool:
 
 
 def _release(key: tuple[int, int]) -> None:
-    held = _held[key]
-    held.depth -= 1
-    if held.depth:
+    lock = _locks[key]
+    lock.depth -= 1
+    if lock.depth:
         return
-    del _held[key]
+    del _locks[key]
     try:
-        if _has_name(held.path, held.descriptor):
+        if _has_name(lock.path, lock.descriptor):
             with contextlib.suppress(OSError):
-                os.unlink(held.path)
+                os.unlink(lock.path)
     finally:
-        os.close(held.descriptor)
+        os.close(lock.descriptor)
 
 
 def _warn_of_local_locks(path: Path) -> None:

@@ -167,10 +167,10 @@ def _tensor(storage: Any = None, offset: Any = 0, size: Any = (), stride: Any = 
         return False
     if len(size) != len(stride) or len(size) > 16 or (len(rest) > 1 and rest[1]) or len(rest) > 2:
         return False  # hooks would be called, and metadata changes what the elements mean
-    held, elements = storage._size(), math.prod(size)
-    if elements > max(held, SHARED_ELEMENTS):
+    stored, elements = storage._size(), math.prod(size)
+    if elements > max(stored, SHARED_ELEMENTS):
         return False
-    return not elements or offset + sum((n - 1) * step for n, step in zip(size, stride)) < held
+    return not elements or offset + sum((n - 1) * step for n, step in zip(size, stride)) < stored
 
 
 def _parameter(*args: Any) -> bool:

@@ -54,7 +54,8 @@ class KMeansState:
             logger.warning("%s; clustering from the beginning", error)
             return {}
         if not same_identity(identity, self.identity):
-            logger.warning("%s: an unfinished run of another recipe or datastore; clustering from the beginning", self.path)
+            said = "%s: an unfinished run of another recipe or datastore; clustering from the beginning"
+            logger.warning(said, self.path)
             return {}
         return arrays
 

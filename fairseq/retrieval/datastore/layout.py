@@ -122,7 +122,8 @@ def infer_layout(prefix: str, info: dict[str, Any], told: Told, need_keys: bool)
 
 
 def _warn(prefix: str, taken_for: str, flags: str) -> None:
-    logger.warning("%s: no sidecar describes it; it is read as %s, inferred from its bytes; give %s to be certain", prefix, taken_for, flags)
+    said = "%s: no sidecar describes it; it is read as %s, inferred from its bytes; give %s to be certain"
+    logger.warning(said, prefix, taken_for, flags)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -80,10 +80,10 @@ class Datastore:
         least, most = value_range(self.values)
         if least >= 0 and (vocabulary is None or most < vocabulary):
             return
-        known = f" of the dictionary, 0 to {vocabulary - 1}" if vocabulary is not None else ", from 0 on"
+        range_text = f" of the dictionary, 0 to {vocabulary - 1}" if vocabulary is not None else ", from 0 on"
         found = f"values from {least} to {most}"
         remedy = "give the datastore that was saved with this dictionary, and check --dstore-size"
-        raise BadFile(values_path(self.prefix), found, f"words{known}", remedy)
+        raise BadFile(values_path(self.prefix), found, f"words{range_text}", remedy)
 
     @classmethod
     def open(

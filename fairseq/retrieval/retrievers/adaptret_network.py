@@ -329,11 +329,13 @@ class _Training:
             logger.warning("%s; training from the beginning", error)
             return
         if not same_identity(identity, self.identity) or set(arrays) != {"state"}:
-            logger.warning("%s: an unfinished training on other data or by another recipe; training from the beginning", self.last)
+            said = "%s: an unfinished training on other data or by another recipe; training from the beginning"
+            logger.warning(said, self.last)
             return
         state = torch.load(io.BytesIO(arrays["state"].tobytes()), map_location="cpu", weights_only=True)
         if state["file"] != self._file():
-            logger.warning("%s: not the checkpoint from which %s continues; training from the beginning", self.path, self.last)
+            said = "%s: not the checkpoint from which %s continues; training from the beginning"
+            logger.warning(said, self.path, self.last)
             return
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
