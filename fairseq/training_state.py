@@ -171,7 +171,7 @@ def check_optimizer_state(filename: str, saved: Any, optimizer: Any, updates: in
     if len(groups) != len(own_groups):
         raise check.refuse(f"{len(groups)} param_groups", f"{len(own_groups)}, as the optimizer has")
     listed = [group.get("params") for group in groups if isinstance(group, dict)]
-    params = {number for numbers in listed if isinstance(numbers, list) for number in numbers if isinstance(number, int)}
+    params = {n for numbers in listed if isinstance(numbers, list) for n in numbers if isinstance(n, int)}
     if not params.issuperset(state) or (updates and optimizer.state_keys and not state):
         raise check.refuse("states of none of the parameters, or of others", "one of each that was updated")
     completed = []

@@ -1,6 +1,6 @@
-"""What all tests share: one thread (numbers do not wander with the machine), the golden bundle, and two ways to run a
-command: inside this process (fast; exit status and streams are captured), and through the doors in the repository's
-root as a user would (slow to start, so few tests do)."""
+"""Fixtures of all tests: one thread (so that numbers do not depend on the machine), the golden bundle, and two ways to
+run a command: inside this process (fast; exit status and streams are captured), and by the scripts in the repository's
+root as a user would (slow to start, so only few tests do)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sidecars changed on purpose: without the digest of their own, which would refuse every change."""
+"""Sidecars changed on purpose: without their own digest, by which every change would be refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running a command of a golden bundle, and keeping what passes through the two doors of an evaluation."""
+"""Runs a command of a golden bundle, and records the intermediate results of its evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Another process, as far as locks and temporary files go."""
+"""Simulates another process, for tests of locks and temporary files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The lock-step retrieval against a plain sequential one, written from the paper and the published description alone:
-one sequence, one token, one candidate list at a time, in NumPy and float64. Random small datastores whose keys have no
-ties (but with entries that stand twice) and such that have little else, clusters of very unequal sizes that miss some
-entries, every kind of limit."""
+"""Retrieval of many sequences together against a plain sequential implementation, written only from the paper and the
+published description: one sequence, one token, one candidate list at a time, in NumPy and float64. Random small
+datastores without ties (but with duplicate candidates) and with mostly ties, clusters of very unequal sizes that miss
+some entries, every kind of limit."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """`--help` of every command: few lines of usage, an example that the command takes, each flag in one group, defaults
-where they tell something, and nothing shown that does nothing."""
+where they are informative, and no flags without effect."""
 
 from __future__ import annotations
 

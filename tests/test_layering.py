@@ -1,5 +1,5 @@
-"""Who may know whom: the table of docs/architecture.md, checked against every import in the code, those inside
-functions included."""
+"""Which package may import which: the table of docs/architecture.md, checked against every import in the code,
+including those inside functions."""
 
 from __future__ import annotations
 

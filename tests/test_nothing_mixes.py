@@ -1,4 +1,5 @@
-"""Artefacts that do not belong together are refused with both sides named; --force goes on, and the results say so."""
+"""Artefacts that do not belong together are refused, and both are named; --force continues, and the results record
+it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a command may replace: each flag that names an output, with each kind of thing that may lie there already. It is
-refused before any work, in one sentence, and stays as it was."""
+"""Which files a command may replace: each flag that names an output, with each kind of existing file. Other kinds are
+refused before any work, in one sentence, and are not changed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""docs/own_text.md cannot rot: its commands run here as typed, one after the other, on a little wrapped text and with
-smaller figures put in for what would take minutes."""
+"""The commands of docs/own_text.md, run as they are printed, one after the other, on a little wrapped text, with
+smaller numbers where they would take minutes."""
 
 from __future__ import annotations
 

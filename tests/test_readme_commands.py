@@ -1,5 +1,5 @@
-"""The README cannot rot: its commands run here as typed, on a little text and with the figures of SHRINK put in
-for what would take minutes; the WikiText-103 commands, which take days, go through the parsers that they are for."""
+"""The commands of the README, run as they are printed, on a little text, with the numbers of SHRINK where they would
+take minutes; the WikiText-103 commands, which take days, are only parsed."""
 
 from __future__ import annotations
 

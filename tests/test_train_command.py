@@ -1,5 +1,5 @@
-"""`train.py` on the golden text: it learns, says what fairseq says, stops where told, and goes on after a kill as if
-nothing had happened."""
+"""`train.py` on the golden text: the loss falls, log lines are fairseq's, it stops at the given limits, and after a
+kill it continues to the same result."""
 
 import json
 import re

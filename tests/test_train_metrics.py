@@ -1,4 +1,4 @@
-"""Meters and aggregators: what they show, what they save, who hears what."""
+"""Meters and aggregators: the values that they show and save, and which aggregators receive a value."""
 
 import pytest
 import torch

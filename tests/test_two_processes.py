@@ -1,5 +1,6 @@
-"""Two processes, one output: the second is refused with the first one's process id and host; a killed one blocks
-nobody. The first process stops where it opens its first temporary file, so it is in the middle of its work for sure."""
+"""Two processes with the same output: the second is refused, and the first one's process id and host are named; the
+lock of a killed process has no effect. The first process stops when it opens its first temporary file, so that it is
+certainly in the middle of its work."""
 
 from __future__ import annotations
 

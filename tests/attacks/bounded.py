@@ -1,5 +1,5 @@
-"""Runs a function in a child process whose memory is limited, so that an attack that wants memory fails the test and
-not the machine."""
+"""Runs a function in a child process whose memory is limited, so that an attack that allocates memory makes the test
+fail, not the machine."""
 
 from __future__ import annotations
 

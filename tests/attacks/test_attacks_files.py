@@ -1,4 +1,5 @@
-"""Files that lie about themselves: sizes, offsets, types, names. One sentence each, no memory for what is not there."""
+"""Files with false sizes, offsets, types and names: each gives one sentence, and no memory is allocated for missing
+bytes."""
 
 from __future__ import annotations
 

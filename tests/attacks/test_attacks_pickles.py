@@ -1,5 +1,5 @@
 """Pickles that attack: code inside members files and checkpoints of both containers, at any depth, and small files that
-want all memory or all time. Each ends in one sentence, nothing is executed, and memory stays bounded."""
+would use all memory or endless time. Each ends in one sentence, nothing is executed, and memory stays limited."""
 
 from __future__ import annotations
 

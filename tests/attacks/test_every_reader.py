@@ -1,5 +1,6 @@
-"""Each of retrieval's readers with each kind of wrong, by a table: no cell may be missing. What a reader gets either
-leaves its answer as it is to the bit (an unfinished job begins anew), or is refused in one sentence.
+"""Each of retrieval's readers with each kind of wrong input, by a table in which no cell may be missing. The input
+either does not change the reader's result to the bit (an unfinished job starts from the beginning), or is refused in
+one sentence.
 
 Kinds that change bytes are done to every artefact twice: as it is, where digests tell, and without digests, where only
 what a file says of itself can. What cannot be known then is listed, here and in docs/robustness.md."""

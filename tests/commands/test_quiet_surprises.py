@@ -1,5 +1,5 @@
-"""Where fairseq silently does something that users trip over, so do we as far as numbers depend on it, and say so in
-one line; and where nothing depends on it, a run that makes no sense is refused."""
+"""Where fairseq silently does something surprising on which published numbers depend, this package does the same, with
+a warning; where no numbers depend on it, a meaningless run is refused."""
 
 from __future__ import annotations
 

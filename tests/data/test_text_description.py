@@ -1,5 +1,5 @@
-"""The sidecar of a binarised split: whatever byte of the text changes, or whichever word, is noticed on opening; splits
-of other programs open without."""
+"""The sidecar of a binarised split: any changed byte of the text, and any changed word of the dictionary, is detected
+on opening; splits of other programs open without a sidecar."""
 
 import json
 import os

@@ -1,5 +1,5 @@
-"""Saving a datastore: which tokens, in which order, the golden bundle's own keys and values, going on after a kill, and
-the sentence mode with pieces of words."""
+"""Saving a datastore: which tokens, in which order, the golden bundle's own keys and values, continuing after a kill,
+and the sentence mode with subwords."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doctor finds each illness on its own, and none in a healthy set of files."""
+"""The doctor detects each fault separately, and none in a correct set of files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures as a reader sees them: size of the text, nothing on top of anything else, the same bytes again."""
+"""Figures: size of the text, no overlapping elements, the same bytes from the same results."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What evaluation takes from checkpoints, overrides and data folders: of an ensemble's models each its own sizes,
-overrides as flags would say them, one folder."""
+"""Options from checkpoints, overrides and data folders in evaluation: each model of an ensemble has its own sizes,
+overrides are checked like flags, only one folder is accepted."""
 
 import logging
 import shutil

@@ -1,4 +1,4 @@
-"""A saved point of a sweep belongs to the code that wrote it."""
+"""A saved result of a sweep is reused only with the code that computed it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which points of a sweep are one curve, and what it is called."""
+"""Which points of a sweep form a curve, and the curve's name."""
 
 from __future__ import annotations
 

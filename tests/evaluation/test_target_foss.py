@@ -1,4 +1,4 @@
-"""The bisection of --target-foss, on shares that are known."""
+"""The bisection of --target-foss, with known shares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress files: what an unfinished run left is taken over only where the file says so of the same run."""
+"""Progress files: an unfinished run is continued only if its progress file is of the same run."""
 
 from __future__ import annotations
 

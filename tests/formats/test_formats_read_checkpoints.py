@@ -1,5 +1,5 @@
-"""Checkpoints of every age, written by hand and evaluated through the command line: one model, one loss, whatever the
-container, the names and the company in which its parameters are stored."""
+"""Checkpoints of every version, written by hand and evaluated on the command line: the same model gives the same loss,
+whatever the container, the names, and the other fields with which its parameters are stored."""
 
 from __future__ import annotations
 

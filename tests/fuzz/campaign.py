@@ -1,6 +1,7 @@
-"""Runs a reader on damaged inputs in a process of its own, with limits on time and memory, and counts outcomes:
-"refused" in one sentence; "unharmed", where the answer is that of the whole files to the bit (of a job that goes on:
-what it ends with); "silent", another answer; "read", where nobody compares, since without digests nobody can know.
+"""Runs a reader on damaged inputs in a separate process, with limits on time and memory, and counts outcomes: "refused"
+in one sentence; "unharmed", if the result equals that of the undamaged files to the bit (for a job that continues: its
+final result); "silent", another result; "read", where results are not compared, since damage cannot be detected without
+digests.
 
 `FUZZ_CASES=10000 pytest tests/fuzz` is the full campaign, `python -m tests.fuzz.campaign CASES READER...` prints it."""
 

@@ -1,4 +1,4 @@
-"""Kills long jobs at random instants and starts them again: the result must be that of a job left alone.
+"""Kills long jobs at random instants and starts them again: the result must be that of a job without interruption.
 
 A job runs as a child process of its own, which gets SIGKILL, like a machine that loses power but for the disk's cache.
 `python -m tests.kill.harness 25 [STAGE...]` prints a table: stage, kills, how many ended identical."""

@@ -1,5 +1,5 @@
-"""Jobs that are killed and started again end as if nothing had happened. A few kills each here; KILLS=25 for a thorough
-round (a minute or two a stage)."""
+"""Jobs that are killed and started again end with the results of uninterrupted jobs. A few kills each here; KILLS=25
+for a thorough test (one or two minutes per stage)."""
 
 from __future__ import annotations
 

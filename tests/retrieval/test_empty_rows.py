@@ -1,5 +1,5 @@
-"""Rows at the end that were never filled are no entries: one rule for the index, exact search, recall, k-means, greedy
-merging and the doctor."""
+"""Rows at the end that were never filled do not count as entries: the same rule for the index, exact search, recall,
+k-means, greedy merging and the doctor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sentences about missing files say what lies in the folder."""
+"""Sentences about missing files name similar files in the folder."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A speed-up that cannot be used decides about nothing: no place for compiled loops, a cache that is damaged, a numba
-that is too old or that cannot be imported."""
+"""Results do not depend on whether compiled loops can be used: no writable cache folder, a damaged cache, a numba that
+is too old or that cannot be imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Layouts told from bytes: every combination of types is found, whatever is told of it, and no other one is taken."""
+"""Layouts inferred from bytes: every combination of types is detected, whatever flags are given, and never another
+one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening datastores of every origin: with a description beside them and without, and those that do not fit."""
+"""Opening datastores of every origin: with and without a sidecar, and those whose files do not fit together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing datastores: bytes, padding, and going on after a kill at any instant."""
+"""Writing datastores: bytes, padding, and continuing after a kill at any instant."""
 
 from __future__ import annotations
 

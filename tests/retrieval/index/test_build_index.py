@@ -1,4 +1,4 @@
-"""What an index build makes of the golden keys, takes over from an earlier build, and never replaces."""
+"""Building an index of the golden keys, continuing an earlier build, and files that a build never replaces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scan of a fast index finds what FAISS's does; what it does not know is left to FAISS."""
+"""The scan of a fast index finds the same entries as FAISS; FAISS itself searches indexes that it does not support."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distances from stored keys to queries: halves, singles, odd widths, keys that are not finite."""
+"""Distances from stored keys to queries: float16, float32, odd widths, keys that are not finite."""
 
 from __future__ import annotations
 

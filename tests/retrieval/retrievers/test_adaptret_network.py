@@ -1,4 +1,4 @@
-"""AdaptRet's parts against plain loops, and its training on data whose right answer is known."""
+"""AdaptRet's parts against plain loops, and its training on data whose best weights are known."""
 
 from __future__ import annotations
 

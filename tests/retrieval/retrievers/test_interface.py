@@ -1,4 +1,4 @@
-"""What a strategy sees and may return: `weigh`, and the checks of what strategies return."""
+"""The arguments and return values of strategies: `weigh`, and the checks of what strategies return."""
 
 from __future__ import annotations
 
