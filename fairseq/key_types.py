@@ -37,7 +37,7 @@ class Activations:
         value = self._extra.get(name)
         if value is None:
             raise MissingActivation(name)
-        return value[-self._positions :]  # a last layer may have left out the first positions, which nobody needs
+        return value[-self._positions :]  # the last layer may skip first positions
 
     @property
     def last_ffn_input(self) -> Tensor:

@@ -51,7 +51,7 @@ class SequenceGenerator:
         nats (the prefix's too); attention and alignment are None.
 
         The prefixes are `prefix_tokens` (B, P), padded on the right, else the sample's src_tokens without their first
-        token. `bos_token` stands before them: eos unless given, as in training."""
+        token. `bos_token` precedes them: eos unless given, as in training."""
         if prefix_tokens is None:
             prefix_tokens = sample["net_input"]["src_tokens"][:, 1:]
         start = self.dictionary.eos() if bos_token is None else bos_token

@@ -44,7 +44,7 @@ class SequenceScorer:
 
         Keys: tokens (t,) the targets without padding; positional_scores (t,) float32 log-probabilities in nats; score,
         their mean; queries and dstore_keys (t, D) activations when a key type is set, else None; start_idx, the number
-        of context tokens before; attention and alignment are None; lm_max and lm_entropy (t,) if asked for."""
+        of context tokens before; attention and alignment are None; lm_max and lm_entropy (t,) if requested."""
         first = self._first_needed(models, sample)
         outputs: Iterable[Any] = self._outputs(models, sample, first)  # one at a time, unless all are needed twice
         spread = None

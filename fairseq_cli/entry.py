@@ -40,7 +40,7 @@ def setup_logging(stream: TextIO) -> None:
     if level not in logging.getLevelNamesMapping():
         raise BadFlag("LOGLEVEL", level, ", ".join(logging.getLevelNamesMapping()), "set another or unset it")
     logging.raiseExceptions = False  # a log file on a full disk must not print tracebacks
-    if isinstance(stream, io.TextIOWrapper):  # a line with a name or word that the locale cannot encode is not lost
+    if isinstance(stream, io.TextIOWrapper):  # print characters that the locale cannot encode as escapes
         stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format=LOG_FORMAT, datefmt=DATE_FORMAT, level=level, stream=stream, force=True)
 
@@ -116,7 +116,7 @@ def _one_interrupt() -> Iterator[None]:
         yield
     finally:
         _first_again.pop()
-        if is_program():  # what is left is the end of the interpreter, which nobody need interrupt
+        if is_program():  # only the shutdown of the interpreter follows, which need not be interrupted
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         else:
             signal.signal(signal.SIGINT, signal.SIG_DFL if previous is None else previous)

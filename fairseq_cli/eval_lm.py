@@ -274,7 +274,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             stack.enter_context(claimed("--results-path", log, {log: LOG}))
             _log_to(log)
         if args.check:
-            from fairseq_cli import doctor  # it knows this command's flags
+            from fairseq_cli import doctor  # imported here, because it imports this module
 
             sys.exit(doctor.run(args))
         stack.enter_context(claimed("--results-json", args.results_json))

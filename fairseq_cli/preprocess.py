@@ -277,7 +277,7 @@ class Preprocessor:
 
 @contextlib.contextmanager
 def _log_file(path: str, args: argparse.Namespace) -> Iterator[None]:
-    """Appends all settings, by which a run that goes on knows its beginning, and the bare messages to
+    """Appends all settings, by which a later run recognises a run to continue, and the bare messages to
     `preprocess.log`, also where the caller keeps logging quiet."""
     handler, level = logging.StreamHandler(open_log(path)), logger.level
     logger.addHandler(handler)

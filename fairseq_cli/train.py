@@ -190,7 +190,7 @@ def validate_and_save(
         save = save or stopped or epoch % args.save_interval == 0
         check = check or stopped or epoch % args.validate_interval == 0
     if not end and (save or check):
-        stop_if_diverged(metrics.get_smoothed_values("train"), trainer)  # no checkpoint of what is lost
+        stop_if_diverged(metrics.get_smoothed_values("train"), trainer)  # before saving
     valid_losses: list[float | None] = [None]
     if check and not args.disable_validation:
         valid_losses = [*validate(args, trainer, task, epoch_itr, args.valid_subset.split(","), progress)]

@@ -35,7 +35,7 @@ class Run:
 
 @contextmanager
 def recorded(run: Run) -> Iterator[None]:
-    """Keeps what passes through the two doors of an evaluation."""
+    """Records the intermediate results of an evaluation."""
     with pytest.MonkeyPatch.context() as patch:
         for owner, kept in ((LMScoring, run.scored), (KNNLM, run.retrieved)):
             original = owner.score

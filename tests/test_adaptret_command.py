@@ -142,7 +142,7 @@ def test_retomaton_with_a_gate(trained: Path, golden: Path, monkeypatch: pytest.
 
 
 def test_chains_with_a_gate(trained: Path, golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The walk of chains; the odds of lambda move a part of the way to the learned ones."""
+    """The candidates are those of chains; the odds of lambda move a part of the way to the learned ones."""
     checkpoint = ["--adaptret-checkpoint", str(trained / "gate.pt")]
     both = ["--strategy", "retomaton_chains_adaptret", *checkpoint]
     sequences = list(ScoreCache.open(str(trained / "scores")).sequences())[:20]

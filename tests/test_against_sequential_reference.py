@@ -388,7 +388,7 @@ def test_quantised_search(
 
 @pytest.fixture(scope="module")
 def repetitive(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, str]:
-    """Keys of which each stands about six times, and the file of their IVFPQ index."""
+    """Keys of which each occurs about six times, and the file of their IVFPQ index."""
     rng = np.random.default_rng(6)
     keys = rng.standard_normal((100, DIMENSION)).astype(np.float32)[rng.integers(0, 100, 600)]
     return keys, write_index(keys, tmp_path_factory)
@@ -451,7 +451,7 @@ def test_grouping(seed: int, lengths: list[int], clustered: bool, rules: Rules, 
 @settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), rules=RULES, clustered=st.booleans(), length=st.integers(1, 12))
 def test_probabilities_sum_to_one(seed: int, rules: Rules, clustered: bool, length: int) -> None:
-    """Over all words that can come next, whatever went before."""
+    """Over all possible next words, for any prefix."""
     if rules.min_knns == 0 and rules.pointers:
         return  # no candidate ever: only the share of the LM is left, by the published rule
     world = make_world(seed, 50, [length], clustered)

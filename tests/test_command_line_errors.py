@@ -1,4 +1,4 @@
-"""Whatever a user gets wrong ends in one sentence on stderr, exit status 2 and no traceback."""
+"""Every mistake of a user ends in one sentence on stderr, exit status 2 and no traceback."""
 
 from __future__ import annotations
 

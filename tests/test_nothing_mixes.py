@@ -116,7 +116,7 @@ def test_downloads_without_descriptions(pair: Path, run_cli: Any, tmp_path: Path
 
 
 def test_a_trained_index_of_another_datastore_is_not_used(pair: Path, run_cli: Any, tmp_path: Path) -> None:
-    """The same --faiss_index for two datastores: the second build trains anew."""
+    """The same --faiss_index for two datastores: the second build trains again."""
     for name in ("a", "b"):
         flags = f"--dstore_mmap {name} --faiss_index {tmp_path}/i {BUILD} --actual_dstore_size 3000"
         done = run_cli("build_dstore", flags.split(), cwd=pair)

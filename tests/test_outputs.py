@@ -120,7 +120,7 @@ def test_files_of_another_kind_are_kept(line: str, kind: str, tmp_path: Path, ru
 
 
 def test_results_replace_results(tmp_path: Path, run_cli: Any) -> None:
-    """Of this package; a description has other fields, and an empty file is nobody's."""
+    """Kinds of this package; a sidecar has other fields, and an empty file is of no kind."""
     results, line = tmp_path / "r.json", f"{EVAL} --results-json OUT/r.json"
     results.touch()
     for _ in range(2):
@@ -162,7 +162,7 @@ def test_names_that_are_none(line: str, name: str, tmp_path: Path, run_cli: Any)
 
 
 def test_links_are_not_written_through(tmp_path: Path) -> None:
-    """Whatever writes: to a file, to a log, from another library."""
+    """Errors of every kind of writing: to a file, to a log, from another library."""
     (tmp_path / "target").write_text("the user's")
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "target")

@@ -83,7 +83,7 @@ class ConcatDataset(FairseqDataset):
         return all(getattr(d, "supports_prefetch", False) for d in self.datasets)
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        """Tells each dataset the items asked of it."""
+        """Prefetches in each dataset the items that it contains."""
         wanted = np.asarray(indices, dtype=np.int64)
         begin = 0
         for dataset, end, real in zip(self.datasets, self.cumulative_sizes, self.real_sizes):

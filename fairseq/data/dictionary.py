@@ -147,8 +147,8 @@ class Dictionary:
         self.pad_to_multiple_(padding_factor)
 
     def room(self, counts: Sequence[int] | np.ndarray, threshold: int, nwords: int) -> int:
-        """How many symbols of these falling counts stay: as many as make `nwords` with the specials (0 or less: all),
-        if they occur `threshold` times."""
+        """How many symbols with these descending counts are kept: as many as give `nwords` together with the specials
+        (0 or less: all), if they occur at least `threshold` times."""
         most = len(counts) if nwords <= 0 else min(len(counts), max(0, nwords - self.nspecial))
         return bisect.bisect_right(counts, -threshold, hi=most, key=operator.neg)
 

@@ -157,7 +157,7 @@ class EpochBatchIterator:
         return self.epoch if self._next_epoch_itr is not None else self.epoch + 1
 
     def next_epoch_itr(self, shuffle: bool = True, fix_batches_to_gpus: bool = False) -> CountingIterator:
-        """Starts the next epoch, or goes on with the restored one.
+        """Starts the next epoch, or continues the restored one.
 
         `shuffle=False` keeps the batches in the order given (`--curriculum`). `fix_batches_to_gpus` shuffles within
         each shard, so that a prefetching dataset loads the same items every epoch."""

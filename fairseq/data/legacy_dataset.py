@@ -28,7 +28,7 @@ HEADER = struct.Struct("<8sQQQQQ")
 
 
 class IndexedDataset(SizedDataset):
-    """`lazy`: each item is read from the disk when asked for. `sizes`: (n,) int64 item lengths."""
+    """`lazy`: each item is read from the disk when it is used. `sizes`: (n,) int64 item lengths."""
 
     def __init__(self, path: str, fix_lua_indexing: bool = False) -> None:
         super().__init__()

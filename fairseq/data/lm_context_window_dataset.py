@@ -42,7 +42,7 @@ class LMContextWindowDataset(BaseWrapperDataset):
         for i, row in enumerate(rows):
             own = int(np.count_nonzero(row != self.pad_idx))
             extra = len(self.prev_tokens) + own - (self.tokens_per_sample + self.context_window)
-            if extra > 0:  # a block longer than tokens_per_sample leaves less room for context
+            if extra > 0:  # a block longer than tokens_per_sample leaves fewer positions for context
                 self.prev_tokens = self.prev_tokens[extra:]
             start = len(self.prev_tokens)
             tokens[i, :start] = self.prev_tokens

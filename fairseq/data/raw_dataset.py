@@ -55,7 +55,7 @@ class IndexedRawTextDataset(SizedDataset):
 
     @functools.cached_property
     def lines(self) -> list[str]:
-        """The text lines, read when first asked for."""
+        """The text lines, read at the first call."""
         with open(self.path, encoding="utf-8") as stream:
             return [line.rstrip("\n") for line in stream]
 

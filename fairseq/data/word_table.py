@@ -169,7 +169,7 @@ class WordTable:
 
     def alphabetical(self) -> np.ndarray:
         """All ids in the order of the words' bytes, which is that of code points: (words,) int64."""
-        # Of words with one head, the one in the arrays comes first: the others go on behind it.
+        # Of words with the same head, the one in the arrays comes first; the longer ones follow it.
         ties = np.zeros(self.size, dtype=np.int32)
         for place, word in enumerate(sorted(self._others), start=1):
             ties[self._others[word]] = place

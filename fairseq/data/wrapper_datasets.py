@@ -110,7 +110,8 @@ class TruncateDataset(BaseWrapperDataset):
 
 
 class RandomCropDataset(TruncateDataset):
-    """`truncation_length` consecutive tokens of each longer item, from a place drawn anew in every epoch."""
+    """`truncation_length` consecutive tokens of each longer item, from a random position that changes with the
+    epoch."""
 
     def __init__(self, dataset: Any, truncation_length: int, seed: int = 1) -> None:
         super().__init__(dataset, truncation_length)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fairseq.errors import UserError
 from fairseq.modules.adaptive_input import AdaptiveInput, close_cutoffs
 
-CHUNK_ELEMENTS = 1 << 24  # logits alive at once when only the targets' log-probabilities are wanted: 64 MiB in float32
+CHUNK_ELEMENTS = 1 << 24  # logits in memory at a time when only the targets' log-probabilities are needed: 64 MiB
 
 
 def row_chunks(rows: int, width: int) -> Iterator[slice]:

@@ -17,7 +17,7 @@ from fairseq.modules.multihead_attention import IncrementalState, MultiheadAtten
 
 
 class TransformerDecoderLayer(nn.Module):
-    """Layer norms stand before each sublayer (`normalize_before`, always so in transformer_lm) or after the sums.
+    """Layer norms are before each sublayer (`normalize_before`, always so in transformer_lm) or after the sums.
 
     Built from the args of the model; attention over an encoder is not part of this package."""
 

@@ -133,7 +133,7 @@ class Key:
 
 
 class Pairs(dict[Any, Any]):
-    """Stands for `dict` in the pickle, whose name is put in afterwards."""
+    """A placeholder for `dict` in the pickle, whose name is inserted afterwards."""
 
 
 def key_of(key: Any) -> bytes:

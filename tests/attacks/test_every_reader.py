@@ -260,7 +260,7 @@ def refused(action: Callable[[], object]) -> None:
 
 
 def same_as_fresh(name: str, place: Path, read: Callable[[Path], object]) -> None:
-    """A job goes on in a folder where one of another owner is unfinished, and ends as where there was none."""
+    """A job in a folder with an unfinished job of another identity ends as in an empty folder."""
     began, fresh = place / "began", place / "fresh"
     began.mkdir()
     fresh.mkdir()
@@ -487,7 +487,7 @@ PARTS: dict[str, Any] = {
 
 
 def crafted_members(place: Path) -> None:
-    """Whatever has a shape may be taken for an array, or tell NumPy of any address."""
+    """An object with a shape may be read as an array, or give NumPy any address."""
     for name in ("indptr", "indices", "data", "_shape"):
         for what, part in PARTS.items():
             matrix = scipy.sparse.csr_matrix((np.ones(3, np.int64), np.arange(3), [0, 2, 3]))
@@ -679,7 +679,7 @@ DESCRIBED = [name for name in ARTEFACTS if name not in (*SEALED, *PARTLY)]
 
 @pytest.mark.parametrize("name", DESCRIBED)
 def test_the_doctor_reads_every_byte(name: str, place: Path) -> None:
-    """Of each artefact that has a sidecar, whatever kind it is."""
+    """Every artefact with a sidecar, of any kind."""
     originals, paths, _ = whole(name, place / name)
     restore(place / name, originals)
     data = [path for path in paths if path.suffix != ".json"]

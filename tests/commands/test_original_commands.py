@@ -245,7 +245,7 @@ def test_wiki_on_downloaded_artefacts(name: str, downloaded: Workshop) -> None:
 def test_index_and_clusters_of_a_downloaded_datastore(
     downloaded: Workshop, tmp_path: Path, run_cli: Any
 ) -> None:
-    """As documented: neither --dstore_fp16 nor --dimension, and no sidecar that would tell."""
+    """As documented: neither --dstore_fp16 nor --dimension, and no sidecar."""
     for name in ("dstore16_keys.npy", "dstore16_vals.npy"):
         link(GOLDEN / "checkpoints" / name, tmp_path / "checkpoints" / "wt103" / name)
     shop = Workshop(tmp_path, run_cli, WIKI, SMALL_WIKI)
@@ -307,7 +307,7 @@ def law_text() -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def law(tmp_path_factory: pytest.TempPathFactory, run_cli: Any) -> Workshop:
-    """All Law-MT commands, in order, after training a model to stand for WMT19's."""
+    """All Law-MT commands, in order, after training a small model in place of WMT19's."""
     folder = tmp_path_factory.mktemp("law")
     texts = law_text()
     (folder / "law").mkdir()

@@ -52,7 +52,7 @@ def prepare(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 @pytest.fixture
 def small(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in text takes the place of the published one."""
+    """Replaces the published text by a stand-in."""
     for split, text in zip(("train", "valid", "test"), TEXTS.values(), strict=True):
         tokens = len(text.split()) + text.count(b"\n")
         hashed = len(text) // 2

@@ -146,7 +146,7 @@ def test_another_size_than_the_text_has(
 
 @pytest.fixture(scope="module")
 def pieces(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden folder with some words renamed to pieces that go on ("the@@")."""
+    """The golden folder with some words renamed to subwords that continue ("the@@")."""
     folder = tmp_path_factory.mktemp("pieces")
     shutil.copytree(golden / "data-bin", folder / "data-bin")
     lines = (folder / "data-bin" / "dict.txt").read_text().splitlines()

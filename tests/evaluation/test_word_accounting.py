@@ -42,7 +42,7 @@ def test_without_merging() -> None:
 
 
 def test_unfinished_last_word_counts() -> None:
-    """A piece that goes on at the very end of a sample is neither merged nor skipped."""
+    """A subword that continues at the very end of a sample is neither merged nor skipped."""
     totals = account([WORLD, HE, HE], [-1, -2, -3]).totals
     assert (totals.count, totals.log_prob) == (2, -6)
     assert account([HE], [-1]).totals.count == 1
@@ -59,7 +59,7 @@ def test_markers(marker: str) -> None:
 
 @given(st.lists(st.lists(st.sampled_from([HE, LLO, WORLD, EOS, BARE, INNER]), max_size=12), max_size=5))
 def test_against_the_published_procedure(samples: list[list[int]]) -> None:
-    """Token by token: a piece that goes on hands its score to the next token and is not counted."""
+    """Token by token: the score of a subword that continues is added to the next token, and it is not counted."""
     accounting = WordAccounting(Words(SYMBOLS), "@@ ")
     total, count = 0.0, 0
     rng = np.random.default_rng(0)

@@ -40,7 +40,7 @@ class Same:
 
 @dataclass(frozen=True)
 class NoSuchThing:
-    """The kind does not apply, or nothing in the files could tell; `why` says which."""
+    """The kind does not apply, or cannot be detected from the files; `why` says which."""
 
     why: str
 

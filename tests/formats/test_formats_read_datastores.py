@@ -188,7 +188,7 @@ LOSSY = (
 
 @pytest.mark.parametrize("description", EXACT)
 def test_exact_indexes(store: Any, exact: Any, tmp_path: Path, description: str) -> None:
-    """Whatever keeps whole vectors gives the distances that recomputing gives; rotations change none."""
+    """Indexes of whole vectors give the same distances as recomputing; rotations change none."""
     order = np.random.default_rng(3).permutation(store.size) if "IDMap" in description else None
     index = write(from_factory(description, store, order, order), tmp_path / "some.index")
     prefix = store.write(tmp_path / "dstore")

@@ -176,7 +176,7 @@ def _unfinished(folder: Path) -> list[Path]:
 
 
 def _read_unfinished(folder: Path) -> object:
-    """k-means goes on from whatever is there, or begins anew."""
+    """k-means continues from the files that exist, or starts from the beginning."""
     whole = {path: path.read_bytes() for path in folder.iterdir()}
     clusters, state = cluster_keys(small_keys(), RECIPE, 16, False, prefix=str(folder / "k"))
     state.clear()

@@ -257,7 +257,7 @@ def read_points(folder: Path) -> bytes:
 
 
 def gate(**info: Any) -> AdaptRet:
-    """A network that nobody has trained."""
+    """An untrained network."""
     torch.manual_seed(0)
     thresholds = {cutoff: -cutoff / 100 for cutoff in adaptret_network.CUTOFFS}
     return AdaptRet(AdaptRetNetwork(GATE, WIDTH), GATE, WIDTH, thresholds, {"k": 5, **info})

@@ -159,7 +159,7 @@ STAGES: dict[str, Stage] = {
 
 
 def load_command(command: str) -> Callable[[], None]:
-    """Imports a command with all that it needs, with frequent safe points, and returns its door."""
+    """Imports a command with all its modules, with frequent safe points, and returns its entry point."""
     for name in OFTEN:
         with contextlib.suppress(ImportError):
             module: Any = importlib.import_module("fairseq." + name)

@@ -16,7 +16,7 @@ from fairseq.tokenizer import tokenize_line
 
 @register_bpe("subword_nmt")
 class SubwordNMTBPE:
-    """BPE with a marker (`@@`) at the end of each piece that goes on. Words are what `tokenize_line` finds."""
+    """BPE with a marker (`@@`) at the end of each subword that continues. Words are those of `tokenize_line`."""
 
     @staticmethod
     def add_args(parser: Any) -> None:
@@ -48,7 +48,7 @@ class SubwordNMTBPE:
         return post_process(x, self.separator + " ")
 
     def is_beginning_of_word(self, x: str) -> bool:
-        """Whether a piece that follows `x` begins a word: pieces that go on carry the marker."""
+        """Whether a subword after `x` begins a word: subwords that continue have the marker."""
         return not x.endswith(self.separator)
 
     def marks_in(self, line: str) -> int:

@@ -122,7 +122,7 @@ class InvertedFile:
     def __init__(self, centroids: NDArray[np.float32], seed: int, purpose: str) -> None:
         faiss = require_faiss()
         width, cells = centroids.shape[1], max(1, min(len(centroids), round(2 * len(centroids) ** 0.5)))
-        self._quantizer = faiss.IndexFlatL2(width)  # FAISS does not keep it alive
+        self._quantizer = faiss.IndexFlatL2(width)  # FAISS holds no reference to it
         self._quantizer.add(lloyd(centroids, cells, 10, seed))
         self._index = faiss.IndexIVFFlat(self._quantizer, width, cells)
         self._index.is_trained = True

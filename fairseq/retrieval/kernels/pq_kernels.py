@@ -104,7 +104,7 @@ def constant_terms(
     centroid: np.ndarray, codebook: np.ndarray, norms: np.ndarray, codes: np.ndarray, out: np.ndarray
 ) -> None:
     """out[i] = ||r||^2 + 2<c, r> for codes (n, M) of entries of a list with centroid c (D,); codebook as above, norms
-    (M, 256): squared norms of what codes stand for."""
+    (M, 256): squared norms of the codes' centroids."""
     sub_quantisers, width, size = codebook.shape
     table = norms.copy()
     for m in range(sub_quantisers):

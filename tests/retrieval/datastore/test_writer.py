@@ -150,7 +150,7 @@ def test_another_type_starts_afresh(tmp_path: Path) -> None:
 
 
 def test_padded_tail(tmp_path: Path) -> None:
-    """Fewer rows than asked for: the rest is zero, said in the description, and found without it."""
+    """Fewer rows than requested: the rest is zero, is recorded in the sidecar, and is detected without it."""
     writer = start(tmp_path)
     write(writer, 93)
     writer.finish({})

@@ -101,7 +101,7 @@ def test_ids_that_are_no_entries(description: str, ids: np.ndarray, says: str, t
 @pytest.mark.parametrize("map_type", [None, faiss.DirectMap.Array, faiss.DirectMap.Hashtable])
 @pytest.mark.parametrize("description", ["IVF8,Flat", "IVF8,SQ8", "IVF8,PQ4x4np"])
 def test_removed_entries_and_saved_maps(description: str, map_type: int | None, tmp_path: Path) -> None:
-    """Entries that were taken out are far away, whatever map of places the file has."""
+    """Entries that were removed are far away, whatever direct map the file has."""
     index = faiss.index_factory(WIDTH, description)
     index.train(keys())
     index.add(keys())

@@ -110,7 +110,7 @@ def test_distances_are_those_of_a_search() -> None:
 
 @pytest.mark.parametrize("rotation", [True, False])
 def test_pca_in_front(rotation: bool, tmp_path: Path) -> None:
-    """An index as built with PCA: queries are asked in the keys' width and compared after the transform."""
+    """An index as built with PCA: queries have the keys' width and are compared after the transform."""
     index = faiss.IndexPreTransform(faiss.PCAMatrix(DIMENSION, 8, 0, rotation), ivfpq(dimension=8))
     filled(index)
     faiss.write_index(index, str(tmp_path / "pca.index"))

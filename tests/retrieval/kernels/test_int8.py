@@ -331,7 +331,7 @@ for function in (tile, near):
 @compiled_only
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX-512 is of x86")
 def test_the_compiler_makes_the_avx512_instructions(root: Path, tmp_path: Path) -> None:
-    """Compiled for a processor that has them, whatever this one has; nothing of it runs."""
+    """Compiled for a processor with these instructions, whatever this one has; the code is not run."""
     target = {"NUMBA_CPU_NAME": "icelake-server", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", WRITE_ASSEMBLY]
     done = subprocess.run(command, env=os.environ | target, cwd=root, capture_output=True, text=True, check=True)

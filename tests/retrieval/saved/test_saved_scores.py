@@ -1,5 +1,5 @@
 """Scores and searches on disk: what was written is read again, bit for bit; what is unfinished or does not fit is
-refused; a search that was killed goes on."""
+refused; a search that was killed is continued."""
 
 from __future__ import annotations
 
