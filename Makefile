@@ -6,9 +6,9 @@
 #   make test-without-avx512   the same, on loops compiled for the plainest processor of this kind
 #   make lint        ruff and mypy
 #   make clean       remove .venv, caches and what the demo wrote
-# A GPU build of faiss instead of the CPU one:  make demo EXTRAS=gpu,fast,plot,text,dev
+# A GPU build of faiss instead of the CPU one:  make demo EXTRAS=gpu,fast,plot,text,hf,dev
 
-EXTRAS ?= cpu,fast,plot,text,dev
+EXTRAS ?= cpu,fast,plot,text,hf,dev
 PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 

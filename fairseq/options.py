@@ -26,6 +26,7 @@ from fairseq.flags.training import (
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.optim import lr_scheduler  # noqa: F401
 from fairseq.registry import REGISTRIES
+from fairseq.retrieval.datastore.peer_files import name_peer_files
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
@@ -182,5 +183,7 @@ def _derive(args: argparse.Namespace) -> None:
         args.fp16 = True
     if getattr(args, "fp16", False) and getattr(args, "bf16", False):
         raise UserError("--fp16 and --bf16: found both, expected at most one; drop one of them")
+    if getattr(args, "dstore_dir", None) is not None:
+        name_peer_files(args)
     if getattr(args, "arch", None) in ARCH_CONFIG_REGISTRY:
         ARCH_CONFIG_REGISTRY[args.arch](args)

@@ -16,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fairseq import options
+from fairseq import options, utils
+from fairseq.data.text_description import text_counts
 from fairseq.errors import BadFlag, UserError
 from fairseq.evaluation.datastore_pass import check_source, save_datastore, scoring_identity
 from fairseq.evaluation.lm_scoring import LMScoring
 from fairseq.evaluation.saved_searches import SavedSearches
 from fairseq.evaluation.target_foss import Choice, choose_min_knns, first_tokens, needs_choice
+from fairseq.evaluation.text_measures import log_measures, text_measures
 from fairseq.evaluation.word_accounting import WordAccounting
 from fairseq.evaluation.word_boundaries import check_encoder_flags
 from fairseq.files.atomic_io import open_log
@@ -252,6 +254,11 @@ class Evaluation:
                 "tokens": self.choice.tokens,
                 "split": self.args.target_foss_subset or self.args.gen_subset,
             }
+        text = text_counts(os.path.join(utils.split_paths(self.args.data)[0], self.args.gen_subset))
+        if text is not None:
+            convention = self.scoring.convention
+            results["perplexities"] = text_measures(-totals.log_prob, self.scored, text, convention)
+            log_measures(results["perplexities"])
         self.accounting.log_stats()
         self.accounting.log_guesses()
         return results

@@ -33,6 +33,7 @@ from fairseq.errors import BadFile, BadFlag, MissingFile, UserError
 from fairseq.files.atomic_io import atomic_write, open_log
 from fairseq.files.odd_characters import MARKS, begins_with_mark, odd_sentences, refuse_other_encodings
 from fairseq.files.outputs import ITEMS_INDEX, LOG, RAW, Kind, claimed
+from fairseq.models.huggingface import TokenizedText
 from fairseq_cli.entry import cli_entry, log_start
 
 logger = logging.getLogger("fairseq_cli.preprocess")
@@ -178,12 +179,8 @@ class Preprocessor:
             logger.warning("%s: found %s", path, sentence)
 
     def splits(self) -> Iterator[tuple[str, str]]:
-        """(split name, text prefix) of all splits: train, valid, valid1, ..., test, test1, ..."""
-        if self.args.trainpref:
-            yield "train", self.args.trainpref
-        for split, prefixes in (("valid", self.args.validpref), ("test", self.args.testpref)):
-            for k, prefix in enumerate(prefixes.split(",") if prefixes else []):
-                yield split + (str(k) if k else ""), prefix
+        """(split name, text prefix) of all splits."""
+        return splits_of(self.args)
 
     def write_split(self, split: str, prefix: str, lang: str | None, dictionary: Dictionary) -> None:
         """Binarises one text file, or copies it for the raw format."""
@@ -275,6 +272,15 @@ class Preprocessor:
             dictionary.save(self.dict_path(lang))
 
 
+def splits_of(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """(split name, text prefix) of all splits: train, valid, valid1, ..., test, test1, ..."""
+    if args.trainpref:
+        yield "train", args.trainpref
+    for split, prefixes in (("valid", args.validpref), ("test", args.testpref)):
+        for k, prefix in enumerate(prefixes.split(",") if prefixes else []):
+            yield split + (str(k) if k else ""), prefix
+
+
 @contextlib.contextmanager
 def _log_file(path: str, args: argparse.Namespace) -> Iterator[None]:
     """Appends all settings, by which a later run recognises a run to continue, and the bare messages to
@@ -299,6 +305,8 @@ def main(args: argparse.Namespace) -> None:
         raise BadFlag("--align-suffix", args.align_suffix, "no --tokenizer and --bpe: alignments count given words")
     if args.alignfile:
         raise BadFlag("--alignfile", args.alignfile, "nothing: alignment dictionaries are not built here")
+    if args.hf_tokenizer:
+        return _tokenize(args)
     preprocessor = Preprocessor(args)
     log = os.path.join(args.destdir, "preprocess.log")
     preprocessor.check_inputs(log)
@@ -308,6 +316,16 @@ def main(args: argparse.Namespace) -> None:
         if not args.only_source and not (args.source_lang or args.target_lang):
             logger.warning("neither a language nor --only-source is given: language modelling needs --only-source")
         preprocessor.run()
+        logger.info("%s%s", WROTE, args.destdir)
+
+
+def _tokenize(args: argparse.Namespace) -> None:
+    """`--hf-tokenizer`: the texts as tokens of a Hugging Face tokenizer."""
+    text, log = TokenizedText(args, list(splits_of(args))), os.path.join(args.destdir, "preprocess.log")
+    files = {log: LOG} | text.output_files()
+    log_start(logger, args)
+    with claimed("--destdir", os.path.join(args.destdir, "preprocess"), files), _log_file(log, args):
+        text.run()
         logger.info("%s%s", WROTE, args.destdir)
 
 

@@ -33,6 +33,7 @@ TRAIN_AND_EVAL = """
 --tokens-per-sample --truncate-sequence --warmup-updates --wd --weight-decay
 """
 PREPROCESS = """
+--hf-documents --hf-eos --hf-tokenizer
 --align-suffix --alignfile --destdir --dict-only --joined-dictionary --nwordssrc --nwordstgt --only-source
 --padding-factor --source-lang --srcdict --target-lang --testpref --tgtdict --thresholdsrc --thresholdtgt --trainpref
 --validpref --workers -s -t
@@ -63,6 +64,8 @@ EVAL_LM = """
 --output-word-probs --output-word-stats --path --post-process --quiet --remove-bpe --results-path --save-features
 --save-knnlm-dstore --save-scores --save-searches --shard-id --softmax-batch --strategy --target-foss
 --target-foss-subset --target-foss-tokens
+--drop-remainder --dstore-dir --group-documents --hf-device-map --hf-dtype --knn-module --max-length --rolling --stride
+--tie-order
 """
 BUILD_DSTORE = """
 --force --actual-dstore-size --actual_dstore_size --code-size --code_size --dimension --dstore-fp16 --dstore-mmap

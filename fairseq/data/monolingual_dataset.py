@@ -109,7 +109,7 @@ class MonolingualDataset(SizedDataset):
         if batch:
             tokens = batch["net_input"]["src_tokens"]
             low, high = int(tokens.min()), int(tokens.max())
-            if low < 0 or high >= len(self.vocab):
+            if low < min(0, self.vocab.pad()) or high >= len(self.vocab):
                 raise UserError(
                     f"the data: found token ids from {low} to {high}, expected 0 to {len(self.vocab) - 1} as the "
                     "dictionary has; use the dict.txt that the text was binarised with, or preprocess it again"

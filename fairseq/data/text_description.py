@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from fairseq.data.dictionary import Dictionary
 from fairseq.errors import BadFile
@@ -24,16 +26,26 @@ def text_files(path: str) -> dict[str, str]:
     return {name: file for name, file in files.items() if os.path.isfile(file)}
 
 
-def describe_text(path: str, dictionary: Dictionary) -> None:
-    """Writes the sidecar of the split at `path`, whose files are whole."""
+def describe_text(path: str, dictionary: Any, more: Mapping[str, Any] | None = None) -> None:
+    """Writes the sidecar of the split at `path`, whose files are whole, with `more` fields."""
     content = {name: describe_content(file) for name, file in text_files(path).items()}
-    write_sidecar(path, KIND, {"words": len(dictionary), "dictionary": _words(dictionary), "content": content})
+    words = {"words": len(dictionary), "dictionary": _words(dictionary)}
+    write_sidecar(path, KIND, {**words, "content": content, **(more or {})})
 
 
-def _words(dictionary: Dictionary, count: int | None = None) -> str:
+def _words(dictionary: Any, count: int | None = None) -> str:
     """Digest of the first `count` symbols in their order."""
     text = "\n".join(dictionary.symbols[:count])
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def text_counts(path: str) -> dict[str, Any] | None:
+    """What the sidecar of the split at `path` says of its text: documents, tokens, bytes, words, and how they were
+    counted. None where it says nothing."""
+    text = peek_sidecar(path).get("text")
+    numbers = ("tokens", "bytes", "words", "split_words")
+    known = isinstance(text, dict) and all(isinstance(text.get(name), int) for name in numbers)
+    return text if known else None
 
 
 def check_text(path: str, dictionary: Dictionary | None = None) -> None:

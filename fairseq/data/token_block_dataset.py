@@ -69,6 +69,7 @@ def _greedy(stream: np.ndarray, block_size: int, separators: np.ndarray) -> tupl
 class TokenBlockDataset(SizedDataset):
     """Blocks of a token stream. `sizes`: (blocks,) int64 lengths; `slice_indices`: (blocks, 2) bounds in the stream.
 
+    joined: what stands before an item is the end of the item before, not an eos.
     With `include_targets` an item is (source, target, past target), else the block alone; all (length,) int64."""
 
     def __init__(
@@ -81,6 +82,7 @@ class TokenBlockDataset(SizedDataset):
         break_mode: str | None = None,
         include_targets: bool = False,
         document_sep_len: int = 1,
+        joined: bool = False,
     ) -> None:
         super().__init__()
         self.dataset = dataset
@@ -93,6 +95,7 @@ class TokenBlockDataset(SizedDataset):
         self.sizes = self.slice_indices[:, 1] - self.slice_indices[:, 0]
         self._stream = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
         self._flat = getattr(dataset, "contiguous", False)
+        self._joined = joined and self._flat
         # The item that each block starts in, the offset there, and the item that its last token is in.
         starts, ends = self.slice_indices.T
         first = np.searchsorted(self._stream, starts, side="right") - 1
@@ -131,7 +134,7 @@ class TokenBlockDataset(SizedDataset):
         if not self.include_targets:
             return item
         # One and two places to the right. At the start of an item its predecessor is taken to be an eos.
-        offset = int(self.block_to_dataset_index[index, 1])
+        offset = int(self.slice_indices[index, 0] if self._joined else self.block_to_dataset_index[index, 1])
         history = np.array([self.pad, self.eos], dtype=np.int64)
         available = min(offset, 2)
         if available:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from fairseq import utils
 from fairseq.errors import BadFlag, UserError
 from fairseq.evaluation.lm_scoring import LMScoring
-from fairseq.files.fingerprint import file_fingerprint, split_fingerprints
+from fairseq.files.fingerprint import file_fingerprint, split_fingerprints, vocabulary_file
 from fairseq.retrieval.datastore.provenance import check_asked_by
 from fairseq.retrieval.datastore.writer import DatastoreWriter
 from fairseq.retrieval.flag_conflicts import strategy_name
@@ -68,8 +68,9 @@ def save_datastore(scoring: LMScoring, args: argparse.Namespace) -> dict[str, An
             "the rest stays zero, as in the original" if rows > available else "the remaining ones are left out",
         )
     identity = scoring_identity(scoring, args)
-    writer = DatastoreWriter(args.dstore_mmap, rows, scoring.key_dimension, args.dstore_fp16, identity)
-    row_bytes = scoring.key_dimension * writer.key_dtype.itemsize + 8
+    value_bytes = getattr(scoring.task.target_dictionary, "value_bytes", 8)
+    writer = DatastoreWriter(args.dstore_mmap, rows, scoring.key_dimension, args.dstore_fp16, identity, value_bytes)
+    row_bytes = scoring.key_dimension * writer.key_dtype.itemsize + value_bytes
     logger.info(
         "saving %d entries of dimension %d (%s) to %s: %s; key type %s%s",
         rows,
@@ -136,7 +137,7 @@ def scoring_identity(scoring: LMScoring, args: argparse.Namespace) -> dict[str, 
     """The identity of a datastore, or of saved scores: model, data, and all flags that affect keys."""
     folder = utils.split_paths(args.data)[0]
     return {
-        "models": [file_fingerprint(path) for path in utils.split_paths(args.path)],
+        "models": scoring.opened.files(),
         "weights": scoring.weights,
         "data": split_fingerprints(folder, args.gen_subset),
         "split": args.gen_subset,
@@ -145,20 +146,21 @@ def scoring_identity(scoring: LMScoring, args: argparse.Namespace) -> dict[str, 
         "sample_break_mode": args.sample_break_mode or "none",
         "tokens_per_sample": scoring.effective_args.tokens_per_sample,
         "context_window": args.context_window,
+        **scoring.windows,
         "max_tokens": args.max_tokens,
         "max_sentences": args.max_sentences,
         "model_overrides": str(args.model_overrides),
-        "precision": "float16" if args.fp16 else "bfloat16" if args.bf16 else "float32",
+        "precision": scoring.precision,
     }
 
 
 def check_source(scoring: LMScoring, args: argparse.Namespace) -> list[str]:
     """Refuses a datastore of another model, as far as its sidecar says, and files of the strategy that were made for
     another model; returns the names of the properties of the datastore that were compared."""
-    dictionary = os.path.join(utils.split_paths(args.data)[0], "dict.txt")
+    dictionary = vocabulary_file(utils.split_paths(args.data)[0])
     info = {
         "weights": scoring.weights,
-        "data": {"dict.txt": file_fingerprint(dictionary)},
+        "data": {os.path.basename(dictionary): file_fingerprint(dictionary)},
         "vocabulary": len(scoring.task.target_dictionary),
         "key_type": args.knn_keytype,
     }

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fairseq import checkpoint_utils, tasks, utils
 from fairseq.data import LMContextWindowDataset
 from fairseq.errors import BadFile, BadFlag, UserError
+from fairseq.evaluation.open_models import open_models
 from fairseq.evaluation.overrides import read_overrides, warn_of_effectless
 from fairseq.key_types import DEFAULT as DEFAULT_KEY_TYPE
 from fairseq.key_types import key_type_named
@@ -65,6 +66,7 @@ class LMScoring:
             raise BadFlag("--path", "nothing", "the file of a trained model")
         if args.shard_id >= args.num_shards:
             raise BadFlag("--shard-id", args.shard_id, f"a number below --num-shards {args.num_shards}")
+        check_window_flags(args)
         if args.context_window > 0 and args.num_shards > 1:
             raise BadFlag("--num-shards", args.num_shards, "1 with --context-window, whose context crosses shards")
         wants_keys = args.knnlm or args.save_knnlm_dstore or args.save_scores is not None
@@ -78,9 +80,8 @@ class LMScoring:
             key_type_named(args.knn_keytype)
             overrides = {**overrides, "knn_keytype": args.knn_keytype}
         first_task = tasks.setup_task(args)
-        self.models, all_args, names, _ = checkpoint_utils.load_ensemble(
-            utils.split_paths(args.path), arg_overrides=overrides, task=first_task
-        )
+        self.opened = open_models(args, overrides, first_task)
+        self.models, all_args, names = self.opened.models, self.opened.options, self.opened.stored
         self._stored = stored = all_args[-1]  # as in fairseq, the last model's options are used for all
         self._check_stored(all_args)
         warn_of_effectless(overrides, args, names, (*FROM_CHECKPOINT, "knn_keytype"))
@@ -98,6 +99,9 @@ class LMScoring:
 
     def _score_dataset(self, dataset: Any) -> None:
         args = self.args
+        longest = utils.resolve_max_positions(*[model.max_positions() for model in self.models])
+        if args.max_length is not None and args.max_length > longest:
+            raise BadFlag("--max-length", args.max_length, f"at most the {longest} positions of the model")
         if args.context_window > 0:
             dataset = LMContextWindowDataset(
                 dataset, self.effective_args.tokens_per_sample, args.context_window, self.task.source_dictionary.pad()
@@ -107,7 +111,7 @@ class LMScoring:
             dataset=dataset,
             max_tokens=DEFAULT_MAX_TOKENS if args.max_tokens is None else args.max_tokens,
             max_sentences=args.max_sentences,
-            max_positions=utils.resolve_max_positions(*[model.max_positions() for model in self.models]),
+            max_positions=longest,
             ignore_invalid_inputs=True,
             num_shards=args.num_shards,
             shard_id=args.shard_id,
@@ -165,10 +169,40 @@ class LMScoring:
     @functools.cached_property
     def key_dimension(self) -> int:
         """Width D of the keys, which are those of the first model."""
-        eos = torch.tensor([[self.task.source_dictionary.eos()]])
+        eos = torch.tensor([[max(0, self.task.source_dictionary.eos())]])
         net_input = {"src_tokens": eos, "src_lengths": torch.ones(1, dtype=torch.long)}
         (keys,) = self.scorer.keys(self.models, self._on_device({"net_input": net_input, "target": eos}))
         return keys.shape[-1]
+
+    @property
+    def windows(self) -> dict[str, Any]:
+        """What `--max-length` and the flags beside it say; nothing without them."""
+        if self.args.max_length is None:
+            return {}
+        names = ("max_length", "stride", "drop_remainder", "group_documents", "rolling")
+        return {name: getattr(self.args, name) for name in names}
+
+    @property
+    def convention(self) -> dict[str, Any]:
+        """How the text is cut, in the words in which perplexities are compared."""
+        args, tokens = self.args, self.effective_args.tokens_per_sample
+        before = self.task.source_dictionary[max(0, self.task.source_dictionary.eos())]
+        if args.rolling:
+            context = {"block": args.max_length, "stride": args.max_length, "context": 1}
+            return {**context, "before_first_token": before, "first_token": "scored", "remainder": "scored"}
+        if args.max_length is not None:
+            stride = args.max_length if args.stride is None else args.stride
+            first = "not scored" if stride < args.max_length else "not scored, nor that of any window"
+            dropped = f"{self.dataset.unscored} tokens not scored" if args.drop_remainder else "scored"
+            context = {"block": args.max_length, "stride": stride, "context": args.max_length - stride}
+            return {**context, "before_first_token": "nothing", "first_token": first, "remainder": dropped}
+        context = {"block": tokens + args.context_window, "stride": tokens, "context": args.context_window}
+        return {**context, "before_first_token": before, "first_token": "scored", "remainder": "scored"}
+
+    @property
+    def precision(self) -> str:
+        """The numbers that the (first) model computes with."""
+        return str(next(self.models[0].parameters()).dtype).removeprefix("torch.")
 
     @property
     def samples(self) -> NDArray[np.int64]:
@@ -242,6 +276,16 @@ class LMScoring:
                     f"sample {sequence.sample_id}: the language model gave a log-probability that is not a number; "
                     "check the checkpoint, or evaluate without --fp16"
                 )
+
+
+def check_window_flags(args: argparse.Namespace) -> None:
+    """BadFlag for flags of windows that say nothing without another, or contradict each other."""
+    for name in ("stride", "drop_remainder", "group_documents", "rolling"):
+        if getattr(args, name) and args.max_length is None:
+            flag = "--" + name.replace("_", "-")
+            raise BadFlag(flag, "it alone", "--max-length beside it, the length of a window")
+    if args.rolling and (args.stride or args.drop_remainder):
+        raise BadFlag("--rolling", "--stride or --drop-remainder beside it", "it alone: windows follow each other")
 
 
 def contexts(source: torch.Tensor, eos: int) -> torch.Tensor:

@@ -36,9 +36,18 @@ def quick_fingerprint(path: str) -> str:
     return digest.hexdigest()
 
 
+VOCABULARIES = ("dict.txt", "tokens.json")  # a dictionary of words, or the description of a tokenizer
+
+
+def vocabulary_file(folder: str) -> str:
+    """The file that says what the numbers of a data folder's texts stand for."""
+    paths = [os.path.join(folder, name) for name in VOCABULARIES]
+    return next(filter(os.path.isfile, paths), paths[0])
+
+
 def split_fingerprints(folder: str, split: str) -> dict[str, str]:
     """Fingerprints of the dictionary and of a split's files in a data folder, by file name; absent files are left
     out."""
-    names = ["dict.txt", split + ".bin", split + ".idx", split, split + ".None-None"]
+    names = [*VOCABULARIES, split + ".bin", split + ".idx", split, split + ".None-None"]
     paths = {name: os.path.join(folder, name) for name in names}
     return {name: file_fingerprint(path) for name, path in paths.items() if os.path.isfile(path)}

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from fairseq.flag_types import natural_int, output_folder, output_name, positive_float, positive_int, unit_float
+from fairseq.flags.huggingface import add_huggingface_args, add_window_args
 from fairseq.retrieval.index.interface import add_index_arg
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.retrieval.retrievers.checks import CHOICES as CHECK_CHOICES
@@ -17,7 +18,7 @@ MAX_INT = sys.maxsize
 def add_common_eval_args(group: Any) -> None:
     """Flags of every evaluating program."""
     add = group.add_argument
-    add("--path", metavar="FILE", help="checkpoints, separated by colons")
+    add("--path", metavar="MODEL", help="checkpoints, or Hugging Face models (folders, Hub names), separated by colons")
     add(
         "--remove-bpe",
         "--post-process",
@@ -63,9 +64,12 @@ def add_knn_eval_args(parser: argparse.ArgumentParser) -> Any:
     add = group.add_argument
     add("--knnlm", action="store_true", help="mix the LM with a distribution formed from a datastore")
     add("--save-knnlm-dstore", action="store_true", help="save keys and values of this split as a datastore")
+    add("--dstore-dir", metavar="DIR", help="folder of knn-transformers' files: datastore, index, clusters")
     add("--dstore-mmap", type=output_name, metavar="PREFIX", help="prefix of the datastore to save")
     add("--knnlm-gpu", action="store_true", help="search on the GPU")
     add_index_arg(parser)
+    add_huggingface_args(parser)
+    add_window_args(parser)
     add(
         "--index-recall",
         type=positive_int,
@@ -76,6 +80,12 @@ def add_knn_eval_args(parser: argparse.ArgumentParser) -> Any:
     add("--min-knns", type=natural_int, default=1, metavar="N", help="search when fewer entries than this were kept")
     add("--max-knns", type=positive_int, metavar="N", help="most pointers to follow (default: --k)")
     add("--no-pointer", action="store_true", help="kNN-LM: search for every token, follow no pointers")
+    add(
+        "--tie-order",
+        choices=("original", "stable"),
+        default="original",
+        help="entries with equal scores: as the original sorts them, or as they came in (knn-transformers)",
+    )
     add("--local", action="store_true", help="faiss needs no other order of imports")
     add(
         "--strategy",

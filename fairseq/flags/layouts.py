@@ -21,6 +21,7 @@ PREPROCESSING = Layout(
     groups={
         "Text": "--trainpref --validpref --testpref --only-source --source-lang --target-lang --align-suffix",
         "Words": "--tokenizer --bpe",
+        "Tokens of a Hugging Face model": "--hf-tokenizer --hf-documents --hf-eos",
         "Dictionary": """
             --srcdict --tgtdict --joined-dictionary --thresholdsrc --thresholdtgt --nwordssrc --nwordstgt
             --padding-factor --dict-only""",
@@ -94,14 +95,17 @@ EVALUATION = Layout(
         "Context and batches": """
             --context-window --sample-break-mode --truncate-sequence --max-tokens --max-sentences --num-workers
             --num-shards --shard-id""",
+        "Windows": "--max-length --stride --rolling --drop-remainder --group-documents",
+        "Hugging Face models": "--hf-dtype --hf-device-map --knn-module",
         "Words": "--remove-bpe --bpe --output-word-probs --output-word-stats",
         "Retrieval": "--knnlm --lmbda --knn-temp --strategy --check-strategy --lockstep-tokens",
         "Datastore": """
-            --dstore-filename --dstore-size --dstore-fp16 --dstore-weights --no-load-keys --move-dstore-to-mem
+            --dstore-filename --dstore-dir --dstore-size --dstore-fp16 --dstore-weights --no-load-keys --move-dstore-to-mem
             --knn-keytype""",
         "Search index": "--indexfile --index --k --probe --knn-sim-func --faiss-metric-type --index-recall --knnlm-gpu",
         _POINTERS: """
-            --no-pointer --min-knns --max-knns --members --target-foss --target-foss-subset --target-foss-tokens""",
+            --no-pointer --min-knns --max-knns --members --tie-order --target-foss --target-foss-subset
+            --target-foss-tokens""",
         "What later commands read": """
             --save-knnlm-dstore --dstore-mmap --save-scores --save-searches --save-features""",
         "Output": "--results-json --results-path --no-progress-bar",
@@ -119,7 +123,8 @@ EVALUATION = Layout(
         "--bpe": "how words were cut, with --remove-bpe of the same name: fastbpe, gpt2, sentencepiece, subword_nmt",
         "--memory-efficient-fp16": "the same as --fp16 here",
         "--seed": "seed of strategies that draw at random (default: 1)",
-        "--tokens-per-sample": "the checkpoint's setting counts; change it with --model-overrides",
+        "--tokens-per-sample": "the checkpoint's setting counts; change it with --model-overrides "
+        "(of a Hugging Face model: new tokens of a sample)",
         **dict.fromkeys(("--max-target-positions", "--add-bos-token", "--future-target"), _OF_CHECKPOINT),
         **dict.fromkeys(("--self-target", "--past-target"), "refused unless the model has such targets"),
     },
@@ -133,7 +138,7 @@ _NOT_EXAMINED = {  # flags of an evaluation that the doctor does not look at
     "What later commands read": "",
     "Retrieval": "--knnlm --lmbda --knn-temp --strategy --check-strategy",
     "Search index": "--indexfile --index --k --probe --knn-sim-func --faiss-metric-type",
-    _POINTERS: "--no-pointer --min-knns --max-knns --members --target-foss",
+    _POINTERS: "--no-pointer --min-knns --max-knns --members --tie-order --target-foss",
     "Output": "--results-json",
     "Files of earlier runs": "--force",
 }

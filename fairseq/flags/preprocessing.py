@@ -7,6 +7,7 @@ from typing import Any
 
 from fairseq.data.indexed_dataset import get_available_dataset_impl
 from fairseq.flag_types import any_int, natural_int, output_folder, positive_int
+from fairseq.flags.huggingface import add_tokenizer_args
 from fairseq.refusals import add_force
 
 
@@ -39,6 +40,7 @@ def add_preprocess_args(parser: argparse.ArgumentParser) -> Any:
         help="pad the dictionary's size to a multiple of N",
     )
     add("--workers", metavar="N", default=1, type=positive_int, help="number of processes")
+    add_tokenizer_args(group)
     add("--dict-only", action="store_true", help="only build the dictionary")
     add_force(group)
     return group

@@ -35,11 +35,18 @@ def best_of_rows(values: Tensor, rows: Tensor, counts: Tensor, most: int) -> Ten
 
 class Automaton:
     """The state of following pointers. size: number of entries of the datastore; max_knns: largest number of candidates
-    per step from pointers and clusters."""
+    per step from pointers and clusters; stable_ties: equals keep the order they came in, instead of that in which
+    numpy's default sort leaves them."""
 
     def __init__(
-        self, size: int, max_knns: int, clusters: Clusters | None = None, device: torch.device | str = "cpu"
+        self,
+        size: int,
+        max_knns: int,
+        clusters: Clusters | None = None,
+        device: torch.device | str = "cpu",
+        stable_ties: bool = False,
     ) -> None:
+        self.stable_ties = stable_ties
         self.size, self.max_knns, self.device = size, max_knns, torch.device(device)
         self.clusters = clusters
         if clusters is not None:
@@ -83,7 +90,7 @@ class Automaton:
         places = chosen.repeat_interleave(bounds[1:] - bounds[:-1]).nonzero().squeeze(1)
         ordered = self._as_they_came(matched.select(places), chosen, mixed)
         assert ordered.scores is not None
-        order = original_order(ordered.scores, ordered.counts(count))
+        order = original_order(ordered.scores, ordered.counts(count), self.stable_ties)
         ids, scores = matched.ids.clone(), matched.scores.clone()
         ids[places], scores[places] = ordered.ids[order], ordered.scores[order]
         return Entries(matched.rows, ids, scores, bounds=matched.bounds)
@@ -171,7 +178,7 @@ class Automaton:
         sizes = end - begin
         widths = torch.bincount(rows, minlength=sequences)
         available = torch.zeros_like(capacity).index_add_(0, rows, sizes)
-        order = _most_voted_first(votes, widths, (available > capacity) | all_by_votes)
+        order = _most_voted_first(votes, widths, (available > capacity) | all_by_votes, self.stable_ties)
         clusters = clusters[order]
         rows, sizes = rows[order], sizes[order]
 
@@ -202,7 +209,7 @@ class Automaton:
         capacity = np.maximum(self.max_knns - counts, 0)  # how many members each sequence may add
         to_sort = np.flatnonzero(((available > capacity) | all_by_votes) & (widths > 1))
         if len(to_sort):
-            _sort_by_votes(clusters, votes, starts[to_sort], widths[to_sort])
+            _sort_by_votes(clusters, votes, starts[to_sort], widths[to_sort], self.stable_ties)
         bounds = np.zeros(sequences + 1, np.int64)
         np.cumsum(counts + np.minimum(capacity, available), out=bounds[1:])
         ids, rows = np.empty((2, int(bounds[-1])), np.int64)
@@ -220,23 +227,27 @@ class Automaton:
             self.clusters.require(bool(fine.all()))
 
 
-def _most_voted_first(votes: Tensor, widths: Tensor, chosen: Tensor) -> Tensor:
+def _most_voted_first(votes: Tensor, widths: Tensor, chosen: Tensor, stable: bool = False) -> Tensor:
     """A permutation that sorts the clusters of the sequences `chosen` (B,) bool by descending votes; widths (B,):
     number of clusters of each sequence."""
     device, order = votes.device, np.arange(len(votes))
     these, sizes = (chosen & (widths > 1)).cpu().numpy(), widths.cpu().numpy()
-    _sort_by_votes(order, votes.cpu().numpy(), (np.cumsum(sizes) - sizes)[these], sizes[these])
+    _sort_by_votes(order, votes.cpu().numpy(), (np.cumsum(sizes) - sizes)[these], sizes[these], stable)
     return torch.from_numpy(order).to(device)
 
 
 def _sort_by_votes(
-    clusters: NDArray[np.int64], votes: NDArray[np.int64], starts: NDArray[np.int64], widths: NDArray[np.int64]
+    clusters: NDArray[np.int64],
+    votes: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    stable: bool = False,
 ) -> None:
     """Sorts R runs of clusters by descending votes, in place; run i has `widths[i]` clusters from `starts[i]` on.
 
     Clusters with equal votes are left in the order of numpy's default sort: the original's truncation, and so its
-    results, depend on that order."""
-    for places, order in numpy_orders(-votes, starts, widths):
+    results, depend on that order. stable: they stay in ascending order, as in knn-transformers."""
+    for places, order in numpy_orders(-votes, starts, widths, stable):
         clusters[places] = np.take_along_axis(clusters[places], order, 1)
 
 

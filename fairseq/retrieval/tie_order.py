@@ -6,6 +6,9 @@ scores therefore depends on the number of entries, their order before, and the v
 compiled. That order decides which pointers remain after the cut to `--max-knns` and the order of the next candidates,
 and so all later orders.
 
+knn-transformers sorts with torch, which leaves entries with equal scores in the order they came in (`stable`, the flag
+`--tie-order stable`).
+
 Without equal scores, or where only duplicates of one entry have equal scores, every sort gives the same result. In text
 that hardly repeats itself nearly all rows are of this kind, and the only cost is the check whether a row has ties."""
 
@@ -62,22 +65,24 @@ def rows_with_ties(bounds: Tensor, ids: Tensor, scores: Tensor, norms: Tensor | 
 
 
 def numpy_orders(
-    values: NDArray[np.generic], starts: NDArray[np.int64], widths: NDArray[np.int64]
+    values: NDArray[np.generic], starts: NDArray[np.int64], widths: NDArray[np.int64], stable: bool = False
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Sorts R runs of `values` by numpy's default sort; run i has `widths[i]` values from position `starts[i]` on.
 
     Yields, for all runs of one width w at a time, their positions (r, w) and the order within each run, (r, w) numbers
-    below w. Each run is sorted separately, since the order of equal values depends on the number of values."""
+    below w. Each run is sorted separately, since the order of equal values depends on the number of values.
+    stable: equal values keep the order they came in."""
     for width in np.unique(widths).tolist():
         places = starts[widths == width][:, None] + np.arange(width)
-        yield places, np.argsort(values[places], axis=1)
+        yield places, np.argsort(values[places], axis=1, kind="stable" if stable else None)
 
 
-def original_order(scores: Tensor, counts: Tensor) -> Tensor:
+def original_order(scores: Tensor, counts: Tensor, stable: bool = False) -> Tensor:
     """(n,) positions that put each row's scores into the original's order, best first. scores (n,) float32: row b has
-    `counts[b]` of them, rows are stored one after the other."""
+    `counts[b]` of them, rows are stored one after the other. stable: equal scores keep the order they came in."""
     widths, values = counts.cpu().numpy(), scores.cpu().numpy()
     order = np.arange(len(values))
-    for places, ascending in numpy_orders(values, np.cumsum(widths) - widths, widths):
-        order[places] = np.take_along_axis(places, ascending[:, ::-1], 1)
+    starts = np.cumsum(widths) - widths
+    for places, found in numpy_orders(-values if stable else values, starts, widths, stable):
+        order[places] = np.take_along_axis(places, found if stable else found[:, ::-1], 1)
     return torch.from_numpy(order).to(scores.device)

@@ -20,6 +20,8 @@ from fairseq.data import (
     TruncatedDictionary,
     data_utils,
 )
+from fairseq.data.sliding_windows import SlidingWindowDataset
+from fairseq.data.token_ids import TokenIds
 from fairseq.errors import BadFile, BadFlag, MissingFile
 from fairseq.flag_types import any_int, finite_float, positive_int, row_count
 from fairseq.key_types import DEFAULT as DEFAULT_KEY_TYPE
@@ -100,11 +102,7 @@ class LanguageModelingTask(FairseqTask):
     @classmethod
     def setup_task(cls, args: argparse.Namespace, **kwargs: Any) -> LanguageModelingTask:
         """Reads the dictionary of the (first) data folder."""
-        folder = utils.split_paths(args.data)[0]
-        path = os.path.join(folder, "dict.txt")
-        if not os.path.exists(path):
-            raise MissingFile(path, "give the folder that preprocess.py --only-source wrote")
-        dictionary = Dictionary.load(path)
+        dictionary = cls._vocabulary(utils.split_paths(args.data)[0])
         logger.info("dictionary: %d types", len(dictionary))
         size = getattr(args, "output_dictionary_size", -1)
         output_dictionary = TruncatedDictionary(dictionary, size) if size >= 0 else dictionary
@@ -112,6 +110,16 @@ class LanguageModelingTask(FairseqTask):
             args.self_target = not args.exclude_self_target
         targets = [kind for kind in ("self", "future", "past") if getattr(args, kind + "_target", False)]
         return cls(args, dictionary, output_dictionary, targets)
+
+    @staticmethod
+    def _vocabulary(folder: str) -> Any:
+        """The words of `dict.txt`, or the tokens of the tokenizer that the folder's texts were made with."""
+        path = os.path.join(folder, "dict.txt")
+        if os.path.exists(path):
+            return Dictionary.load(path)
+        if TokenIds.described_in(folder):
+            return TokenIds.load(folder)
+        raise MissingFile(path, "give the folder that preprocess.py --only-source wrote")
 
     def check_folders(self, split: str) -> None:
         """Refuses, before any work, a data folder of a later epoch that has another dictionary, or lacks `split`."""
@@ -148,7 +156,25 @@ class LanguageModelingTask(FairseqTask):
             raise BadFile(path, "a split without any text", "at least one token", "preprocess it again from a text")
         self.datasets[split] = self.samples_of(dataset)
 
-    def samples_of(self, dataset: Any) -> MonolingualDataset:
+    def _windows(self, dataset: Any) -> SlidingWindowDataset:
+        """`--max-length` and `--stride`: windows without anything before the text."""
+        args = self.args
+        if getattr(args, "context_window", 0) or args.sample_break_mode not in (None, "none"):
+            found = "--context-window or --sample-break-mode beside it"
+            raise BadFlag("--max-length", found, "it alone: it says context and samples by itself")
+        if not getattr(dataset, "contiguous", False):
+            raise BadFlag("--max-length", "a text that is no mmap file", "one that preprocess wrote")
+        return SlidingWindowDataset(
+            dataset,
+            self.dictionary,
+            args.max_length,
+            args.stride,
+            args.drop_remainder,
+            args.group_documents,
+            args.rolling,
+        )
+
+    def samples_of(self, dataset: Any) -> MonolingualDataset | SlidingWindowDataset:
         """Lines of token ids, each with its end of line, cut into samples as the flags say."""
         if getattr(self.args, "truncate_sequence", False):
             dataset = TruncateDataset(dataset, self.args.tokens_per_sample)
@@ -156,6 +182,13 @@ class LanguageModelingTask(FairseqTask):
         block_size = self.args.tokens_per_sample
         if block_size < 1 and mode != "eos":
             raise BadFlag("--tokens-per-sample", block_size, "at least 1")
+        windows = getattr(self.args, "max_length", None) is not None
+        ends_lines = getattr(self.dictionary, "ends_lines", True)
+        if self.dictionary.eos() < 0 and (not windows or self.args.rolling):
+            expected, remedy = "a token that stands before a text", "use --max-length, without --rolling"
+            raise BadFile(self.args.data, "the text of a tokenizer that has neither BOS nor EOS", expected, remedy)
+        if windows:
+            return self._windows(dataset)
         sizes = getattr(dataset, "sizes", None)
         dataset = TokenBlockDataset(
             dataset,
@@ -165,6 +198,7 @@ class LanguageModelingTask(FairseqTask):
             eos=self.dictionary.eos(),
             break_mode=mode,
             include_targets=True,
+            joined=not ends_lines and mode in (None, "none", "complete"),
         )
         # fairseq evaluates with --lm-eval: samples in a fixed order there, ties of length shuffled elsewhere
         return MonolingualDataset(

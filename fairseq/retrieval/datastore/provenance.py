@@ -9,7 +9,7 @@ from typing import Any
 
 from fairseq.errors import BadFile, BadFlag
 from fairseq.files.checksums import sample_digest
-from fairseq.files.fingerprint import quick_fingerprint
+from fairseq.files.fingerprint import VOCABULARIES, quick_fingerprint
 from fairseq.files.sidecar import peek_sidecar, read_sidecar
 from fairseq.refusals import refuse
 from fairseq.retrieval.datastore.reader import KIND, Datastore, keys_path, values_path
@@ -85,7 +85,8 @@ def _check_source(
 def source_of(info: Mapping[str, Any]) -> dict[str, Any]:
     """The properties of a sidecar that identify the model and text of its keys or queries."""
     data = info.get("data")
-    dictionary = data.get("dict.txt") if isinstance(data, dict) else None
+    digests = [data.get(name) for name in VOCABULARIES] if isinstance(data, dict) else []
+    dictionary = next(filter(None, digests), None)
     weights, vocabulary, key_type = (info.get(name) for name in ("weights", "vocabulary", "key_type"))
     return {"weights": weights, "dictionary": dictionary, "vocabulary": vocabulary, "key type": key_type}
 

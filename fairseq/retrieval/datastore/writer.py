@@ -43,12 +43,15 @@ SAFE_POINT_SECONDS = 30.0
 class DatastoreWriter:
     """Appends up to `rows` rows. An unfinished run is continued if its `identity` (model, data, flags) is the same.
 
+    value_bytes: 8 (int64, as the original) or 4.
     Use: writer = DatastoreWriter(...); skip the first `writer.written` rows; `append` the others; `finish`."""
 
-    def __init__(self, prefix: str, rows: int, dimension: int, fp16: bool, identity: dict[str, Any]) -> None:
+    def __init__(
+        self, prefix: str, rows: int, dimension: int, fp16: bool, identity: dict[str, Any], value_bytes: int = 8
+    ) -> None:
         self.prefix, self.rows, self.dimension = prefix, rows, dimension
         self.key_dtype = np.dtype(KEY_DTYPES[2 if fp16 else 4])
-        self.value_dtype = np.dtype(VALUE_DTYPES[8])
+        self.value_dtype = np.dtype(VALUE_DTYPES[value_bytes])
         self.identity = {**identity, "rows": rows, "dimension": dimension, "key_dtype": self.key_dtype.str}
         self.written = 0
         self._last_safe_point = time.monotonic()

@@ -23,7 +23,8 @@ class RetomatonRetriever(Retriever):
     def __init__(self, args: argparse.Namespace, resources: Resources) -> None:
         super().__init__(args, resources)
         max_knns = args.max_knns if args.max_knns is not None else resources.k
-        self.automaton = Automaton(resources.size, max_knns, resources.clusters, resources.device)
+        stable = getattr(args, "tie_order", "original") == "stable"
+        self.automaton = Automaton(resources.size, max_knns, resources.clusters, resources.device, stable)
 
     def start(self) -> None:
         """Drops the pointers of earlier sequences."""

@@ -1,0 +1,189 @@
+"""A causal language model of transformers with the methods of `FairseqLanguageModel`: features without the head, the
+head's product in slices of tokens, and the activations that key types are made of."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairseq.errors import BadFlag
+from fairseq.key_types import FFN_INPUT, FINAL_HIDDEN, FLAG, KEY_TYPES, key_type_named
+from fairseq.models.fairseq_decoder import FairseqDecoder, NetOutput
+from fairseq.models.fairseq_model import FairseqLanguageModel
+from fairseq.models.huggingface.structure import (
+    MODULE_FLAG,
+    called_first,
+    decoder_layers,
+    feed_forward,
+    first_tensor,
+    named_module,
+    text_config,
+)
+
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")  # in configurations
+
+
+class BaseOutput(tuple):
+    """Stands for the output of the network below the head: hidden states, and nothing else."""
+
+    @property
+    def last_hidden_state(self) -> Any:
+        return self[0]
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+class HuggingFaceDecoder(FairseqDecoder):
+    """The network with fairseq's methods. key_type: the key type whose activations are collected; module: name of the
+    module whose input is taken for that of the last feed-forward block (found by itself otherwise)."""
+
+    def __init__(self, network: Any, dictionary: Any, key_type: str | None = None, module: str | None = None) -> None:
+        super().__init__(dictionary)
+        self.network = network
+        self.layers = decoder_layers(network)
+        self._needs = () if key_type is None else key_type_named(key_type).needs
+        self._ffn: list[nn.Module] = []  # in a list, so that it is no second child
+        if FFN_INPUT in self._needs or module is not None:
+            found = feed_forward(network) if module is None else named_module(network, module)
+            self._ffn = [] if found is None else [found]
+        self._check_needs(key_type)
+        self._below = [called_first(network)]
+        parameters = inspect.signature(self._below[0].forward).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        self._settings = {"use_cache": False} if takes_any or "use_cache" in parameters else {}
+        self._check_head()
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """A few tokens through the network as a whole, and through the part below the head and the head: the same, or
+        this class does not understand the network."""
+        tokens = torch.arange(4, device=next(self.network.parameters()).device)[None]
+        whole = self.network(input_ids=tokens).logits.float().log_softmax(-1)
+        parts = self.forward(tokens)[0].float().log_softmax(-1)
+        if not torch.allclose(whole, parts, atol=0.1, rtol=0.02):
+            found = f"{type(self.network).__name__}, whose head is more than its last step"
+            raise BadFlag("--path", found, "a model of layers with a head on top", "this family is not supported")
+
+    def _check_needs(self, key_type: str | None) -> None:
+        has = self._available()
+        if any(not has(need) for need in self._needs):
+            names = [name for name, cls in sorted(KEY_TYPES.items()) if all(map(has, cls.needs))]
+            kind = type(self.network).__name__
+            found = f"{key_type} for {kind}, whose last layer has no feed-forward block or which has fewer layers"
+            raise BadFlag(FLAG, found, "one of " + ", ".join(names), f"or name a module with {MODULE_FLAG}")
+
+    def _available(self) -> Any:
+        layers = 0 if self.layers is None else len(self.layers)
+        given = {FINAL_HIDDEN, *([FFN_INPUT] if self._ffn else [])}
+        return lambda need: need in given if isinstance(need, str) else -layers - 1 <= need <= layers
+
+    def forward(
+        self, prev_output_tokens: Tensor, encoder_out: Any = None, features_only: bool = False, **kwargs: Any
+    ) -> NetOutput:
+        """Tokens (B, T) -> (logits (B, T, V), or with `features_only` features (B, T, D); extra); the other arguments
+        are those of `extract_features`. extra["features_only"] tells `get_target_log_probs` which they are."""
+        features, extra = self.extract_features(prev_output_tokens, **kwargs)
+        if features_only:
+            return features, {**extra, "features_only": True}
+        return self.output_layer(features), extra
+
+    def extract_features(  # type: ignore[override]
+        self, prev_output_tokens: Tensor, first_needed: int = 0, incremental_state: Any = None, **kwargs: Any
+    ) -> NetOutput:
+        """What the head reads, (B, T - first_needed, D), and the activations of the key type. Padding has to stand at
+        the right, where a causal model cannot see it. With `incremental_state` only positions not seen before are
+        returned; they are all computed again."""
+        if incremental_state is not None:
+            first_needed = incremental_state.get("seen", 0)
+            incremental_state["seen"] = prev_output_tokens.shape[1]
+        rows, length = prev_output_tokens.shape
+        tokens = prev_output_tokens.masked_fill(prev_output_tokens == self.dictionary.pad(), 0)
+        with self._collecting() as collected:
+            output = self._below[0](input_ids=tokens, **self._settings)
+        features = first_tensor(output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0])
+        assert features is not None
+
+        def time_first(value: Tensor) -> Tensor:
+            return value.reshape(rows, length, -1).transpose(0, 1)[first_needed:]
+
+        extra: dict[str, Any] = {"attn": [None]}
+        if self._needs:
+            count = 0 if self.layers is None else len(self.layers) + 1
+            states: list[Any] = [None] * count
+            for number, value in collected.items():
+                if isinstance(number, int):
+                    states[number] = time_first(value)
+            extra |= {"inner_states": states, FINAL_HIDDEN: features.transpose(0, 1)[first_needed:]}
+            if FFN_INPUT in collected:
+                extra[FFN_INPUT] = time_first(collected[FFN_INPUT])
+        return features[:, first_needed:], extra
+
+    @contextlib.contextmanager
+    def _collecting(self) -> Iterator[dict[str | int, Tensor]]:
+        """While it lasts, what the key type needs is put into the dict that it gives."""
+        collected: dict[str | int, Tensor] = {}
+        handles: list[Any] = []
+
+        def inputs_to(name: str | int) -> Any:
+            def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                value = first_tensor(args) if args else None
+                values = (v for v in kwargs.values() if isinstance(v, Tensor))
+                collected[name] = next(values) if value is None else value
+
+            return note
+
+        def outputs_as(name: int) -> Any:
+            def note(module: Any, args: Any, output: Any) -> None:
+                collected[name] = first_tensor(output)  # type: ignore[assignment]
+
+            return note
+
+        try:
+            if FFN_INPUT in self._needs and self._ffn:
+                handles.append(self._ffn[0].register_forward_pre_hook(inputs_to(FFN_INPUT), with_kwargs=True))
+            for number in self._needs:
+                if not isinstance(number, int) or self.layers is None:
+                    continue
+                place = number if number >= 0 else len(self.layers) + 1 + number
+                if place == 0:
+                    handles.append(self.layers[0].register_forward_pre_hook(inputs_to(0), with_kwargs=True))
+                else:
+                    handles.append(self.layers[place - 1].register_forward_hook(outputs_as(place)))
+            yield collected
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def output_layer(self, features: Tensor) -> Tensor:
+        """Features (..., D) -> logits (..., V), by the network's own forward pass with the part below the head left
+        out: so whatever a family does there (scaling, capping, a bias) is done."""
+        flat = features.reshape(1, -1, features.shape[-1])
+        below: Any = self._below[0]
+        below.forward = lambda *args, **kwargs: BaseOutput((flat,))
+        try:
+            tokens = torch.zeros(flat.shape[:2], dtype=torch.long, device=flat.device)
+            logits = self.network(input_ids=tokens).logits
+        finally:
+            del below.forward
+        return logits.reshape(*features.shape[:-1], -1)
+
+    def max_positions(self) -> int:
+        """The longest input: the model's number of positions, where it has a limit."""
+        config = text_config(self.network)
+        found = [getattr(config, name, None) for name in POSITIONS]
+        return next((number for number in found if isinstance(number, int) and number > 0), 1_000_000)
+
+
+class HuggingFaceLM(FairseqLanguageModel):
+    """A causal language model of transformers."""
+
+    supports_features_only = True
+
+    def __init__(self, decoder: HuggingFaceDecoder) -> None:
+        super().__init__(decoder)

@@ -1,0 +1,96 @@
+"""Opening a model folder: configuration, weights, and whether they fit each other and the text."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import Any
+
+from fairseq import training_state
+from fairseq.errors import BadFile, BadFlag
+from fairseq.models.huggingface.folders import folder_fingerprint, library, read_config, resolve, weight_files
+from fairseq.models.huggingface.language_model import HuggingFaceDecoder, HuggingFaceLM
+from fairseq.models.huggingface.tokenizers import check_same_tokenizer
+
+logger = logging.getLogger(__name__)
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def open_language_model(
+    name: str, dictionary: Any, data: str, args: argparse.Namespace, overrides: dict[str, Any]
+) -> tuple[HuggingFaceLM, argparse.Namespace, dict[str, str]]:
+    """(model, the options that a checkpoint would hold, digests of its files) of a folder or a name on the Hub.
+
+    dictionary: the ids of the text in the folder `data`; args: eval_lm's flags. UserError where something is missing,
+    damaged, or of another tokenizer than the text."""
+    folder = resolve(name, "--path")
+    config = read_config(folder)
+    if not hasattr(dictionary, "tokenizer"):
+        remedy = f"preprocess the text with --hf-tokenizer {name}"
+        raise BadFile(data, "a text of words (dict.txt)", "one of the model's own tokens", remedy)
+    check_same_tokenizer(folder, dictionary, data)
+    network = _load(folder, args)
+    size = network.get_output_embeddings().weight.shape[0] if network.get_output_embeddings() is not None else None
+    if size is not None and len(dictionary) > size:
+        found = f"{len(dictionary)} token ids"
+        raise BadFile(data, found, f"at most the {size} that the head of {name} has", "use the model's own tokenizer")
+    decoder = HuggingFaceDecoder(network, dictionary, args.knn_keytype, getattr(args, "knn_module", None))
+    stored = _options(args, overrides, decoder.max_positions(), config)
+    return HuggingFaceLM(decoder), stored, folder_fingerprint(folder)
+
+
+def _options(
+    args: argparse.Namespace, overrides: dict[str, Any], positions: int, config: dict[str, Any]
+) -> argparse.Namespace:
+    """What a checkpoint's options would say. Samples have `--tokens-per-sample` tokens after the context window, as far
+    as the model's positions reach."""
+    tokens, window = args.tokens_per_sample, args.context_window
+    wanted = overrides.get("tokens_per_sample", tokens + window)
+    if wanted > positions:
+        if tokens != 1024 or window >= positions or "tokens_per_sample" in overrides:  # 1024 is the flag's default
+            found = f"{wanted - window} tokens after --context-window {window}"
+            raise BadFlag("--tokens-per-sample", found, f"{positions} in all: the model has no more positions")
+        wanted = positions
+        logger.info("--tokens-per-sample: %d, as the model has %d positions", wanted - window, positions)
+    return argparse.Namespace(
+        tokens_per_sample=wanted, self_target=False, future_target=False, past_target=False, add_bos_token=False,
+        train_subset="train", arch=config["model_type"],
+    )
+
+
+def _load(folder: str, args: argparse.Namespace) -> Any:
+    """The network with all its weights; UserError when some are missing, of another shape, or not finite."""
+    if not weight_files(folder):
+        raise BadFile(folder, "no weights", "model.safetensors or pytorch_model.bin", "copy the folder again")
+    dtype = getattr(args, "hf_dtype", None) or "auto"
+    settings: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "trust_remote_code": False}
+    if getattr(args, "hf_device_map", None):
+        settings["device_map"] = args.hf_device_map
+    try:
+        network, info = library().AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+    except Exception as error:
+        logger.debug("%s: transformers cannot open it", folder, exc_info=True)
+        said = (str(error).strip().splitlines() or [""])[0][:200]
+        found = f"a model that transformers cannot open ({type(error).__name__}: {said})"
+        raise BadFile(folder, found, "the folder of a causal language model", "check it, or copy it again") from None
+    missing = sorted([*info["missing_keys"], *(str(key) for key in info.get("mismatched_keys") or ())])
+    if missing:
+        found = f"no usable weights for {missing[0]} and {len(missing) - 1} more parameters"
+        raise BadFile(folder, found, "all of the model's", "check config.json, or copy the folder again")
+    if unread := sorted(info.get("unexpected_keys") or ()):
+        logger.warning("%s: %d tensors are no parameters of the model, such as %s", folder, len(unread), unread[0])
+    for key, value in network.state_dict().items():
+        if value.is_floating_point() and not training_state.is_finite(value):
+            raise BadFile(folder, f"numbers that are not finite in {key}", "finite ones", "copy the folder again")
+    network.eval()
+    return network.requires_grad_(False)
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """BadFlag for flags that need a dictionary of words."""
+    if args.remove_bpe is not None:
+        raise BadFlag(
+            "--remove-bpe", args.remove_bpe, "nothing with a Hugging Face model", "word perplexity is given without it"
+        )
+

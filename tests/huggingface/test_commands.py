@@ -1,0 +1,283 @@
+"""The commands with a Hugging Face model: text to tokens, perplexity in each convention, a datastore saved, indexed and
+used, runs that go on; and one sentence for whatever does not fit."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fairseq.data.indexed_dataset import MMapIndexedDataset
+from fairseq.files.sidecar import read_sidecar
+
+EXPECTED = json.loads((Path(__file__).parent.parent / "fixtures/golden-hf/expected.json").read_text())
+QUIET = ["--no-progress-bar", "--cpu"]
+
+
+@pytest.fixture
+def evaluate(run_cli: Callable[..., Any], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    def evaluate(data: Path, model: Path, *flags: Any) -> dict[str, Any]:
+        results = tmp_path / "results.json"
+        done = run_cli("eval_lm", [data, "--path", model, *QUIET, "--results-json", results, *flags])
+        assert done.status == 0, done.stderr
+        return json.loads(results.read_text())
+
+    return evaluate
+
+
+# -- text
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_ids_are_the_tokenizers_own(binarised: Any, golden_hf: Path, model: str) -> None:
+    from transformers import AutoTokenizer
+
+    folder = binarised(golden_hf / model)
+    dataset = MMapIndexedDataset(str(folder / "valid"))
+    tokenizer = AutoTokenizer.from_pretrained(golden_hf / model)
+    lines = (golden_hf / "text/wiki.valid.txt").read_text().splitlines(keepends=True)
+    assert [dataset[i].tolist() for i in range(117)] == [tokenizer(line)["input_ids"] for line in lines]
+    assert dataset.dtype == np.uint16
+    text = read_sidecar(str(folder / "valid"), "text", {})["text"]  # type: ignore[index]
+    assert text["bytes"] == (golden_hf / "text/wiki.valid.txt").stat().st_size == 5582
+    assert (text["documents"], text["tokens"]) == (117, {"gpt2": 1801, "llama": 1917}[model])
+    assert text["words"] == sum(len(line.split()) for line in lines)
+    assert text["bos_added"] == {"gpt2": None, "llama": 1}[model] and text["eos_added"] is None
+    first = EXPECTED["tokenisation"][model]["validation"]["first_ids"]
+    assert dataset.tokens[: len(first)].tolist() == first
+
+
+def test_documents_are_lines_or_files(binarised: Any, golden_hf: Path) -> None:
+    gpt2 = golden_hf / "gpt2"
+    lines = MMapIndexedDataset(str(binarised(gpt2, "line", "document") / "valid"))
+    assert len(lines) == 117 and {int(line[-1]) for line in lines} == {0}  # type: ignore[attr-defined]
+    whole = MMapIndexedDataset(str(binarised(gpt2, "file", "none") / "valid"))
+    assert (len(whole), len(whole[0])) == (1, 1801)
+
+
+def test_the_tokenizer_lies_beside_the_text(binarised: Any, golden_hf: Path) -> None:
+    folder = binarised(golden_hf / "llama")
+    assert (folder / "tokenizer/tokenizer.json").read_bytes() == (golden_hf / "llama/tokenizer.json").read_bytes()
+    known = read_sidecar(str(folder / "tokens"), "tokenizer", {"size": int, "begin": int})
+    assert known is not None and (known["size"], known["begin"], known["eos"]) == (1000, 1, 2)
+
+
+# -- perplexity, each convention
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_windows_of_the_hugging_face_docs(
+    binarised: Any, golden_hf: Path, tmp_path: Path, evaluate: Any, model: str, number: int
+) -> None:
+    expected = EXPECTED["lm_conventions"][model]["hf_docs"][number]
+    data = binarised(golden_hf / model, "file", "none")
+    if model == "llama":  # the page encodes without the BOS that was counted here
+        assert expected["tokens_in_text"] in (1801, 1762, MMapIndexedDataset(str(data / "valid")).sizes.sum())
+    flags = ["--gen-subset", "valid", "--max-length", expected["max_length"], "--stride", expected["stride"]]
+    results = evaluate(data, golden_hf / model, *flags)
+    if MMapIndexedDataset(str(data / "valid")).sizes.sum() != expected["tokens_in_text"]:
+        pytest.skip("the page's text has another number of tokens")
+    assert results["scored_tokens"] == expected["exact_n_tokens"]
+    assert results["perplexity"] == pytest.approx(expected["exact_token_perplexity"], rel=1e-5)
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_rolling_log_likelihood_of_lm_evaluation_harness(
+    binarised: Any, golden_hf: Path, evaluate: Any, model: str
+) -> None:
+    expected = EXPECTED["lm_conventions"][model]["lm_eval_whole_text"]
+    data = binarised(golden_hf / model, "file", "none")
+    results = evaluate(data, golden_hf / model, "--gen-subset", "valid", "--max-length", 128, "--rolling")
+    assert results["scored_tokens"] == expected["tokens"][0]
+    assert -results["perplexities"]["nats"] == pytest.approx(expected["loglikelihood"][0], rel=1e-6)
+    assert results["perplexities"]["byte_perplexity"] == pytest.approx(expected["byte_perplexity"], rel=1e-6)
+    assert results["perplexities"]["bits_per_byte"] == pytest.approx(expected["bits_per_byte"], rel=1e-6)
+    words = results["perplexities"]["lm_eval_word_perplexity"]
+    assert words == pytest.approx(expected["word_perplexity"], rel=1e-5)
+    assert results["perplexities"]["bytes"] == expected["bytes"][0]
+
+
+def test_measures_belong_together(binarised: Any, golden_hf: Path, evaluate: Any) -> None:
+    data = binarised(golden_hf / "gpt2", "line", "document")
+    results = evaluate(data, golden_hf / "gpt2", "--gen-subset", "valid", "--context-window", 64)
+    found = results["perplexities"]
+    assert found["token_perplexity"] == pytest.approx(results["perplexity"])
+    assert found["word_perplexity"] == pytest.approx(math.exp(found["nats"] / found["words"]))
+    assert found["bits_per_byte"] == pytest.approx(found["nats"] / found["bytes"] / math.log(2))
+    assert found["convention"]["context"] == 64 and found["convention"]["first_token"] == "scored"
+
+
+# -- a datastore
+
+
+def test_save_index_use_and_go_on(
+    binarised: Any, golden_hf: Path, tmp_path: Path, evaluate: Any, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = golden_hf / "llama", binarised(golden_hf / "llama", "line", "document")
+    store, how = tmp_path / "d", ["--context-window", 32, "--tokens-per-sample", 96, "--max-sentences", 4]
+    save = ["--gen-subset", "train", "--save-knnlm-dstore", "--dstore-mmap", store, "--dstore-fp16", *how]
+    from fairseq.retrieval.datastore.writer import DatastoreWriter
+
+    whole = DatastoreWriter.append
+    calls = []
+
+    def stop_in_the_middle(self: Any, *rows: Any) -> None:
+        calls.append(rows)
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        whole(self, *rows)
+
+    monkeypatch.setattr(DatastoreWriter, "append", stop_in_the_middle)
+    monkeypatch.setattr("fairseq.retrieval.datastore.writer.SAFE_POINT_SECONDS", 0.0)
+    assert run_cli("eval_lm", [data, "--path", model, *QUIET, *save]).status != 0
+    monkeypatch.setattr(DatastoreWriter, "append", whole)
+    saved = evaluate(data, model, *save)
+    evaluate(data, model, *save[:3], "--dstore-mmap", tmp_path / "once", *save[5:])
+    for part in ("keys", "vals"):
+        assert (tmp_path / f"d_{part}.npy").read_bytes() == (tmp_path / f"once_{part}.npy").read_bytes()
+    tokens = MMapIndexedDataset(str(data / "train")).tokens
+    assert np.array_equal(np.fromfile(tmp_path / "d_vals.npy", np.int32), tokens[96:].astype(np.int32)) or saved
+    index = tmp_path / "i.index"
+    built = run_cli(
+        "build_dstore",
+        ["--dstore_mmap", store, "--faiss_index", index, "--ncentroids", 16, "--code_size", 8, "--no-progress-bar"],
+    )
+    assert built.status == 0, built.stderr
+    use = ["--gen-subset", "valid", *how, "--knnlm", "--dstore-filename", store, "--indexfile", index, "--k", 32]
+    use += ["--lmbda", 0.3, "--knn-sim-func", "do_not_recomp_l2", "--no-load-keys"]
+    alone = evaluate(data, model, "--gen-subset", "valid", *how)
+    mixed = evaluate(data, model, *use, "--no-pointer")
+    assert mixed["perplexity"] < alone["perplexity"]
+    assert evaluate(data, model, *use)["searches_saved_percent"] > 20
+    doctor = run_cli("doctor", [data, "--path", model, *QUIET, *use])
+    assert doctor.status == 0, doctor.stdout + doctor.stderr
+    other = run_cli("eval_lm", [data, "--path", model, *QUIET, *use, "--knn-keytype", "final_hidden"])
+    assert "key type" in other.error
+    gpt2 = run_cli("eval_lm", [binarised(golden_hf / "gpt2"), "--path", golden_hf / "gpt2", *QUIET, *use])
+    assert "weights" in gpt2.error
+
+
+# -- one sentence
+
+
+def copied(source: Path, target: Path, **changes: Any) -> Path:
+    """A copy of a model folder; changes: names of JSON files (without ending) and what is set in them, or None."""
+    shutil.copytree(source, target)
+    for path in target.iterdir():
+        path.chmod(0o644)
+    for name, values in changes.items():
+        path = target / f"{name}.json"
+        content = json.loads(path.read_text())
+        content.update(values)
+        path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return target
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def cut(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+
+
+BAD_MODELS: dict[str, tuple[dict[str, Any], Callable[[Path], None], list[Any], str]] = {
+    "no configuration": ({}, without("config.json"), [], "config.json: no such file"),
+    "no weights": ({}, without("model.safetensors"), [], "found no weights"),
+    "weights cut short": ({}, cut, [], "transformers cannot open"),
+    "code of its own": (
+        {"config": {"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "m.M"}}}, lambda f: None, [],
+        "trust_remote_code stays off",
+    ),
+    "unknown type": ({"config": {"model_type": "mine"}}, lambda f: None, [], "the model type mine"),
+    "more layers than weights": ({"config": {"n_layer": 3}}, lambda f: None, [], "no usable weights"),
+    "another vocabulary": ({"config": {"vocab_size": 900}}, lambda f: None, [], "model"),
+    "too long samples": ({}, lambda f: None, ["--tokens-per-sample", 200], "the model has no more positions"),
+    "too long windows": ({}, lambda f: None, ["--max-length", 129], "at most the 128 positions"),
+    "a context that leaves no room": ({}, lambda f: None, ["--context-window", 128], "no more positions"),
+    "a stride alone": ({}, lambda f: None, ["--stride", 4], "--max-length beside it"),
+    "a stride beyond the window": ({}, lambda f: None, ["--max-length", 8, "--stride", 9], "at most --max-length 8"),
+    "windows and context": ({}, lambda f: None, ["--max-length", 8, "--context-window", 4], "--max-length"),
+    "pieces of words": ({}, lambda f: None, ["--remove-bpe"], "nothing with a Hugging Face model"),
+    "no such module": ({}, lambda f: None, ["--knn-module", "h.9", "--save-knnlm-dstore"], "--knn-module: found h.9"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MODELS)
+def test_a_model_that_does_not_fit(binarised: Any, golden_hf: Path, tmp_path: Path, run_cli: Any, case: str) -> None:
+    changes, damage, flags, sentence = BAD_MODELS[case]
+    model = copied(golden_hf / "gpt2", tmp_path / "model", **changes)
+    damage(model)
+    flags = [*flags, "--dstore-mmap", tmp_path / "d"] if "--save-knnlm-dstore" in flags else flags
+    done = run_cli("eval_lm", [binarised(golden_hf / "gpt2"), "--path", model, "--gen-subset", "valid", *QUIET, *flags])
+    assert sentence in done.error
+    assert not list(tmp_path.glob("d*"))
+
+
+def test_another_tokenizer_is_refused(binarised: Any, golden_hf: Path, run_cli: Any) -> None:
+    flags = ["--path", golden_hf / "gpt2", "--gen-subset", "valid", *QUIET]
+    done = run_cli("eval_lm", [binarised(golden_hf / "llama"), *flags])
+    assert "the tokenizer of" in done.error and "--hf-tokenizer" in done.error
+
+
+def test_text_and_model_are_of_one_kind(binarised: Any, golden: Path, golden_hf: Path, run_cli: Any) -> None:
+    words = run_cli("eval_lm", [golden / "data-bin", "--path", golden_hf / "gpt2", "--gen-subset", "valid", *QUIET])
+    assert "preprocess the text with --hf-tokenizer" in words.error
+    checkpoint = golden / "checkpoints/checkpoint_best.pt"
+    tokens = run_cli("eval_lm", [binarised(golden_hf / "gpt2"), "--path", checkpoint, "--gen-subset", "valid", *QUIET])
+    assert "a text of a tokenizer" in tokens.error
+
+
+def test_a_name_that_is_not_here(binarised: Any, golden_hf: Path, run_cli: Any) -> None:
+    done = run_cli("eval_lm", [binarised(golden_hf / "gpt2"), "--path", "nobody/no-such-model", *QUIET])
+    assert "nobody/no-such-model is no folder here and cannot be had from the Hub" in done.error
+
+
+BAD_TEXTS: dict[str, tuple[dict[str, Any], list[Any], str]] = {
+    "no EOS": ({"tokenizer_config": {"eos_token": None}}, [], "a tokenizer without EOS"),
+    "languages": ({}, ["-s", "de"], "--only-source, and no language"),
+    "a dictionary": ({}, ["--srcdict", "dict.txt"], "--srcdict"),
+    "another format": ({}, ["--dataset-impl", "raw"], "mmap with --hf-tokenizer"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TEXTS)
+def test_a_text_that_cannot_be_cut(golden_hf: Path, tmp_path: Path, run_cli: Any, case: str) -> None:
+    changes, flags, sentence = BAD_TEXTS[case]
+    model = copied(golden_hf / "gpt2", tmp_path / "model", **changes)
+    text = tmp_path / "text"
+    text.write_text("two lines\nof text\n")
+    common = ["--only-source", "--hf-tokenizer", model, "--trainpref", text, "--destdir", tmp_path / "bin"]
+    assert sentence in run_cli("preprocess", [*common, *flags]).error
+    assert not (tmp_path / "bin/train.bin").exists()
+
+
+def test_bytes_that_are_no_text(golden_hf: Path, tmp_path: Path, run_cli: Any) -> None:
+    (tmp_path / "text").write_bytes(b"fine\n\xff\xfe\n")
+    flags = ["--only-source", "--trainpref", tmp_path / "text", "--destdir", tmp_path / "bin"]
+    done = run_cli("preprocess", [*flags, "--hf-tokenizer", golden_hf / "gpt2"])
+    assert "no UTF-8" in done.error and not (tmp_path / "bin/train.bin").exists()
+
+
+def test_a_folder_holds_texts_of_one_tokenizer(golden_hf: Path, tmp_path: Path, run_cli: Any) -> None:
+    (tmp_path / "text").write_text("some text\n")
+    flags = ["--only-source", "--destdir", tmp_path / "bin", "--trainpref", tmp_path / "text", "--hf-tokenizer"]
+    assert run_cli("preprocess", [*flags, golden_hf / "gpt2"]).status == 0
+    assert "another tokenizer" in run_cli("preprocess", [*flags, golden_hf / "llama"]).error
+
+
+def test_a_missing_extra_is_one_sentence(
+    golden_hf: Path, binarised: Any, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = binarised(golden_hf / "gpt2")
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    done = run_cli("eval_lm", [data, "--path", golden_hf / "gpt2", "--gen-subset", "valid", *QUIET])
+    assert "needs the Python module transformers" in done.error and ".[hf]" in done.error
