@@ -13,7 +13,7 @@ def add_tokenizer_args(group: Any) -> None:
     """What `preprocess.py` takes."""
     add = group.add_argument
     add("--hf-tokenizer", metavar="MODEL", help="cut texts into tokens by the tokenizer of this Hugging Face model")
-    add("--hf-documents", choices=DOCUMENTS, default="line", help="a document is a line, a line with its end, or a file")
+    add("--hf-documents", choices=DOCUMENTS, default="line", help="what is taken for a document")
     add("--hf-eos", choices=("document", "none"), default="document", help="what the tokenizer's EOS is put after")
 
 

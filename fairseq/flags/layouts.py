@@ -100,8 +100,8 @@ EVALUATION = Layout(
         "Words": "--remove-bpe --bpe --output-word-probs --output-word-stats",
         "Retrieval": "--knnlm --lmbda --knn-temp --strategy --check-strategy --lockstep-tokens",
         "Datastore": """
-            --dstore-filename --dstore-dir --dstore-size --dstore-fp16 --dstore-weights --no-load-keys --move-dstore-to-mem
-            --knn-keytype""",
+            --dstore-filename --dstore-dir --dstore-size --dstore-fp16 --dstore-weights --no-load-keys
+            --move-dstore-to-mem --knn-keytype""",
         "Search index": "--indexfile --index --k --probe --knn-sim-func --faiss-metric-type --index-recall --knnlm-gpu",
         _POINTERS: """
             --no-pointer --min-knns --max-knns --members --tie-order --target-foss --target-foss-subset
@@ -123,8 +123,7 @@ EVALUATION = Layout(
         "--bpe": "how words were cut, with --remove-bpe of the same name: fastbpe, gpt2, sentencepiece, subword_nmt",
         "--memory-efficient-fp16": "the same as --fp16 here",
         "--seed": "seed of strategies that draw at random (default: 1)",
-        "--tokens-per-sample": "the checkpoint's setting counts; change it with --model-overrides "
-        "(of a Hugging Face model: new tokens of a sample)",
+        "--tokens-per-sample": "the checkpoint's counts (of Hugging Face models: this one)",
         **dict.fromkeys(("--max-target-positions", "--add-bos-token", "--future-target"), _OF_CHECKPOINT),
         **dict.fromkeys(("--self-target", "--past-target"), "refused unless the model has such targets"),
     },
