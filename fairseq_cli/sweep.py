@@ -43,7 +43,7 @@ from fairseq.knnlm import open_stores
 from fairseq.refusals import add_force
 from fairseq.registry import declared_actions
 from fairseq.retrieval.datastore import values_path
-from fairseq.retrieval.datastore.provenance import check_asked_by
+from fairseq.retrieval.datastore.provenance import check_asked_by, datastore_identity
 from fairseq.retrieval.index.interface import add_index_arg
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.retrieval.saved.scores import ScoreCache
@@ -275,6 +275,7 @@ def _sweep(args: argparse.Namespace, settings: list[Setting], naming: Naming) ->
         "scores": {name: value for name, value in scores.info.items() if name != "command"},
         "searches": index_identity,
         "values": quick_fingerprint(values_path(args.dstore_filename)),
+        "datastore": datastore_identity(stores.datastore),  # keys included, which distances may come from
         "similarity": [args.knn_sim_func, args.faiss_metric_type],
     }
     identity = json.loads(json.dumps(identity))

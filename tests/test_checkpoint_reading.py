@@ -3,8 +3,10 @@
 import argparse
 import os
 import pickle
+import re
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -356,3 +358,19 @@ def test_loading_needs_little_more_memory_than_the_weights(tmp_path, data):
     watcher.join()
     assert sum(p.numel() for p in loaded.parameters()) * 4 == weights
     assert peak[0] < 2.5 * weights  # the file holds three times the weights; mapped pages and the copy count
+
+
+@pytest.mark.parametrize("change", ["inserted", "removed", "doubled"])
+def test_a_container_whose_bytes_are_shifted_is_refused(change: str, golden: Path, tmp_path: Path) -> None:
+    """The directory at the end of a zip file points to places where parts no longer begin."""
+    content = (golden / "checkpoints" / "checkpoint_best.pt").read_bytes()
+    for place in (100, len(content) // 3, len(content) // 2, len(content) - 900):
+        one = content[place : place + 1]
+        middle = {"inserted": b"x" + one, "removed": b"", "doubled": one + content[place : place + 40]}[change]
+        path = tmp_path / f"{place}.pt"
+        path.write_bytes(content[:place] + middle + content[place + 1 :])
+        for mmap in (True, False):
+            with pytest.raises(UserError, match=re.escape(str(path))):
+                checkpoint_utils.read_torch_file(path, mmap)
+        with pytest.raises(UserError):
+            checkpoint_utils.load_model_ensemble([str(path)])

@@ -98,15 +98,25 @@ def _archive(path: str, expected: str) -> zipfile.ZipFile:
 def can_be_mapped(path: str | os.PathLike[str], expected: str) -> bool:
     """Whether `read_torch_file` maps this file when asked to. Tensors of other files are in memory, and checked."""
     path = os.fspath(path)
-    return is_utf8(path) and is_zip(path, expected) and not _foreign_byte_order(path)
+    return is_utf8(path) and is_zip(path, expected) and not _foreign_byte_order(path, expected)
 
 
-def _foreign_byte_order(path: str) -> bool:
+def _foreign_byte_order(path: str, expected: str) -> bool:
     """Whether the tensors were saved on a machine with the other byte order; torch swaps the bytes when it reads
     them."""
-    with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.endswith("/byteorder")]
-        return any(archive.read(name) != sys.byteorder.encode() for name in names)
+    with _archive(path, expected) as archive:
+        records = [record for record in archive.infolist() if record.filename.endswith("/byteorder")]
+        return any(_content(path, archive, record, expected) != sys.byteorder.encode() for record in records)
+
+
+def _content(path: str, archive: zipfile.ZipFile, record: zipfile.ZipInfo, expected: str) -> bytes:
+    """The bytes of a small part, at most CHUNK of them; BadFile where the container or their CRC is damaged."""
+    try:
+        with archive.open(record) as stream:
+            return stream.read(CHUNK)
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, OSError, zlib.error):
+        _refuse(path, record.filename, expected)
+        return b""
 
 
 def check_zip(path: str, expected: str, whole: bool) -> None:
