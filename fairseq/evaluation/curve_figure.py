@@ -1,5 +1,5 @@
 """Perplexity over the fraction of saved searches (FoSS), as one figure. Curves differ in line, marker and colour, so
-that they can be told apart in print; published points are hollow marks of the same kind. All names are in a legend
+that they can be distinguished in print; published points are hollow marks of the same kind. All names are in a legend
 beside or below the axes, so that no text can overlap another or a curve."""
 
 from __future__ import annotations

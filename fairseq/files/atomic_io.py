@@ -195,7 +195,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
-class _Remembering:
+class _ErrorRecorder:
     """A stream for a library that hides the OSError when writing fails: the error is stored here."""
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -218,11 +218,11 @@ class _Remembering:
 @contextlib.contextmanager
 def torch_writing(stream: IO[bytes]) -> Iterator[Any]:
     """A stream for `torch.save` into `stream`; if writing fails, the OSError is raised instead of torch's error."""
-    remembering = _Remembering(stream)
+    recorder = _ErrorRecorder(stream)
     try:
-        yield remembering
+        yield recorder
     except RuntimeError as error:
-        raise remembering.error or OSError(None, "torch could not store it") from error
+        raise recorder.error or OSError(None, "torch could not store it") from error
 
 
 def sync(path: str | os.PathLike[str]) -> None:

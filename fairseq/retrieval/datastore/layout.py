@@ -50,7 +50,7 @@ def weights_path(prefix: str) -> str:
 
 
 @dataclass
-class Told:
+class GivenLayout:
     """The properties of a datastore that flags or callers give; None where they are not given. fp16: whether keys are
     float16."""
 
@@ -93,7 +93,7 @@ class _File:
         return 0 if self.header is None else self.header.offset
 
 
-def infer_layout(prefix: str, info: dict[str, Any], told: Told, need_keys: bool) -> Layout:
+def infer_layout(prefix: str, info: dict[str, Any], given: GivenLayout, need_keys: bool) -> Layout:
     """The layout of the datastore `prefix`; info: the fields of its sidecar (empty: it has none). MissingFile, BadFile
     or BadFlag when files, sidecar and flags do not fit together."""
     remedy = "check the prefix that was given for the datastore"
@@ -102,23 +102,23 @@ def infer_layout(prefix: str, info: dict[str, Any], told: Told, need_keys: bool)
     if has_keys:
         input_size(keys_path(prefix), remedy, prefix)
     if info:
-        return _checked_against_sidecar(prefix, info, told, has_keys)
+        return _checked_against_sidecar(prefix, info, given, has_keys)
     values = _File.look(values_path(prefix))
-    candidates = _value_layouts(values, told.size)
+    candidates = _value_layouts(values, given.size)
     if candidates[0][0] == 0 and has_keys and os.path.getsize(keys_path(prefix)):
         found = f"no values beside {os.path.getsize(keys_path(prefix))} bytes of keys"
         raise BadFile(values_path(prefix), found, "one for each key", COPY)
     if not has_keys or candidates[0][0] == 0:
         rows, value_dtype = candidates[0]
-        if told.size is None and values.header is None:
+        if given.size is None and values.header is None:
             _warn(prefix, f"{rows} {NAMES[value_dtype]} values", "--dstore-size")
-        return Layout(rows, told.dimension, None, value_dtype, value_offset=values.offset)
+        return Layout(rows, given.dimension, None, value_dtype, value_offset=values.offset)
     keys = _File.look(keys_path(prefix))
     if keys.header is not None:
-        return _headed_layout(keys, keys.header, values, candidates, told)
-    if told.dimension is not None:
-        return _sized_layout(keys, values, candidates, told)
-    return _guessed_layout(prefix, keys, values, candidates, told)
+        return _headed_layout(keys, keys.header, values, candidates, given)
+    if given.dimension is not None:
+        return _sized_layout(keys, values, candidates, given)
+    return _guessed_layout(prefix, keys, values, candidates, given)
 
 
 def _warn(prefix: str, taken_for: str, flags: str) -> None:
@@ -135,10 +135,10 @@ def _value_layouts(values: _File, size: int | None) -> list[tuple[int, str]]:
     if values.header is not None:
         return [_headed_values(values, values.header, size)]
     types = token_types(values.sample)
-    told = VALUE_DTYPES.get(values.size // size) if size and values.size % size == 0 else None
+    expected_type = VALUE_DTYPES.get(values.size // size) if size and values.size % size == 0 else None
     foreign = bool(types) and types[0] != VALUE_DTYPES[8] and foreign_tokens(values.sample) is not None
     if not types or foreign:
-        raise no_tokens(values.path, values.sample, told or VALUE_DTYPES[8])
+        raise no_tokens(values.path, values.sample, expected_type or VALUE_DTYPES[8])
     layouts = [(values.size // np.dtype(dtype).itemsize, dtype) for dtype in types]
     layouts = [(rows, dtype) for rows, dtype in layouts if values.size == rows * np.dtype(dtype).itemsize]
     fitting = [layout for layout in layouts if size is None or layout[0] >= size]
@@ -169,52 +169,52 @@ def _headed_values(values: _File, header: Header, size: int | None) -> tuple[int
 
 
 def _headed_layout(
-    keys: _File, header: Header, values: _File, candidates: list[tuple[int, str]], told: Told
+    keys: _File, header: Header, values: _File, candidates: list[tuple[int, str]], given: GivenLayout
 ) -> Layout:
     """The layout when the keys have a NumPy header."""
     fits = header.dtype in KEY_DTYPES.values() and len(header.shape) == 2
     rows = [layout for layout in candidates if fits and layout[0] == header.shape[0]]
-    if not rows or told.dimension not in (None, header.shape[1]) or (told.fp16 and header.dtype != KEY_DTYPES[2]):
+    if not rows or given.dimension not in (None, header.shape[1]) or (given.fp16 and header.dtype != KEY_DTYPES[2]):
         found = f"an array of type {header.dtype} and shape {header.shape}"
-        width = "D" if told.dimension is None else told.dimension
-        expected = f"{'float16' if told.fp16 else 'float16 or float32'} keys ({candidates[0][0]}, {width})"
+        width = "D" if given.dimension is None else given.dimension
+        expected = f"{'float16' if given.fp16 else 'float16 or float32'} keys ({candidates[0][0]}, {width})"
         raise BadFile(keys.path, found, expected, "check the size, the dimension and the precision that were given")
     check_vectors(keys.path, keys.sample, header.dtype)
     return Layout(rows[0][0], header.shape[1], header.dtype, rows[0][1], keys.offset, values.offset)
 
 
-def _sized_layout(keys: _File, values: _File, candidates: list[tuple[int, str]], told: Told) -> Layout:
+def _sized_layout(keys: _File, values: _File, candidates: list[tuple[int, str]], given: GivenLayout) -> Layout:
     """The layout when the width of the keys is given."""
-    width = told.dimension or 0
+    width = given.dimension or 0
     for rows, value_dtype in candidates:
-        for itemsize in (2,) if told.fp16 else (4,) if told.fp16 is False else (2, 4):
+        for itemsize in (2,) if given.fp16 else (4,) if given.fp16 is False else (2, 4):
             if keys.size == rows * width * itemsize:
                 check_vectors(keys.path, keys.sample, KEY_DTYPES[itemsize])
                 return Layout(rows, width, KEY_DTYPES[itemsize], value_dtype, 0, values.offset)
     rows, _ = candidates[0]
-    itemsize = 2 if told.fp16 else 4
+    itemsize = 2 if given.fp16 else 4
     raise BadFile(
         keys.path,
         f"{keys.size} bytes",
         f"{rows * width * itemsize} bytes for {rows} entries of dimension {width} in "
-        + ("half precision" if told.fp16 else f"single precision ({rows * width * 2} in half)"),
+        + ("half precision" if given.fp16 else f"single precision ({rows * width * 2} in half)"),
         f"check the size, the dimension and the precision that were given: there are {keys.size / rows:g} bytes a row",
     )
 
 
 def _guessed_layout(
-    prefix: str, keys: _File, values: _File, candidates: list[tuple[int, str]], told: Told
+    prefix: str, keys: _File, values: _File, candidates: list[tuple[int, str]], given: GivenLayout
 ) -> Layout:
     """The layout when the width of the keys is not given: their precision is inferred from the bytes, and the width
     from the precision and the length of a row."""
     fitting = [(rows, dtype) for rows, dtype in candidates if keys.size % (2 * rows) == 0 and keys.size]
     if not fitting:
         rows = candidates[0][0]
-        expected = f"a multiple of {rows} rows x {2 if told.fp16 else 4} bytes"
+        expected = f"a multiple of {rows} rows x {2 if given.fp16 else 4} bytes"
         raise BadFile(keys.path, f"{keys.size} bytes", expected, "check --dstore-size and --dstore-fp16")
     rows, value_dtype = fitting[0]
     row_bytes = keys.size // rows
-    among: tuple[str, ...] = (KEY_DTYPES[2 if told.fp16 else 4],) if told.fp16 is not None else ("<f2", "<f4")
+    among: tuple[str, ...] = (KEY_DTYPES[2 if given.fp16 else 4],) if given.fp16 is not None else ("<f2", "<f4")
     if row_bytes % 4:
         among = tuple(dtype for dtype in among if dtype == "<f2")
     key_dtype = vector_type(keys.path, keys.sample, among) if among else None
@@ -222,7 +222,7 @@ def _guessed_layout(
         found = f"nothing, and bytes in {keys.path} that do not tell ({row_bytes} an entry)"
         raise BadFlag("--dimension", found, "the width of the keys", "give it")
     width = row_bytes // np.dtype(key_dtype).itemsize
-    if told.size is None or told.fp16 is None:
+    if given.size is None or given.fp16 is None:
         taken_for = f"{rows} {NAMES[value_dtype]} values and keys of dimension {width} in {NAMES[key_dtype]}"
         _warn(prefix, taken_for, "--dimension and --dstore-size")
     return Layout(rows, width, key_dtype, value_dtype, 0, values.offset)
@@ -232,7 +232,7 @@ def _guessed_layout(
 # With one
 
 
-def _checked_against_sidecar(prefix: str, info: dict[str, Any], told: Told, has_keys: bool) -> Layout:
+def _checked_against_sidecar(prefix: str, info: dict[str, Any], given: GivenLayout, has_keys: bool) -> Layout:
     rows, width, key_dtype, value_dtype = (info[name] for name in ("rows", "dimension", "key_dtype", "value_dtype"))
     if key_dtype not in KEY_DTYPES.values() or value_dtype not in VALUE_DTYPES.values():
         raise BadFile(prefix + ".json", f"types {key_dtype} and {value_dtype}", "known types of keys and values")
@@ -245,12 +245,12 @@ def _checked_against_sidecar(prefix: str, info: dict[str, Any], told: Told, has_
             bytes_found = f"{found} bytes" + (" with a NumPy header" if headed else "")
             remedy = "save the datastore again"
             raise BadFile(path, bytes_found, f"{expected} bytes as {prefix}.json says", remedy)
-    if told.size is not None and told.size > rows:
-        raise BadFlag("--dstore-size", told.size, f"at most the {rows} entries of {prefix}", "leave the flag out")
-    if told.dimension is not None and told.dimension != width:
+    if given.size is not None and given.size > rows:
+        raise BadFlag("--dstore-size", given.size, f"at most the {rows} entries of {prefix}", "leave the flag out")
+    if given.dimension is not None and given.dimension != width:
         keys = f"keys of dimension {width}"
-        raise BadFile(prefix + ".json", keys, f"dimension {told.dimension}", "check which model made it")
-    if told.fp16 and key_dtype != KEY_DTYPES[2]:
+        raise BadFile(prefix + ".json", keys, f"dimension {given.dimension}", "check which model made it")
+    if given.fp16 and key_dtype != KEY_DTYPES[2]:
         raise BadFlag("--dstore-fp16", f"single-precision keys in {prefix}", "half-precision keys", "drop the flag")
     if has_keys:
         check_vectors(keys_path(prefix), sample_bytes(keys_path(prefix)), key_dtype)

@@ -19,7 +19,7 @@ from fairseq.errors import BadFile, BadFlag
 from fairseq.files.checksums import check_opened
 from fairseq.files.inputs import regular_size
 from fairseq.files.sidecar import read_sidecar
-from fairseq.retrieval.datastore.layout import Told, infer_layout, keys_path, values_path, weights_path
+from fairseq.retrieval.datastore.layout import GivenLayout, infer_layout, keys_path, values_path, weights_path
 from fairseq.retrieval.datastore.raw_arrays import number_bytes, read_header
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Datastore:
         Size, dimension and types come from the sidecar, else from the arguments and the files' bytes, which must agree
         (BadFile). A `size` below the number of rows opens only the first `size` rows."""
         info = read_sidecar(prefix, KIND, {"rows": int, "dimension": int, "key_dtype": str, "value_dtype": str}) or {}
-        layout = infer_layout(prefix, info, Told(size, dimension, fp16), load_keys)
+        layout = infer_layout(prefix, info, GivenLayout(size, dimension, fp16), load_keys)
         rows = layout.rows if size is None else size
         if rows < layout.rows:
             logger.warning("%s: the first %d of its %d entries, as --dstore-size says", prefix, rows, layout.rows)
