@@ -305,7 +305,7 @@ def main(args: argparse.Namespace) -> None:
         raise BadFlag("--align-suffix", args.align_suffix, "no --tokenizer and --bpe: alignments count given words")
     if args.alignfile:
         raise BadFlag("--alignfile", args.alignfile, "nothing: alignment dictionaries are not built here")
-    if args.hf_tokenizer:
+    if getattr(args, "hf_tokenizer", None):
         return _tokenize(args)
     preprocessor = Preprocessor(args)
     log = os.path.join(args.destdir, "preprocess.log")
