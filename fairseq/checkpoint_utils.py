@@ -331,6 +331,9 @@ def check_parameters(filename: str, args: argparse.Namespace, parameters: Any) -
     for name, value in parameters.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise BadFile(filename, f"{type(value).__name__} as the parameter {str(name)[:80]!r}", "a tensor")
+        if own and not name.endswith("version") and not value.is_floating_point():
+            found = f"{str(value.dtype).removeprefix('torch.')} numbers in {name[:80]}"
+            raise BadFile(filename, found, "floating-point numbers", "use what training saved")
         # the buffers named so are memory that fairseq never set; a user's model may keep a mask of infinities
         if own and not name.endswith("_float_tensor") and not training_state.is_finite(value):
             remedy = "copy the file again, or use an earlier checkpoint"

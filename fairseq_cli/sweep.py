@@ -64,6 +64,8 @@ EXAMPLE = """%(prog)s --scores scores --dstore-filename dstore --indexfile index
 COLUMNS = ("strategy", "members", "min_knns", "k", "lmbda", "knn_temp", "perplexity", "loss_base2")
 SHARES = ("searches_saved_percent", "lookups_saved_percent_printed", "mean_candidates", "walk_cpu_seconds")
 
+PER_STRATEGY = ("min_knns", "max_knns", "target_foss")  # of eval_lm.py, and allowed beside a strategy's name
+
 
 def get_parser() -> argparse.ArgumentParser:
     """eval_lm's retrieval flags, some of which take several values here."""
@@ -210,7 +212,13 @@ def expand_strategy(text: str) -> Iterator[tuple[str, dict[str, Any], dict[str, 
             raise BadFlag("--strategy", repr(text), "a name, then flags and their values")
     choices = [[[flag, value] for value in values] or [[flag]] for flag, *values in flags]
     for combination in itertools.product(*choices):
-        yield name, defaults, vars(parser.parse_args(list(itertools.chain.from_iterable(combination))))
+        typed = vars(parser.parse_args(list(itertools.chain.from_iterable(combination))))
+        others = sorted(set(typed) - set(defaults) - set(PER_STRATEGY))
+        if others:
+            found = f"{text!r} with --{others[0].replace('_', '-')}"
+            expected = "the strategy's own flags, " + ", ".join("--" + flag.replace("_", "-") for flag in PER_STRATEGY)
+            raise BadFlag("--strategy", found, expected, "give the others to fairseq-sweep, outside the quotes")
+        yield name, defaults, typed
 
 
 def _strategy_words(text: str) -> list[str]:

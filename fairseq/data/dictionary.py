@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from fairseq.data import data_utils
-from fairseq.errors import BadFile, UserError
+from fairseq.errors import BadFile, BadFlag, UserError
 from fairseq.files.atomic_io import atomic_write
 from fairseq.files.inputs import open_input, regular_size
 from fairseq.tokenizer import tokenize_line
@@ -28,6 +28,7 @@ LARGEST = 1 << 30  # bytes of a dictionary: tens of millions of words
 LONGEST_LINE = 1 << 20  # characters; whatever has longer ones is no dictionary
 LONGEST_WORD = LONGEST_LINE - 100  # leaves room for the rest of its line
 OVERWRITE_FLAG = "#fairseq:overwrite"
+LARGEST_PADDING = 1 << 16
 COUNT = re.compile(r"-?[0-9]{1,18}", re.ASCII)  # what 64 bits hold
 
 
@@ -164,6 +165,8 @@ class Dictionary:
 
     def pad_to_multiple_(self, padding_factor: int) -> None:
         """Appends made-up words of count 0 until the length is a multiple of `padding_factor`."""
+        if padding_factor > LARGEST_PADDING:
+            raise BadFlag("--padding-factor", padding_factor, f"at most {LARGEST_PADDING}", "8 is usual")
         k = 0
         while padding_factor > 1 and len(self) % padding_factor:
             self.add_symbol(f"madeupword{k:04d}", n=0)

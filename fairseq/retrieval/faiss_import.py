@@ -4,10 +4,11 @@ them can be installed)."""
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 from types import ModuleType
 
-from fairseq.errors import MissingDependency
+from fairseq.errors import MissingDependency, UserError
 
 
 def require_faiss() -> ModuleType:
@@ -16,6 +17,10 @@ def require_faiss() -> ModuleType:
     try:
         import faiss
     except ImportError as error:
+        if importlib.util.find_spec("faiss") is not None:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            said = f"faiss: it is installed and cannot be loaded ({reason}); is there enough memory?"
+            raise UserError(said) from error
         raise MissingDependency(
             "faiss",
             "retrieval",

@@ -365,7 +365,18 @@ def code_for_option(state: dict[str, Any]) -> None:
     state["args"].adaptive_softmax_cutoff = "__import__('os').mkdir('CANARY')"
 
 
-STATES = [other_shape, other_kind, none_at_all, huge_width, many_layers, text_for_number, code_for_option]
+def integers(state: dict[str, Any]) -> None:
+    name = next(name for name in state["model"] if name.endswith("weight"))
+    state["model"][name] = (state["model"][name] * 100).int()
+
+
+def truth_values(state: dict[str, Any]) -> None:
+    name = next(name for name in state["model"] if name.endswith("weight"))
+    state["model"][name] = state["model"][name] > 0
+
+
+STATES = [integers, truth_values, other_shape, other_kind, none_at_all]
+STATES += [huge_width, many_layers, text_for_number, code_for_option]
 
 
 @pytest.mark.parametrize("change", STATES)

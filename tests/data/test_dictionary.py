@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fairseq.data import Dictionary, TruncatedDictionary
 from fairseq.data.binarization import count_words
-from fairseq.errors import BadFile, MissingFile
+from fairseq.errors import BadFile, MissingFile, UserError
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Z", "C"]), min_size=1, max_size=6)
 
@@ -137,3 +137,8 @@ def test_truncated_dictionary_shares_everything_but_its_length():
     assert (short[4], short[5]) == ("a", "<unk>")
     assert (short.pad(), short.index("b")) == (1, 5)
     assert len(TruncatedDictionary(dictionary, 100)) == len(dictionary) == 7
+
+
+def test_padding_to_more_than_any_use_is_refused() -> None:
+    with pytest.raises(UserError, match="--padding-factor: found 1000000000, expected at most"):
+        Dictionary().pad_to_multiple_(1_000_000_000)

@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fairseq.evaluation import sweep as sweep_module
@@ -261,3 +262,21 @@ def test_target_foss(run_cli: Any, tmp_path: Path) -> None:
     assert "out of reach; --min-knns 1" in done.stderr
     assert "--target-foss" in run_cli("eval_lm", [*words, "--no-pointer", "--target-foss", "0.5"], cwd=GOLDEN).error
     assert "--save-scores" in run_cli("eval_lm", [*words, "--save-searches"], cwd=GOLDEN).error
+
+
+@pytest.mark.parametrize("flag", ["--members none", "--index exact", "--knn-temp 50", "--dstore-weights"])
+def test_flags_of_the_sweep_are_refused_inside_the_quotes(sweep: Any, flag: str) -> None:
+    """They would have no effect there, because the sweep combines values of its own."""
+    assert "outside the quotes" in sweep(f"--strategy 'retomaton {flag}'", status=2).stderr
+
+
+def test_points_of_other_keys_are_not_taken(sweep: Any, tmp_path: Path) -> None:
+    """A datastore without a sidecar whose keys have changed is another datastore, where distances come from keys."""
+    for name in ("keys", "vals"):
+        content = (GOLDEN / "checkpoints" / f"dstore16_{name}.npy").read_bytes()
+        (tmp_path / f"own_{name}.npy").write_bytes(content)
+    flags = f"--dstore-filename {tmp_path}/own --strategy knnlm --k 64 --lmbda 0.5"
+    sweep(flags, similarity=[])
+    keys = np.fromfile(tmp_path / "own_keys.npy", "<f2")
+    (keys * np.float16(0.5)).tofile(tmp_path / "own_keys.npy")
+    assert "expected those of the files named" in sweep(flags, status=2, similarity=[]).stderr
