@@ -8,6 +8,7 @@ command."""
 
 from __future__ import annotations
 
+import argparse
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fairseq import options
+from fairseq import options, utils
 from fairseq.errors import UserError
 from fairseq.evaluation.lm_scoring import LMScoring
 from fairseq.hub_utils import sample_word
@@ -90,7 +91,10 @@ class RetrievalLM:
         """
         retrieves = settings.get("dstore_filename") is not None
         words = [data, "--path", path, *(["--knnlm"] if retrieves else []), *_as_flags(settings)]
-        args = options.parse_args_and_arch(options.get_eval_lm_parser(), words)
+        utils.import_user_module(argparse.Namespace(user_dir=settings.get("user_dir")))
+        parser = options.get_eval_lm_parser()
+        parser.prog = "eval_lm.py"  # whose --help an error names
+        args = options.parse_args_and_arch(parser, words)
         scoring = LMScoring.of_models(args)
         if not retrieves:
             return cls(scoring, None)

@@ -134,3 +134,63 @@ def test_an_unknown_index_is_refused() -> None:
     run = subprocess.run(command, cwd=GOLDEN, capture_output=True, text=True)
     assert run.returncode == 2
     assert "--index: found parts, expected one of exact" in run.stderr and "Traceback" not in run.stderr
+
+
+WRONG_INDEX = """
+import torch
+from fairseq.retrieval.index import register_index
+
+@register_index("wrong")
+class WrongIndex:
+    needs_keys, takes_file, exact, inner_product = False, False, False, False
+    device = torch.device("cpu")
+
+    def __init__(self, size, dimension):
+        self.size = self.count = size
+        self.dimension = dimension
+
+    @classmethod
+    def open(cls, args, datastore, device):
+        return cls(datastore.size, 32)
+
+    def search(self, queries, k):
+        return torch.zeros(len(queries), k), torch.full((len(queries), k), WHAT)
+
+    def distances(self, queries, rows, ids):
+        return torch.zeros(len(ids))
+
+    def describe(self):
+        return "wrong"
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("WHAT", "1 << 40"), "WrongIndex.search: found entries from"),
+        (("(len(queries), k), WHAT", "(len(queries), 3), 0"), "WrongIndex.search: found distances of shape"),
+        (("def describe", "def describes"), "--index wrong: found WrongIndex without describe"),
+        (("self.size = self.count = size", "self.count = size"), "--index wrong: found WrongIndex without size"),
+    ],
+)
+def test_mistakes_of_an_index_are_named(change: tuple[str, str], said: str, tmp_path: Path) -> None:
+    package = tmp_path / f"ideas_{len(said)}_{len(change[1])}"
+    package.mkdir()
+    (package / "__init__.py").write_text(WRONG_INDEX.replace(*change).replace("WHAT", "0"))
+    words = "data-bin --path checkpoints/checkpoint_best.pt --gen-subset valid --context-window 96 --max-tokens 128"
+    store = "--knnlm --dstore-filename checkpoints/dstore16 --dstore-fp16 --k 8 --knn-sim-func do_not_recomp_l2"
+    flags = ["--user-dir", str(package), "--index", "wrong", "--no-progress-bar"]
+    command = [sys.executable, str(ROOT / "eval_lm.py"), *words.split(), *store.split(), *flags]
+    done = subprocess.run(command, cwd=GOLDEN, capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_python_reads_a_user_dir(plug_in: Any) -> None:
+    code = (
+        "from fairseq.retrieval_lm import RetrievalLM;"
+        f"lm = RetrievalLM.open('checkpoints/checkpoint_best.pt', 'data-bin', dstore_filename='checkpoints/dstore16', "
+        f"indexfile='checkpoints/knn16.index', dstore_fp16=True, k=16, lmbda=0.2, strategy='periodic', "
+        f"user_dir={str(plug_in('PeriodicRetriever'))!r}); print(lm.score_text('the').perplexity > 1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=GOLDEN, capture_output=True, text=True)
+    assert done.stdout.strip().endswith("True"), done.stderr

@@ -90,7 +90,7 @@ def require_stores(args: argparse.Namespace) -> None:
     """BadFlag unless the flags name a datastore and an index, and do not contradict each other."""
     if args.dstore_filename is None:
         raise BadFlag("--dstore-filename", "nothing", "the prefix of the datastore to use with --knnlm")
-    takes_file = args.index is None or named_index(args.index).takes_file
+    takes_file = args.index is None or getattr(named_index(args.index), "takes_file", False)
     if args.indexfile is None and takes_file:
         expected = "the index of the datastore to use with --knnlm"
         raise BadFlag("--indexfile", "nothing", expected, "give it, or --index exact")

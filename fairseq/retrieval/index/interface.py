@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fairseq.errors import BadFlag
+from fairseq.errors import BadFlag, UserError
 from fairseq.registry import class_registrar
 from fairseq.retrieval.datastore import Datastore
 
@@ -49,6 +49,10 @@ class NamedIndex(Index, Protocol):
         """The index that the flags describe; UserError where it cannot be opened."""
 
 
+PARTS = (
+    "size", "count", "device", "dimension", "inner_product", "exact", "needs_keys", "takes_file", "search", "distances",
+    "describe",
+)
 INDEX_REGISTRY: dict[str, type[NamedIndex]] = {}
 register_index = class_registrar("--index", INDEX_REGISTRY)
 
@@ -58,6 +62,32 @@ def named_index(name: str) -> type[NamedIndex]:
     if name not in INDEX_REGISTRY:
         raise BadFlag("--index", name, "one of " + ", ".join(sorted(INDEX_REGISTRY)), "check the name and --user-dir")
     return INDEX_REGISTRY[name]
+
+
+def open_named(name: str, args: argparse.Namespace, datastore: Datastore, device: torch.device | str) -> Index:
+    """Opens the index that is registered under `name`; UserError when what its class gives lacks a part of an Index."""
+    index = named_index(name).open(args, datastore, device)
+    missing = [part for part in PARTS if not hasattr(index, part)]
+    if missing:
+        found, expected = f"{type(index).__name__} without {', '.join(missing)}", f"an index with {', '.join(PARTS)}"
+        raise BadFlag(f"--index {name}", found, expected, "add them to its class")
+    return index
+
+
+def checked_search(index: Index, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`index.search`, whose result is checked where the class is a user's: ids outside the datastore would be read from
+    foreign memory. UserError names the class."""
+    distances, ids = index.search(queries, k)
+    if not type(index).__module__.startswith("fairseq."):
+        shape = (len(queries), k)
+        if tuple(ids.shape) != shape or tuple(distances.shape) != shape or ids.dtype != torch.int64:
+            found = f"distances of shape {tuple(distances.shape)} and {ids.dtype} ids of shape {tuple(ids.shape)}"
+            expected = f"float32 distances and int64 ids of shape {shape}"
+            raise UserError(f"{type(index).__name__}.search: found {found}, expected {expected}")
+        if ids.numel() and not -1 <= int(ids.min()) <= int(ids.max()) < index.size:
+            found = f"entries from {int(ids.min())} to {int(ids.max())}"
+            raise UserError(f"{type(index).__name__}.search: found {found}, expected -1 to {index.size - 1}")
+    return distances, ids
 
 
 def index_needs_keys(name: str | None) -> bool:

@@ -13,7 +13,7 @@ from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.index.device_search import DeviceIndex
 from fairseq.retrieval.index.exact_index import EXACT
 from fairseq.retrieval.index.faiss_index import FaissIndex
-from fairseq.retrieval.index.interface import Index, named_index
+from fairseq.retrieval.index.interface import Index, open_named
 from fairseq.retrieval.index.refined import RefinedIndex
 
 __all__ = ["EXACT", "index_of_flags", "open_index", "refinement"]
@@ -22,7 +22,7 @@ __all__ = ["EXACT", "index_of_flags", "open_index", "refinement"]
 def index_of_flags(args: argparse.Namespace, datastore: Datastore, device: torch.device | str = "cpu") -> Index:
     """The index that `--index` or `--indexfile` names, for entries of `datastore`."""
     if args.index is not None:
-        return named_index(args.index).open(args, datastore, device)
+        return open_named(args.index, args, datastore, device)
     return open_index(args.indexfile, datastore, args.probe, device)
 
 
