@@ -30,9 +30,9 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(VENV)/bin/python -m pytest -m slow
 
-# Compiled loops belong to retrieval, and nothing else imports numba, so these tests are enough; all of them, twice more,
-# would take .ci/run beyond what it may (20 minutes on two cores).
-LOOPS := tests/retrieval tests/evaluation tests/test_knnlm.py tests/test_against_original_golden.py \
+# The tests in which every compiled loop has array code beside it, on small data; the whole suite, twice more, would take
+# .ci/run beyond what it may (20 minutes on two cores). For more:  make test-without-numba LOOPS="tests/retrieval ..."
+LOOPS ?= tests/test_knnlm.py tests/retrieval/test_voting.py tests/retrieval/retrievers \
 	tests/test_against_sequential_reference.py
 
 # A module that refuses to be imported hides numba, in processes that tests start too: as if it were not installed.
