@@ -136,3 +136,16 @@ def run_door() -> Callable[..., Finished]:
         return Finished(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture(scope="module", params=["compiled", "arrays"])
+def compiled_and_arrays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A module's tests run with the compiled loops, where they can be had, and with array code."""
+    from fairseq.retrieval import kernels
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "arrays":
+            patch.setattr(kernels, "AVAILABLE", False)
+        elif not kernels.AVAILABLE:
+            pytest.skip("numba is not installed")
+        yield

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fairseq.knnlm import KNNLM, RetrievalResult
-from fairseq.retrieval import kernels
 from fairseq.retrieval.clusters import Clusters
 from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.index import FaissIndex
@@ -253,15 +252,7 @@ LENGTHS = st.lists(st.sampled_from([0, 1, 2, 5, 13, 30]), min_size=1, max_size=6
 # The tests
 
 
-@pytest.fixture(autouse=True, scope="module", params=["compiled", "arrays"])
-def route(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Everything runs with the compiled loops, where they can be had, and with array code."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "arrays":
-            patch.setattr(kernels, "AVAILABLE", False)
-        elif not kernels.AVAILABLE:
-            pytest.skip("numba is not installed")
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_and_arrays")
 
 
 @settings(max_examples=150)

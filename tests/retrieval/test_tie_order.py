@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq.retrieval import kernels
 from fairseq.retrieval.entries import bounds_of
 from fairseq.retrieval.tie_order import NEAR, original_order, rows_with_ties
 
-
-@pytest.fixture(autouse=True, scope="module", params=["compiled", "arrays"])
-def route(request: pytest.FixtureRequest) -> Iterator[None]:
-    """With the compiled loop, where it can be had, and with array code."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "arrays":
-            patch.setattr(kernels, "AVAILABLE", False)
-        elif not kernels.AVAILABLE:
-            pytest.skip("numba is not installed")
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_and_arrays")
 
 
 def tied(rows: list[list[tuple[int, float]]], norms: list[float] | None = None) -> list[int]:
