@@ -23,7 +23,7 @@ from fairseq import training_state
 from fairseq.errors import BadFile, BadFlag, MissingFile, UserError
 from fairseq.files import safe_pickle, torch_files
 from fairseq.models import ARCH_MODEL_REGISTRY, ArchitectureMismatch
-from fairseq.registry import REGISTRIES, set_defaults
+from fairseq.registry import REGISTRIES, is_built_in, set_defaults
 
 logger = logging.getLogger(__name__)
 
@@ -320,7 +320,7 @@ class _NoRandomValues(TorchFunctionMode):
 
 def _is_own(args: argparse.Namespace) -> bool:
     """Whether the architecture is one of this package, not of `--user-dir`."""
-    return getattr(ARCH_MODEL_REGISTRY.get(str(getattr(args, "arch", ""))), "__module__", "").startswith("fairseq.")
+    return is_built_in(ARCH_MODEL_REGISTRY.get(str(getattr(args, "arch", ""))))
 
 
 def check_parameters(filename: str, args: argparse.Namespace, parameters: Any) -> None:

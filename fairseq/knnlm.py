@@ -26,7 +26,6 @@ from fairseq.retrieval.datastore import Datastore
 from fairseq.retrieval.entries import Entries, as_tensor, no_entries
 from fairseq.retrieval.flag_conflicts import check_strategy_flags, strategy_name
 from fairseq.retrieval.index import Index
-from fairseq.retrieval.index.interface import checked_search
 from fairseq.retrieval.lockstep import Lockstep, RetrievalResult
 from fairseq.retrieval.open_stores import Stores, open_stores, require_stores
 from fairseq.retrieval.parallel import Team
@@ -147,7 +146,7 @@ class KNNLM:
             return Searched(rows, nothing.long(), nothing)
         queries = step.queries[rows]
         if self.searches is None:
-            distances, ids = checked_search(self.index, queries, self.k)
+            distances, ids = self.index.search(queries, self.k)
         else:
             distances, ids = self.searches.look_up(step.sample_ids[rows], step.positions[rows], self.k)
         scores = self.similarity.of_search(queries, distances, ids)

@@ -83,6 +83,11 @@ def declared_actions(cls: Any) -> list[argparse.Action]:
     return [action for action in parser._actions if action.dest is not argparse.SUPPRESS]
 
 
+def is_built_in(cls: type | None) -> bool:
+    """Whether a class is one of this package, not one that a user's package registered."""
+    return getattr(cls, "__module__", "").startswith("fairseq.")
+
+
 def declared_defaults(cls: Any) -> dict[str, Any]:
     """The explicit defaults of those flags."""
     return {

@@ -185,6 +185,18 @@ def test_mistakes_of_an_index_are_named(change: tuple[str, str], said: str, tmp_
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
+def test_saved_searches_of_an_index_are_checked_too(tmp_path: Path) -> None:
+    package = tmp_path / "ideas_saved"
+    package.mkdir()
+    (package / "__init__.py").write_text(WRONG_INDEX.replace("WHAT", "1 << 40"))
+    store = "--knnlm --dstore-filename checkpoints/dstore16 --dstore-fp16 --k 8 --knn-sim-func do_not_recomp_l2"
+    words = "data-bin --path checkpoints/checkpoint_best.pt --gen-subset valid --context-window 96 --max-tokens 128"
+    flags = ["--user-dir", str(package), "--index", "wrong", "--save-scores", str(tmp_path / "s"), "--save-searches"]
+    command = [sys.executable, str(ROOT / "eval_lm.py"), *words.split(), *store.split(), *flags]
+    done = subprocess.run(command, cwd=GOLDEN, capture_output=True, text=True)
+    assert done.returncode == 2 and "WrongIndex.search: found entries from" in done.stderr, done.stderr
+
+
 def test_python_reads_a_user_dir(plug_in: Any) -> None:
     code = (
         "from fairseq.retrieval_lm import RetrievalLM;"

@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fairseq.errors import BadFlag, UserError
-from fairseq.registry import class_registrar
+from fairseq.registry import class_registrar, is_built_in
 from fairseq.retrieval.datastore import Datastore
 
 
@@ -65,28 +67,32 @@ def named_index(name: str) -> type[NamedIndex]:
 
 
 def open_named(name: str, args: argparse.Namespace, datastore: Datastore, device: torch.device | str) -> Index:
-    """Opens the index that is registered under `name`; UserError when what its class gives lacks a part of an Index."""
+    """Opens the index that is registered under `name`; BadFlag when what its class gives lacks a part of an Index. The
+    results of a user's index are checked at every search, whoever calls it."""
     index = named_index(name).open(args, datastore, device)
     missing = [part for part in PARTS if not hasattr(index, part)]
     if missing:
         found, expected = f"{type(index).__name__} without {', '.join(missing)}", f"an index with {', '.join(PARTS)}"
         raise BadFlag(f"--index {name}", found, expected, "add them to its class")
+    if not is_built_in(type(index)):
+        setattr(index, "search", functools.partial(_checked_search, index, index.search))  # noqa: B010
     return index
 
 
-def checked_search(index: Index, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`index.search`, whose result is checked where the class is a user's: ids outside the datastore would be read from
-    foreign memory. UserError names the class."""
-    distances, ids = index.search(queries, k)
-    if not type(index).__module__.startswith("fairseq."):
-        shape = (len(queries), k)
-        if tuple(ids.shape) != shape or tuple(distances.shape) != shape or ids.dtype != torch.int64:
-            found = f"distances of shape {tuple(distances.shape)} and {ids.dtype} ids of shape {tuple(ids.shape)}"
-            expected = f"float32 distances and int64 ids of shape {shape}"
-            raise UserError(f"{type(index).__name__}.search: found {found}, expected {expected}")
-        if ids.numel() and not -1 <= int(ids.min()) <= int(ids.max()) < index.size:
-            found = f"entries from {int(ids.min())} to {int(ids.max())}"
-            raise UserError(f"{type(index).__name__}.search: found {found}, expected -1 to {index.size - 1}")
+def _checked_search(
+    index: Index, search: Callable[[Tensor, int], tuple[Tensor, Tensor]], queries: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """The result of `search`; UserError, which names the class, for another shape or type, and for ids outside the
+    datastore, which would be read from foreign memory."""
+    distances, ids = search(queries, k)
+    shape = (len(queries), k)
+    if tuple(ids.shape) != shape or tuple(distances.shape) != shape or ids.dtype != torch.int64:
+        found = f"distances of shape {tuple(distances.shape)} and {ids.dtype} ids of shape {tuple(ids.shape)}"
+        expected = f"float32 distances and int64 ids of shape {shape}"
+        raise UserError(f"{type(index).__name__}.search: found {found}, expected {expected}")
+    if ids.numel() and not -1 <= int(ids.min()) <= int(ids.max()) < index.size:
+        found = f"entries from {int(ids.min())} to {int(ids.max())}"
+        raise UserError(f"{type(index).__name__}.search: found {found}, expected -1 to {index.size - 1}")
     return distances, ids
 
 

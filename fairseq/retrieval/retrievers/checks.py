@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fairseq.errors import UserError
+from fairseq.registry import is_built_in
 from fairseq.retrieval.entries import Entries
 from fairseq.retrieval.retrievers.interface import Candidates, Proposal, Retriever, Step, Weights
 
@@ -18,7 +19,7 @@ CHOICES = ("auto", "always", "never")
 
 def are_needed(retriever: Retriever, choice: str) -> bool:
     """Whether the strategy's return values are checked; choice: the value of `--check-strategy`."""
-    return choice == "always" or (choice == "auto" and not type(retriever).__module__.startswith("fairseq."))
+    return choice == "always" or (choice == "auto" and not is_built_in(type(retriever)))
 
 
 class StrategyError(UserError):

@@ -32,6 +32,7 @@ from fairseq.files.fingerprint import quick_fingerprint
 from fairseq.files.number_checks import require_no_nan, require_range
 from fairseq.files.output_lock import exclusive
 from fairseq.files.sidecar import read_sidecar, remove_sidecar, write_sidecar
+from fairseq.registry import is_built_in
 from fairseq.retrieval.clusters.members import index_dtype
 from fairseq.retrieval.datastore import keys_path
 from fairseq.retrieval.index import Index
@@ -102,7 +103,7 @@ def search_identity(args: argparse.Namespace, index: Index) -> dict[str, Any]:
     the keys; and whether results are refined by the keys."""
     if args.index is not None:
         cls = named_index(args.index)
-        code = None if cls.__module__.startswith("fairseq.") else quick_fingerprint(inspect.getfile(cls))
+        code = None if is_built_in(cls) else quick_fingerprint(inspect.getfile(cls))
         files = {"keys": keys_path(args.dstore_filename), "file": args.indexfile}
         found = {name: quick_fingerprint(path) for name, path in files.items() if path and os.path.exists(path)}
         of_name = {"index": args.index, "entries": index.size, **found}
