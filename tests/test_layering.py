@@ -35,6 +35,7 @@ BASE: dict[str, set[str]] = {
 LM_PACKAGES = {"binarizer", "data", "modules", "models", "criterions", "optim", "tasks"}
 LM_MODULES = {"trainer", "options", "flags", "checkpoint_utils", "checkpoint_saving", "sequence_scorer", "hub_utils"}
 ANY_BASE = set(BASE)
+ANY_LM = ANY_BASE | LM_PACKAGES | LM_MODULES | {"utils"}
 
 ALLOWED: dict[str, set[str]] = {
     **BASE,
@@ -49,11 +50,13 @@ ALLOWED: dict[str, set[str]] = {
     "flags": ANY_BASE | LM_PACKAGES | {"retrieval"},
     "retrieval": {"errors", "flag_types", "files", "registry", "scored_sequences", "refusals", "sizes"},
     "knnlm": {"retrieval", "scored_sequences", "errors"},
+    "retrieval_steps": {"knnlm", "retrieval"},
     "sequence_scorer": ANY_BASE | LM_PACKAGES | {"utils"},
-    "trainer": ANY_BASE | LM_PACKAGES | LM_MODULES | {"utils", "progress_bar"},
-    "checkpoint_utils": ANY_BASE | LM_PACKAGES | LM_MODULES | {"utils"},
-    "retrieval_lm": ANY_BASE | LM_PACKAGES | LM_MODULES | {"utils", "knnlm", "retrieval", "evaluation"},
-    "evaluation": ANY_BASE | LM_PACKAGES | LM_MODULES | {"utils", "knnlm", "retrieval"},
+    "trainer": ANY_LM | {"progress_bar"},
+    "checkpoint_utils": ANY_LM,
+    "retrieval_lm": ANY_LM | {"knnlm", "retrieval_steps", "retrieval", "evaluation", "generation"},
+    "generation": ANY_LM | {"knnlm", "retrieval_steps", "retrieval"},
+    "evaluation": ANY_LM | {"knnlm", "retrieval"},
 }
 # Within retrieval: each of its modules and sub-packages imports only those that stand before it.
 RETRIEVAL_ORDER = [

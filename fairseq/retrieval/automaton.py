@@ -61,6 +61,10 @@ class Automaton:
         """Drops all pointers; called when new sequences begin."""
         self.kept = no_entries(self.device)
 
+    def take_rows(self, rows: Tensor) -> None:
+        """Sequence i goes on from what was sequence rows[i] (B,) int64; -1 begins without pointers."""
+        self.kept = self.kept.of_rows(rows)
+
     def keep(self, matched: Entries, mixed: Mixed | None = None) -> None:
         """Stores the matched entries, that is, those whose value was the right token; in each row, those found by a
         search come first. The datastore's last entry has no successor, so it is dropped; ends of documents inside the

@@ -44,6 +44,26 @@ class Entries:
         scores, weights = (None if values is None else values[chosen] for values in (self.scores, self.weights))
         return Entries(self.rows[chosen], self.ids[chosen], scores, weights)
 
+    def places_of_rows(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of the entries of the sequences `chosen` (B,) int64, one after another, and (B + 1,) their bounds.
+        A sequence may be chosen several times; -1 stands for one without entries."""
+        within = self.within(int(chosen.max()) + 1) if len(chosen) else self.rows.new_zeros(1)
+        if len(within) == 1:  # nothing but -1
+            return self.rows.new_zeros(0), self.rows.new_zeros(len(chosen) + 1)
+        known = chosen.clamp(min=0)
+        counts = torch.where(chosen < 0, 0, within[known + 1] - within[known])
+        bounds = bounds_of(counts)
+        places = torch.arange(int(bounds[-1]), device=self.rows.device)
+        return places + torch.repeat_interleave(within[known] - bounds[:-1], counts), bounds
+
+    def of_rows(self, chosen: Tensor) -> Entries:
+        """The entries of the sequences `chosen` (B,) int64, renumbered from 0 in this order; see `places_of_rows`."""
+        places, bounds = self.places_of_rows(chosen)
+        taken = self.select(places)
+        numbers = torch.arange(len(chosen), device=chosen.device)
+        taken.rows, taken.bounds = numbers.repeat_interleave(bounds[1:] - bounds[:-1]), bounds
+        return taken
+
     def of_first(self, sequences: int) -> Entries:
         """The entries of the first `sequences` sequences."""
         bounds = self.within(sequences)

@@ -92,3 +92,8 @@ class ChainsRetriever(Retriever):
             place = torch.searchsorted(pointer_keys, keys).clamp(max=len(pointer_keys) - 1)
             lengths += torch.where(pointer_keys[place] == keys, self.lengths[place], 0)
         self.pointers, self.lengths = Entries(keys // self.size, keys % self.size + 1), lengths
+
+    def take_rows(self, rows: Tensor) -> None:
+        """Pointers and the lengths of their chains go with the sequences."""
+        places, _ = self.pointers.places_of_rows(rows)
+        self.pointers, self.lengths = self.pointers.of_rows(rows), self.lengths[places]

@@ -1,10 +1,11 @@
 """The interface of retrieval strategies, which decide which entries vote, when to search, and the weight of the votes.
 
-A strategy is a small class with up to three methods, called for one token of many sequences at a time:
+A strategy is a small class with up to four methods, called for one token of many sequences at a time:
 
     propose   which tokens need a search, and which entries are candidates without one
     weigh     lambda, and the weight of each candidate's vote, before the right token is known
     observe   which candidates had the right value
+    take_rows only where text is generated: which sequences go on, and in which order
 
 `@register_retriever("name")` makes it available as `--strategy name`; `add_args` declares its own flags. See
 docs/extending.md for complete ones."""
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairseq.errors import BadFlag
 from fairseq.registry import class_registrar
 from fairseq.retrieval.clusters import Clusters
 from fairseq.retrieval.entries import Entries
@@ -189,6 +191,16 @@ class Retriever:
 
     def observe(self, step: Step, matched: Entries) -> None:
         """Receives the candidates, found by a search or proposed, whose value was the right token."""
+
+    def take_rows(self, rows: Tensor) -> None:
+        """Rearranges what is remembered of the sequences, between `observe` and the next `propose`: sequence i of the
+        next step goes on from sequence rows[i] (B,) int64 of the last step, which several may do; -1 begins a new one.
+        Generation calls it, when hypotheses are chosen, end or begin. A strategy that remembers nothing between steps
+        needs no method of its own."""
+        if self.sequential:
+            found = f"{type(self).__name__}, which has no take_rows"
+            raise BadFlag("--strategy", found, "a strategy that can rearrange its sequences, to generate text",
+                          "give its class this method (docs/extending.md)")
 
     @classmethod
     def weighs(cls) -> bool:

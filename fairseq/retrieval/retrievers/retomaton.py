@@ -6,6 +6,7 @@ import argparse
 import functools
 
 import torch
+from torch import Tensor
 
 from fairseq.retrieval.automaton import Automaton
 from fairseq.retrieval.entries import Entries
@@ -39,6 +40,10 @@ class RetomatonRetriever(Retriever):
     def observe(self, step: Step, matched: Entries) -> None:
         """The entries with the right value become the state, whose successors are the next pointers."""
         self.automaton.keep(matched, self._mixed(step))
+
+    def take_rows(self, rows: Tensor) -> None:
+        """Pointers go with the sequences."""
+        self.automaton.take_rows(rows)
 
     def _mixed(self, step: Step) -> Mixed | None:
         """The rows with both a search and pointers, whose scores differ in the last bits. With `--min-knns 1` there are
