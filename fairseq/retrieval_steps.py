@@ -5,8 +5,7 @@ some may end, begin, or go on in several ways.
     steps.begin(queries, tokens)                # prompts that have been read, a tensor for each
     found = steps.retrieve(queries)             # (B, D): candidates for the next token of each
     log_probs = found.mix(lm_log_probs)         # (B, V), of which the next tokens are chosen
-    steps.observe(chosen)                       # (B,)
-    steps.take_rows(rows)                       # where hypotheses were reordered or have ended
+    steps.observe(chosen, rows)                 # tokens, and which hypotheses go on with them
 
 The search, the strategy and the equations are those of an evaluation (`knnlm`), so a generated text has the same
 probabilities, and the same searches, when it is evaluated. Only the mass at the values of candidates is added to the
@@ -62,21 +61,25 @@ class Found:
         mixed[rows, tokens] = torch.logaddexp(mixed[rows, tokens], lmbda.log()[rows] + probabilities.log())
         return mixed
 
-    def of_rows(self, rows: slice) -> Found:
-        """The same for some of the hypotheses that do not depend on each other."""
-        kept = torch.arange(len(self.step), device=self.lmbda.device)[rows]
-        inside = (self.searched.rows >= kept[0]) & (self.searched.rows <= kept[-1])
-        weights = None if self.searched.weights is None else self.searched.weights[inside]
-        searched = Searched(
-            self.searched.rows[inside] - kept[0], self.searched.ids[inside], self.searched.scores[inside], weights
-        )
-        step = self.step
+    def of_rows(self, rows: Tensor) -> Found:
+        """The same for the hypotheses `rows` (n,) int64, in this order, where one may occur several times."""
+        step, searched, count = self.step, self.searched, len(self.step)
+        place = rows.new_full((count,), -1)
+        place[searched.rows] = torch.arange(len(searched.rows), device=rows.device)
+        with_search = (place[rows] >= 0).nonzero().squeeze(1)
+        chosen = place[rows][with_search]
+        weights = None if searched.weights is None else searched.weights[chosen]
         features = {name: feature[rows] for name, feature in step.features.items()}
-        part = Step(step.sample_ids[rows], step.positions[rows], step.queries[rows], features)
-        lmbda = None if self.proposal.lmbda is None else self.proposal.lmbda[rows]
-        proposal = Proposal(self.proposal.search[rows], None, lmbda)
-        given = self.given.of_rows(kept)
-        return Found(part, proposal, searched, given, self.lmbda[rows], self.values, self.temperature)
+        proposal = self.proposal
+        return Found(
+            Step(step.sample_ids[rows], step.positions[rows], step.queries[rows], features),
+            Proposal(proposal.search[rows], None, None if proposal.lmbda is None else proposal.lmbda[rows]),
+            Searched(with_search, searched.ids[chosen], searched.scores[chosen], weights),
+            self.given.of_rows(rows),
+            self.lmbda[rows],
+            self.values,
+            self.temperature,
+        )
 
 
 class RetrievalSteps:
@@ -126,7 +129,7 @@ class RetrievalSteps:
         new = len(sample_ids) - len(self.sample_ids)
         if new:
             begun = torch.arange(len(self.sample_ids), device=self.device)
-            self._take(torch.cat([begun, begun.new_full((new,), -1)]))
+            self.retriever.take_rows(torch.cat([begun, begun.new_full((new,), -1)]))
             self.sample_ids = sample_ids
             self.positions = torch.cat([self.positions, self.positions.new_zeros(new)])
 
@@ -158,10 +161,17 @@ class RetrievalSteps:
         self.steps += len(step)
         return Found(step, proposal, searched, given, lmbda, self.knnlm.values, self.knnlm.temperature)
 
-    def observe(self, tokens: Tensor) -> Outcome:
-        """Takes the tokens (B,) that were chosen after `retrieve`; gives log p_kNN of them, and the candidates that had
-        them as their values."""
-        return self._observe(self._found, tokens)
+    def observe(self, tokens: Tensor, rows: Tensor | None = None) -> Outcome:
+        """Takes the tokens (n,) that were chosen after `retrieve`; gives log p_kNN of them, and the candidates that had
+        them as their values.
+
+        rows (n,) int64: hypothesis i goes on from what was hypothesis rows[i] with token i, which several may do, and
+        those that are missing have ended. Without it, all go on in their order."""
+        found, tokens = self._found, tokens.to(self.device)
+        if rows is not None and not self._are_all(rows := rows.to(self.device)):
+            found = found.of_rows(rows)
+            self.take_rows(rows)
+        return self._observe(found, tokens)
 
     def outcome(self, found: Found, tokens: Tensor) -> Outcome:
         """The votes of candidates for tokens (B,); changes nothing."""
@@ -175,14 +185,14 @@ class RetrievalSteps:
         return outcome
 
     def take_rows(self, rows: Tensor) -> None:
-        """Hypothesis i goes on from what was hypothesis rows[i] (B,), which several may do."""
+        """Hypothesis i goes on from what was hypothesis rows[i] (n,) int64, all with the tokens that they have."""
         rows = rows.to(self.device)
-        self._take(rows)
-        self.sample_ids, self.positions = self.sample_ids[rows], self.positions[rows]
-
-    def _take(self, rows: Tensor) -> None:
-        if not torch.equal(rows, torch.arange(len(self.sample_ids), device=self.device)):
+        if not self._are_all(rows):
             self.retriever.take_rows(rows)
+            self.sample_ids, self.positions = self.sample_ids[rows], self.positions[rows]
+
+    def _are_all(self, rows: Tensor) -> bool:
+        return torch.equal(rows, torch.arange(len(self.sample_ids), device=self.device))
 
 
 def _ending_together(prompts: Sequence[Tensor], order: Tensor) -> Tensor:

@@ -107,17 +107,21 @@ def test_a_state_goes_with_its_hypothesis(folder: Path, name: str) -> None:
     steps = RetrievalSteps(knnlm)
     steps.begin(queries, tokens)
     for _ in range(10):
-        new, chosen = torch.randn(len(queries), WIDTH), torch.from_numpy(random.integers(4, WORDS, len(queries)))
-        mixed = steps.retrieve(new).mix(uniform(len(queries)))
-        queries = [torch.cat([before, query[None]]) for before, query in zip(queries, new)]
-        tokens = [torch.cat([before, token[None]]) for before, token in zip(tokens, chosen)]
-        steps.observe(chosen)
+        new = torch.randn(len(queries), WIDTH)
+        found = steps.retrieve(new)
+        rows = torch.from_numpy(random.integers(0, len(queries), random.integers(1, 5)))
+        chosen = torch.from_numpy(random.integers(4, WORDS, len(rows)))
+        queries = [torch.cat([queries[row], new[row][None]]) for row in rows]
+        tokens = [torch.cat([tokens[row], token[None]]) for row, token in zip(rows, chosen)]
+        mixed = found.mix(uniform(len(new)))[rows, chosen]
         of_text = [ScoredSequence(0, q, t, torch.full((len(t),), -math.log(WORDS))) for q, t in zip(queries, tokens)]
         expected = torch.stack([result.log_probs[-1] for result in knnlm.score(of_text)])
-        torch.testing.assert_close(mixed.gather(1, chosen[:, None])[:, 0], expected, atol=1e-5, rtol=0)
-        rows = random.integers(0, len(queries), random.integers(1, 5))
-        steps.take_rows(torch.from_numpy(rows))
-        queries, tokens = [queries[row] for row in rows], [tokens[row] for row in rows]
+        torch.testing.assert_close(mixed, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.of_rows(rows).mix(uniform(len(rows)))[range(len(rows)), chosen], mixed)
+        steps.observe(chosen, rows)
+        again = torch.from_numpy(random.permutation(len(queries)))
+        steps.take_rows(again)  # also after the tokens are known
+        queries, tokens = [queries[row] for row in again], [tokens[row] for row in again]
 
 
 def test_a_mixture_is_a_distribution(folder: Path) -> None:

@@ -193,8 +193,9 @@ class Retriever:
         """Receives the candidates, found by a search or proposed, whose value was the right token."""
 
     def take_rows(self, rows: Tensor) -> None:
-        """Rearranges what is remembered of the sequences, between `observe` and the next `propose`: sequence i of the
-        next step goes on from sequence rows[i] (B,) int64 of the last step, which several may do; -1 begins a new one.
+        """Rearranges what is remembered of the sequences, before `propose` or before `observe`: sequence i goes on from
+        what was sequence rows[i] (B,) int64, which several may do; -1 begins a new one.
+
         Generation calls it, when hypotheses are chosen, end or begin. A strategy that remembers nothing between steps
         needs no method of its own."""
         if self.sequential:

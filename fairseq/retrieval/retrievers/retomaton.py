@@ -30,6 +30,7 @@ class RetomatonRetriever(Retriever):
     def start(self) -> None:
         """Drops the pointers of earlier sequences."""
         self.automaton.reset()
+        self.followed = torch.zeros(0, dtype=torch.int64, device=self.automaton.device)
 
     def propose(self, step: Step) -> Proposal:
         """Pointers, expanded by their clusters; a search where too few entries survived the last token."""
@@ -42,8 +43,10 @@ class RetomatonRetriever(Retriever):
         self.automaton.keep(matched, self._mixed(step))
 
     def take_rows(self, rows: Tensor) -> None:
-        """Pointers go with the sequences."""
+        """Pointers go with the sequences, and so do their numbers."""
         self.automaton.take_rows(rows)
+        if len(self.followed):
+            self.followed = torch.where(rows < 0, 0, self.followed[rows])
 
     def _mixed(self, step: Step) -> Mixed | None:
         """The rows with both a search and pointers, whose scores differ in the last bits. With `--min-knns 1` there are
