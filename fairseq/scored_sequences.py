@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 # Features that a strategy may request of the LM besides the triples: its largest probability and its entropy (nats),
@@ -47,3 +48,11 @@ def lockstep_groups(sequences: Iterable[ScoredSequence], tokens: int) -> Iterato
         waiting += len(sequence)
     if group:
         yield group
+
+
+def contexts(source: Tensor, eos: int) -> Tensor:
+    """(..., T, 4) int64: the four tokens before the target at each position of `source` (..., T), nearest first; `eos`
+    before the start of the text. The source is the target shifted by one, so the nearest token is the source at the
+    same position."""
+    padded = torch.cat([source.new_full((*source.shape[:-1], CONTEXT_TOKENS - 1), eos), source], -1)
+    return padded.unfold(-1, CONTEXT_TOKENS, 1).flip(-1).long()

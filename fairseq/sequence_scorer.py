@@ -143,7 +143,11 @@ class SequenceScorer:
                 total = log_probs if total is None else torch.logaddexp(total, log_probs)
             assert total is not None
             total = total - math.log(len(models))
-            probabilities = total.exp()
-            largest[start : start + step] = probabilities.amax(1)
-            entropy[start : start + step] = -(probabilities * total.clamp(min=-1e4)).sum(1)  # 0 times infinity is 0
+            largest[start : start + step], entropy[start : start + step] = spread(total)
         return largest.view(shape), entropy.view(shape)
+
+
+def spread(log_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest probability and entropy (nats) of distributions, log_probs (..., V)."""
+    probabilities = log_probs.exp()
+    return probabilities.amax(-1), -(probabilities * log_probs.clamp(min=-1e4)).sum(-1)  # 0 times infinity is 0

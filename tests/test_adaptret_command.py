@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from fairseq import options
-from fairseq.evaluation.lm_scoring import LMScoring, contexts
+from fairseq.evaluation.lm_scoring import LMScoring
 from fairseq.knnlm import build_knnlm
 from fairseq.retrieval.retrievers.adaptret_network import AdaptRet
 from fairseq.retrieval.retrievers.ngrams import NgramTable
 from fairseq.retrieval.saved.scores import ScoreCache
-from fairseq.scored_sequences import FEATURES
+from fairseq.scored_sequences import FEATURES, contexts
 
 LM = (
     "data-bin --path checkpoints/checkpoint_best.pt --sample-break-mode complete --max-tokens 128 --context-window 96 "

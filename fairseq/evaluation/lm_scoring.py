@@ -21,7 +21,7 @@ from fairseq.evaluation.open_models import open_models
 from fairseq.evaluation.overrides import read_overrides, warn_of_effectless
 from fairseq.key_types import DEFAULT as DEFAULT_KEY_TYPE
 from fairseq.key_types import key_type_named
-from fairseq.scored_sequences import CONTEXT_TOKENS, ScoredSequence
+from fairseq.scored_sequences import ScoredSequence, contexts
 from fairseq.sequence_scorer import SequenceScorer
 
 logger = logging.getLogger(__name__)
@@ -286,11 +286,3 @@ def check_window_flags(args: argparse.Namespace) -> None:
             raise BadFlag(flag, "it alone", "--max-length beside it, the length of a window")
     if args.rolling and (args.stride or args.drop_remainder):
         raise BadFlag("--rolling", "--stride or --drop-remainder beside it", "it alone: windows follow each other")
-
-
-def contexts(source: torch.Tensor, eos: int) -> torch.Tensor:
-    """(T, 4) int64: the four tokens before the target at each position of `source` (T,), nearest first; `eos` before
-    the start of the text. The source is the target shifted by one, so the nearest token is the source at the same
-    position."""
-    padded = torch.cat([source.new_full((CONTEXT_TOKENS - 1,), eos), source])
-    return padded.unfold(0, CONTEXT_TOKENS, 1).flip(1).long()

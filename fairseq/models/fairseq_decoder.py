@@ -56,3 +56,9 @@ class FairseqIncrementalDecoder(FairseqDecoder):
         for module in self.modules():
             if module is not self and hasattr(module, "reorder_incremental_state"):
                 module.reorder_incremental_state(incremental_state, new_order)  # type: ignore[operator]
+
+    def crop_incremental_state(self, incremental_state: dict[str, Any], count: int) -> None:
+        """Forgets the last `count` positions, of a draft that was not accepted."""
+        for module in self.modules():
+            if module is not self and hasattr(module, "crop_incremental_state"):
+                module.crop_incremental_state(incremental_state, count)  # type: ignore[operator]

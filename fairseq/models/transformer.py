@@ -162,11 +162,10 @@ class TransformerDecoder(FairseqIncrementalDecoder):
             return None, True, positions
         if not pads_precede and length - seen == 1:
             return None, False, positions  # a single new position sees everything before it
-        causal = causal_mask(length, tokens.device)
+        causal = causal_mask(length, tokens.device)[seen:]
         # Pads attend to themselves: a row that may attend to nothing would be NaN and spread.
-        diagonal = torch.eye(length, dtype=torch.bool, device=tokens.device)
-        mask = causal & (~padded[:, None, None, :] | diagonal)
-        return mask[:, :, seen:], False, positions
+        diagonal = torch.eye(length, dtype=torch.bool, device=tokens.device)[seen:]
+        return causal & (~padded[:, None, None, :] | diagonal), False, positions
 
     def output_layer(self, features: Tensor, **kwargs: Any) -> Tensor:
         """Features -> logits (B, T, V); unchanged where an adaptive softmax follows."""

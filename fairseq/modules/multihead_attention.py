@@ -116,6 +116,12 @@ class MultiheadAttention(nn.Module):
         if cached is not None:
             incremental_state[self._state_key] = {name: x.index_select(0, new_order) for name, x in cached.items()}
 
+    def crop_incremental_state(self, incremental_state: IncrementalState, count: int) -> None:
+        """Forgets the stored keys and values of the last `count` positions."""
+        cached = incremental_state.get(self._state_key)
+        if cached is not None and count:
+            incremental_state[self._state_key] = {name: x[:, :, :-count] for name, x in cached.items()}
+
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
         """Splits the fused input projection of old files into q, k and v (in this order)."""
         for kind in ("weight", "bias"):

@@ -15,6 +15,7 @@ from fairseq.errors import BadFlag
 from fairseq.key_types import FFN_INPUT, FINAL_HIDDEN, FLAG, KEY_TYPES, key_type_named
 from fairseq.models.fairseq_decoder import FairseqDecoder, NetOutput
 from fairseq.models.fairseq_model import FairseqLanguageModel
+from fairseq.models.huggingface.folders import library
 from fairseq.models.huggingface.structure import (
     MODULE_FLAG,
     called_first,
@@ -57,6 +58,7 @@ class HuggingFaceDecoder(FairseqDecoder):
         parameters = inspect.signature(self._below[0].forward).parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         self._settings = {"use_cache": False} if takes_any or "use_cache" in parameters else {}
+        self._takes = set(parameters) | ({"attention_mask"} if takes_any else set())
         self._check_head()
 
     @torch.no_grad()
@@ -97,15 +99,24 @@ class HuggingFaceDecoder(FairseqDecoder):
         self, prev_output_tokens: Tensor, first_needed: int = 0, incremental_state: Any = None, **kwargs: Any
     ) -> NetOutput:
         """What the head reads, (B, T - first_needed, D), and the activations of the key type. Padding has to stand at
-        the right, where a causal model cannot see it. With `incremental_state` only positions not seen before are
-        returned; they are all computed again."""
+        the right, where a causal model cannot see it; with `incremental_state`, at the left. Then only positions not
+        seen before are returned, and computed if the model can keep what it knows of the others."""
+        tokens = prev_output_tokens.masked_fill(prev_output_tokens == self.dictionary.pad(), 0)
+        settings: dict[str, Any] = self._settings
         if incremental_state is not None:
             first_needed = incremental_state.get("seen", 0)
-            incremental_state["seen"] = prev_output_tokens.shape[1]
-        rows, length = prev_output_tokens.shape
-        tokens = prev_output_tokens.masked_fill(prev_output_tokens == self.dictionary.pad(), 0)
+            incremental_state["seen"] = tokens.shape[1]
+            settings = settings | self._left_padding(prev_output_tokens)
+            if "past_key_values" in self._takes:
+                if "cache" not in incremental_state:
+                    incremental_state["cache"] = new_cache(self.network.config)
+                settings |= {"past_key_values": incremental_state["cache"], "use_cache": True}
+                if "position_ids" in settings:
+                    settings["position_ids"] = settings["position_ids"][:, first_needed:]
+                tokens, first_needed = tokens[:, first_needed:], 0
+        rows, length = tokens.shape
         with self._collecting() as collected:
-            output = self._below[0](input_ids=tokens, **self._settings)
+            output = self._below[0](input_ids=tokens, **settings)
         features = first_tensor(output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0])
         assert features is not None
 
@@ -123,6 +134,30 @@ class HuggingFaceDecoder(FairseqDecoder):
             if FFN_INPUT in collected:
                 extra[FFN_INPUT] = time_first(collected[FFN_INPUT])
         return features[:, first_needed:], extra
+
+    def _left_padding(self, tokens: Tensor) -> dict[str, Tensor]:
+        """What tells the network of padding before a row's first token."""
+        mask = tokens != self.dictionary.pad()
+        if bool(mask[:, 0].all()):
+            return {}
+        if "attention_mask" not in self._takes:
+            kind = type(self.network).__name__
+            raise BadFlag("--batch-size", f"prompts of unequal length for {kind}", "1: it cannot be told of padding")
+        told = {"attention_mask": mask.long()}
+        if "position_ids" in self._takes:
+            told["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        return told
+
+    def reorder_incremental_state(self, incremental_state: dict[str, Any], new_order: Tensor) -> None:
+        """Rows of the state in another order, or some of them, or copies."""
+        if "cache" in incremental_state:
+            incremental_state["cache"].reorder_cache(new_order)
+
+    def crop_incremental_state(self, incremental_state: dict[str, Any], count: int) -> None:
+        """Forgets the last `count` positions."""
+        incremental_state["seen"] -= count
+        if "cache" in incremental_state and count:
+            incremental_state["cache"].crop(-count)
 
     @contextlib.contextmanager
     def _collecting(self) -> Iterator[dict[str | int, Tensor]]:
@@ -178,6 +213,14 @@ class HuggingFaceDecoder(FairseqDecoder):
         config = text_config(self.network)
         found = [getattr(config, name, None) for name in POSITIONS]
         return next((number for number in found if isinstance(number, int) and number > 0), 1_000_000)
+
+
+def new_cache(config: Any) -> Any:
+    """What a network remembers of earlier positions, such that the last ones can be forgotten again."""
+    cache = library().DynamicCache(config=config)
+    if hasattr(cache, "activate_past_recording"):
+        cache.activate_past_recording()  # windows of attention that slide would not give back what they have passed
+    return cache
 
 
 class HuggingFaceLM(FairseqLanguageModel):
