@@ -1,17 +1,19 @@
-"""Beam search with language models, under fairseq's interface: continues given tokens with the most likely ones.
-
-A hypothesis is scored by its summed log-probability, divided by (its length) ** len_penalty when it is finished. Models
-are averaged in probability. Sampling is in `fairseq.hub_utils`."""
+"""Beam search with language models, under fairseq's interface (the search itself is in `fairseq.generation`). Models
+are averaged in probability."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fairseq.errors import UserError
+from fairseq.generation.beam_search import beam_search
+from fairseq.generation.choice import ChoiceSettings, Symbols
+from fairseq.generation.lm_steps import LMSteps
+from fairseq.generation.positions import Positions
+from fairseq.generation.writing import Written
 
 
 class SequenceGenerator:
@@ -56,70 +58,24 @@ class SequenceGenerator:
             prefix_tokens = sample["net_input"]["src_tokens"][:, 1:]
         start = self.dictionary.eos() if bos_token is None else bos_token
         pad = self.dictionary.pad()
-        return [self._search(models, row[row.ne(pad)], start) for row in prefix_tokens]
+        lm = LMSteps(models, pad, start, device=prefix_tokens.device)
+        return [self._search(Positions(lm), row[row.ne(pad)]) for row in prefix_tokens]
 
-    def _search(self, models: list[Any], prefix: Tensor, start: int) -> list[dict[str, Any]]:
-        eos, beam = self.dictionary.eos(), self.beam_size
-        holds = min([model.max_positions() or math.inf for model in models])
-        limit = int(min(self.max_len_a * len(prefix) + self.max_len_b, holds))
-        words = torch.cat([prefix.new_tensor([start]), prefix])[None]  # (live, t + 1)
-        states: list[dict[str, Any]] = [{} for _ in models]
-        log_probs = self._log_probs(models, words, states)[0]
-        positional = log_probs[:-1].gather(1, prefix[:, None]).view(1, -1)  # (live, t)
-        totals = positional.sum(1)  # (live,), with penalties
-        log_probs = log_probs[-1:]  # (live, V)
-        finished: list[dict[str, Any]] = []
-        for length in range(len(prefix) + 1, max(limit, len(prefix) + 1) + 1):
-            allowed = self._penalised(log_probs, new=length - len(prefix), last=length >= limit)
-            best, flat = (totals[:, None] + allowed).view(-1).topk(min(2 * beam, allowed.numel()))
-            rows, chosen = flat // allowed.size(1), flat % allowed.size(1)
-            scores = torch.cat([positional[rows], log_probs[rows, chosen][:, None]], dim=1)
-            longer = torch.cat([words[rows], chosen[:, None].to(words)], dim=1)
-            ends = chosen.eq(eos) & best.isfinite()
-            for place in ends[:beam].nonzero().flatten().tolist():
-                finished.append(self._hypothesis(longer[place, 1:], scores[place], best[place]))
-            live = (~ends & best.isfinite()).nonzero().flatten()[:beam]
-            if len(finished) >= beam or not len(live):
-                break
-            words, positional, totals = longer[live], scores[live], best[live]
-            for model, state in zip(models, states, strict=True):
-                reorder = getattr(model.decoder, "reorder_incremental_state", None)
-                if reorder is not None:
-                    reorder(state, rows[live])
-            log_probs = self._log_probs(models, words, states)[:, -1]
-        finished.sort(key=lambda hypothesis: hypothesis["score"].item(), reverse=True)
-        return finished[:beam]
+    def _search(self, positions: Positions, prefix: Tensor) -> list[dict[str, Any]]:
+        before = positions.lm.score(prefix)
+        limit = int(min(self.max_len_a * len(prefix) + self.max_len_b, positions.lm.longest)) - len(prefix)
+        settings = ChoiceSettings(
+            temperature=self.temperature, min_len=self.min_len, unkpen=self.unk_penalty, max_len_b=max(limit, 1)
+        )
+        symbols = Symbols((self.dictionary.eos(),), self.dictionary.pad(), self.dictionary.unk())
+        found = beam_search(positions, prefix, self.beam_size, settings, symbols, self.len_penalty, before)
+        return [self._hypothesis(prefix, before, written) for written in found]
 
-    def _log_probs(self, models: list[Any], words: Tensor, states: list[dict[str, Any]]) -> Tensor:
-        """(live, n, V) float32: log-probabilities after each of the last n words, those that were not seen before."""
-        per_model = []
-        for model, state in zip(models, states, strict=True):
-            model.eval()
-            output = model(words, incremental_state=state)
-            log_probs = model.get_normalized_probs(output, True, None).float()
-            if self.temperature != 1:
-                log_probs = (log_probs / self.temperature).log_softmax(-1)  # the same as dividing logits
-            per_model.append(log_probs)
-        return torch.stack(per_model).logsumexp(dim=0) - math.log(len(models))
-
-    def _penalised(self, log_probs: Tensor, new: int, last: bool) -> Tensor:
-        """What may come next: no pad, no end before `min_len` new tokens, nothing but the end at the limit."""
-        allowed = log_probs.clone()
-        eos = self.dictionary.eos()
-        allowed[:, self.dictionary.pad()] = -math.inf
-        allowed[:, self.dictionary.unk()] -= self.unk_penalty
-        if last:
-            end = allowed[:, eos].clone()
-            allowed.fill_(-math.inf)[:, eos] = end
-        elif new < self.min_len:
-            allowed[:, eos] = -math.inf
-        return allowed
-
-    def _hypothesis(self, tokens: Tensor, positional: Tensor, total: Tensor) -> dict[str, Any]:
+    def _hypothesis(self, prefix: Tensor, before: Tensor, written: Written) -> dict[str, Any]:
         return {
-            "tokens": tokens,
-            "score": total / len(tokens) ** self.len_penalty,
+            "tokens": torch.cat([prefix, torch.tensor(written.tokens).to(prefix)]),
+            "score": torch.tensor(written.score),
             "attention": None,
             "alignment": None,
-            "positional_scores": positional,
+            "positional_scores": torch.cat([before, torch.tensor(written.log_probs)]),
         }

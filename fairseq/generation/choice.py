@@ -79,6 +79,11 @@ def allowed(log_probs: Tensor, words: Tensor, new: int, settings: ChoiceSettings
     return changed
 
 
+def tempered(log_probs: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities (B, V) divided by a temperature, as log-probabilities again: the same as dividing logits."""
+    return log_probs if temperature == 1 else (log_probs / temperature).log_softmax(-1)
+
+
 def choose(log_probs: Tensor, settings: ChoiceSettings, random: Tensor | None) -> Tensor:
     """Tokens (B,): the likeliest of log_probs (B, V), or with numbers `random` (B,) float64 in [0, 1) drawn ones."""
     if random is None:

@@ -56,9 +56,9 @@ class LMSteps:
         limits = [model.max_positions() or math.inf for model in self.models]
         return int(min(*limits, 1 << 40))
 
-    def begin(self, prompts: Sequence[Tensor], whole: bool = False) -> Computed:
-        """Forgets everything and reads B prompts, token ids (T,) each. Gives what is known after the last token of
-        each, and for every position of the longest (queries, features) if `whole`."""
+    def begin(self, prompts: Sequence[Tensor], whole: bool = False, heads: int = 1) -> Computed:
+        """Forgets everything and reads B prompts, token ids (T,) each. Gives log-probabilities for the last `heads`
+        positions, queries for all, features for the last one or, if `whole`, for all."""
         for model in self.models:
             model.eval()
         self._states = [{} for _ in self.models]
@@ -66,7 +66,12 @@ class LMSteps:
         rows = [torch.cat([first, prompt.cpu().long()]) for prompt in prompts]
         padded = pad_sequence(rows, batch_first=True, padding_value=self.pad, padding_side="left")
         self.words = padded[:, :0].to(self.device)
-        return self._feed(padded, heads=1, features=padded.shape[1] if whole else 1)
+        return self._feed(padded, heads=heads, features=padded.shape[1] if whole else 1)
+
+    def score(self, tokens: Tensor) -> Tensor:
+        """(T,) log-probabilities of a text's tokens (T,), nats."""
+        log_probs = self.begin([tokens], heads=len(tokens) + 1).log_probs[0, :-1].cpu()
+        return log_probs.gather(1, tokens.cpu()[:, None])[:, 0]
 
     def extend(self, tokens: Tensor) -> Computed:
         """Reads n further tokens (B, n) of each hypothesis."""

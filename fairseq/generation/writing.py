@@ -27,6 +27,14 @@ class Written:
     log_probs: list[float] = field(default_factory=list)
     trace: list[dict[str, Any]] = field(default_factory=list)
     ended: bool = False
+    ranked_by: float | None = None
+
+    @property
+    def score(self) -> float:
+        """What beam search ranked it by, else the mean of `log_probs` (0 for nothing)."""
+        if self.ranked_by is not None:
+            return self.ranked_by
+        return sum(self.log_probs) / max(1, len(self.log_probs))
 
 
 def write(
