@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from fairseq.errors import BadFlag, UserError
 from fairseq.files.atomic_io import kind_of_node, name_problem
 from fairseq.flag_help import HelpFormatter, Layout, format_help, short_usage
+from fairseq.registry import FLAGS_OF_CLASSES, unknown_name
 
 NO_LAYOUT = Layout({})
 LARGEST = (1 << 31) - 1  # of counts; products of two of them fit 64 bits
@@ -51,6 +52,13 @@ class Parser(argparse.ArgumentParser):
                     name = "/".join(action.option_strings) or action.dest
                     raise BadFlag(name, f"the empty value {value!r}", "a value", "leave the flag out otherwise")
         return parsed, rest
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse does; UserError for the name of a class that is not registered."""
+        flag = next(iter(FLAGS_OF_CLASSES.intersection(action.option_strings)), None)
+        if flag is not None and action.choices is not None and value not in action.choices:
+            raise unknown_name(flag, value, list(action.choices))
+        super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")

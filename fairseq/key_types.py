@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from fairseq.errors import BadFlag
-from fairseq.registry import class_registrar
+from fairseq.errors import BadFlag, UserError
+from fairseq.registry import class_registrar, unknown_name
 
 FLAG = "--knn-keytype"
 DEFAULT = "last_ffn_input"
@@ -65,7 +65,7 @@ class KeyType:
 
     def keys(self, activations: Activations) -> Tensor:
         """(T, B, K) keys of any width K; K is the same for every batch."""
-        raise TypeError(f"{type(self).__name__} must define keys")
+        raise UserError(f"{type(self).__name__}: found no method keys, expected one in each key type; define it")
 
 
 KEY_TYPES: dict[str, type[KeyType]] = {}
@@ -75,21 +75,30 @@ register_key_type = class_registrar(FLAG, KEY_TYPES, KeyType)
 def key_type_named(name: str) -> KeyType:
     """The key type that is registered under `name`; BadFlag when there is none."""
     if name not in KEY_TYPES:
-        raise BadFlag(FLAG, name, "one of " + ", ".join(sorted(KEY_TYPES)), "check the name and --user-dir")
+        raise unknown_name(FLAG, name, KEY_TYPES)
     return KEY_TYPES[name]()
 
 
-def keys_of(name: str, extra: Mapping[str, Any], positions: int) -> Tensor:
-    """(T, B, K) keys of type `name` for `positions` T from the dict that a decoder returned beside its features.
+def keys_of(name: str, extra: Mapping[str, Any], rows: int, positions: int) -> Tensor:
+    """(T, B, K) keys of type `name` for `positions` T of `rows` B from the dict that a decoder returned beside its
+    features.
 
-    A model may put keys of a type into the dict itself, under the type's name. BadFlag when it has no such keys."""
+    A model may put keys of a type into the dict itself, under the type's name. BadFlag when it has no such keys, and
+    where those that the type or the model gives are no (T, B, K) floating-point numbers."""
     if extra.get(name) is not None:
-        return extra[name]
-    try:
-        return key_type_named(name).keys(Activations(extra, positions))
-    except MissingActivation as missing:
-        found = f"{name}, for which the model gives no {missing}"
-        raise BadFlag(FLAG, found, _available(extra, positions)) from None
+        keys, source = extra[name], "the model gives"
+    else:
+        try:
+            keys, source = key_type_named(name).keys(Activations(extra, positions)), "its method keys returns"
+        except MissingActivation as missing:
+            found = f"{name}, for which the model gives no {missing}"
+            raise BadFlag(FLAG, found, _available(extra, positions)) from None
+    is_tensor = isinstance(keys, Tensor)
+    if not is_tensor or keys.shape[:-1] != (positions, rows) or not keys.shape[-1] or not keys.is_floating_point():
+        what = f"{keys.dtype} of shape {tuple(keys.shape)}" if is_tensor else type(keys).__name__
+        expected = f"floating-point keys of shape ({positions}, {rows}, width): {positions} positions of {rows} texts"
+        raise BadFlag(FLAG, f"{name}, for which {source} {what}", expected, "correct the key type's class")
+    return keys
 
 
 def _available(extra: Mapping[str, Any], positions: int) -> str:

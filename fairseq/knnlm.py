@@ -31,6 +31,7 @@ from fairseq.retrieval.open_stores import Stores, open_stores, require_stores
 from fairseq.retrieval.parallel import Team
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY, Candidates, Proposal, Resources, Retriever, Step
 from fairseq.retrieval.retrievers.checks import Checks, are_needed
+from fairseq.retrieval.retrievers.interface import defines_weigh
 from fairseq.retrieval.saved.searches import SearchCache
 from fairseq.retrieval.similarity import Similarity
 from fairseq.retrieval.voting import NOT_FOUND, Searched, count_votes
@@ -119,7 +120,7 @@ class KNNLM:
         if self.checks is not None:
             self.checks.proposal(proposal, step)
         searched, given = self._search(step, proposal.search), self._given(step, proposal.entries)
-        if retriever.weighs():
+        if defines_weigh(retriever):
             proposal = self._weigh(step, retriever, proposal, searched, given)
         return proposal, searched, given
 

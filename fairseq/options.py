@@ -27,6 +27,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.optim import lr_scheduler  # noqa: F401
 from fairseq.registry import REGISTRIES
 from fairseq.retrieval.datastore.peer_files import name_peer_files
+from fairseq.retrieval.index.interface import named_index
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
@@ -93,9 +94,7 @@ def get_eval_lm_parser(default_task: str = "language_modeling") -> argparse.Argu
 def get_parser(description: str, default_task: str, layout: Layout = NO_LAYOUT) -> argparse.ArgumentParser:
     """The flags that every program shares."""
     # --user-dir is read first: what it registers must be among the choices below.
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--user-dir")
-    utils.import_user_module(early.parse_known_args()[0])
+    _import_extensions()
 
     parser = Parser(description=description, layout=layout)
     add_shared_args(parser, default_task)
@@ -143,6 +142,7 @@ def parse_args_and_arch(
     if getattr(first, "strategy", None) is not None:
         with flags_under(parser, title_of_choice("--strategy", first.strategy)):
             RETRIEVER_REGISTRY[first.strategy].add_args(parser)
+    _add_index_flags(parser, getattr(first, "index", None))
 
     extra: list[str] = []
     if parse_known:
@@ -160,6 +160,29 @@ def parse_preprocessing_args(input_args: Sequence[str] | None = None) -> argpars
     first, _ = parser.parse_known_args([word for word in words if word not in ("-h", "--help")])
     _add_flags_of_choices(parser, first, ("tokenizer", "bpe"))
     return parser.parse_args(words)
+
+
+def parse_with_extensions(parser: argparse.ArgumentParser, input_args: Sequence[str] | None = None) -> Any:
+    """Parses a retrieval command's words after `--user-dir` is imported, with the flags of the index that `--index`
+    names."""
+    words = list(sys.argv[1:] if input_args is None else input_args)
+    _import_extensions(words)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--index")
+    _add_index_flags(parser, early.parse_known_args(words)[0].index)
+    return parser.parse_args(words)
+
+
+def _import_extensions(input_args: Sequence[str] | None = None) -> None:
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--user-dir")
+    utils.import_user_module(early.parse_known_args(input_args)[0])
+
+
+def _add_index_flags(parser: argparse.ArgumentParser, name: str | None) -> None:
+    if name is not None and hasattr(named_index(name), "add_args"):
+        with flags_under(parser, title_of_choice("--index", name)):
+            named_index(name).add_args(parser)
 
 
 def _add_flags_of_choices(

@@ -217,7 +217,7 @@ class RetrievalLM:
         output, extra = model(words.unsqueeze(0).to(self.scoring.device), incremental_state=state)
         log_probs = model.get_normalized_probs((output[:, -1:], extra), True, None)[0, 0].float().cpu()
         positions, key_type = output.shape[1], self.scoring.scorer.key_type
-        queries = output.new_zeros(positions, 0) if key_type is None else keys_of(key_type, extra, positions)[:, 0]
+        queries = output.new_zeros(positions, 0) if key_type is None else keys_of(key_type, extra, 1, positions)[:, 0]
         return queries.float().cpu(), log_probs
 
 

@@ -86,7 +86,7 @@ class SequenceScorer:
     def _keys(self, output: Any) -> Tensor:
         """(T, B, K) keys from a model's output for T positions."""
         assert self.key_type is not None
-        return keys_of(self.key_type, output[1], output[0].shape[1])
+        return keys_of(self.key_type, output[1], *output[0].shape[:2])
 
     @staticmethod
     def _first_needed(models: list[Any], sample: dict[str, Any]) -> int:

@@ -33,7 +33,7 @@ from fairseq.flag_types import (
 )
 from fairseq.knnlm import build_knnlm, open_stores
 from fairseq.refusals import add_force
-from fairseq.retrieval.datastore.provenance import SOURCE, check_asked_by
+from fairseq.retrieval.datastore.provenance import SOURCE, check_query_model
 from fairseq.retrieval.index.interface import add_index_arg
 from fairseq.retrieval.retrievers.adaptret_network import FEATURES, AdaptRetRecipe, TrainingData, train
 from fairseq.retrieval.retrievers.ngrams import NgramTable, count_ngrams
@@ -53,7 +53,7 @@ LAYOUT = Layout(
         "Counts of n-grams": "--data --ngram-split --ngrams --ngram-memory",
         "Network and training": "",
         "Output": "--save --results-json --no-progress-bar",
-        "Other flags": "--force --help",
+        "Other flags": "--user-dir --force --help",
     },
     example="%(prog)s --scores scores --dstore-filename dstore --indexfile index --data data-bin --save adaptret.pt",
 )
@@ -79,6 +79,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--results-json", type=output_file, metavar="FILE", help="write figures, times and versions here")
     add_force(parser)
     add("--no-progress-bar", action="store_true", help="no progress bar")
+    add("--user-dir", metavar="DIR", help="folder of a Python package with extensions; its code is executed")
     add = parser.add_argument_group("As for eval_lm.py").add_argument
     add("--k", type=positive_int, default=1024, help="neighbours of a search")
     add("--probe", type=positive_int, default=8, help="lists of the index that a search visits")
@@ -186,7 +187,7 @@ def _knn_log_probs(args: argparse.Namespace, scores: ScoreCache) -> NDArray[np.f
     values = {**vars(defaults.parse_args([])), **vars(args), "strategy": "knnlm", "lmbda": 0.25}
     device = torch.device("cuda" if args.knnlm_gpu and torch.cuda.is_available() else "cpu")
     stores = open_stores(argparse.Namespace(**values), scores.dimension, device, scores.vocabulary)
-    check_asked_by(args.dstore_filename, scores.info, [args.scores] * 4)
+    check_query_model(args.dstore_filename, scores.info, [args.scores] * 4)
     identity = search_identity(args, stores.index)
     searches = saved_searches(scores, stores.index, args.k, identity, device, not args.no_progress_bar)
     knnlm = build_knnlm(argparse.Namespace(**values), scores.dimension, device, stores, searches=searches)
@@ -205,7 +206,7 @@ def _groups(scores: ScoreCache) -> NDArray[np.int64]:
 
 def cli_main() -> None:
     """Console entry point."""
-    cli_entry(lambda: main(get_parser().parse_args()), sys.stderr, goes_on=True)
+    cli_entry(lambda: main(options.parse_with_extensions(get_parser())), sys.stderr, goes_on=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from fairseq.evaluation.sweep import Setting, Sweep
 from fairseq.evaluation.sweep_curves import ALWAYS, MEASURED, NO_MEMBERS, Naming, named_groups
 from fairseq.evaluation.sweep_figures import FIGURES, PAPER, draw_figures
 from fairseq.files.atomic_io import atomic_write, read_json
-from fairseq.files.fingerprint import quick_fingerprint
 from fairseq.files.outputs import FIGURE_KINDS, RESULTS, Kind, claimed, text_beginning
 from fairseq.files.provenance import write_results
 from fairseq.flag_help import Layout, title_of_choice
@@ -41,9 +40,8 @@ from fairseq.flag_types import (
 )
 from fairseq.knnlm import open_stores
 from fairseq.refusals import add_force
-from fairseq.registry import declared_actions
-from fairseq.retrieval.datastore import values_path
-from fairseq.retrieval.datastore.provenance import check_asked_by, datastore_identity
+from fairseq.registry import declared_actions, unknown_name
+from fairseq.retrieval.datastore.provenance import check_query_model, datastore_identity
 from fairseq.retrieval.index.interface import add_index_arg
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.retrieval.saved.scores import ScoreCache
@@ -62,7 +60,7 @@ EXAMPLE = """%(prog)s --scores scores --dstore-filename dstore --indexfile index
 --strategy retomaton "random_skip --skip-probability 0.25 0.5 0.75" --output sweep --figure sweep"""
 
 COLUMNS = ("strategy", "members", "min_knns", "k", "lmbda", "knn_temp", "perplexity", "loss_base2")
-SHARES = ("searches_saved_percent", "lookups_saved_percent_printed", "mean_candidates", "walk_cpu_seconds")
+SHARES = ("searches_saved_percent", "lookups_saved_percent_printed", "mean_candidates", "retrieval_cpu_seconds")
 
 PER_STRATEGY = ("min_knns", "max_knns", "target_foss")  # of eval_lm.py, and allowed beside a strategy's name
 
@@ -99,7 +97,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--max-knns", type=positive_int, metavar="N", help="most pointers to follow (default: --k)")
     add("--lockstep-tokens", type=positive_int, default=65536, metavar="N", help="tokens that advance together")
     add("--seed", type=seed_int, default=1, help="seed of random strategies")
-    add("--user-dir", metavar="DIR", help="folder of a Python package with strategies; its code is executed")
+    add("--user-dir", metavar="DIR", help="folder of a Python package with extensions; its code is executed")
     group = parser.add_argument_group("Output")
     add = group.add_argument
     add(
@@ -107,7 +105,7 @@ def get_parser() -> argparse.ArgumentParser:
         required=True,
         type=output_prefix(".json", ".csv", ".md"),
         metavar="PREFIX",
-        help="writes PREFIX.json, PREFIX.csv, PREFIX.md and PREFIX.walks/",
+        help="writes PREFIX.json, PREFIX.csv, PREFIX.md and PREFIX.settings/",
     )
     add("--no-progress-bar", action="store_true", help="no progress bar")
     add_force(group)
@@ -116,7 +114,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--figure",
         type=output_prefix(*FIGURES),
         metavar="PREFIX",
-        help="draw PREFIX-methods, -clusters and -lmbda-temp, as .png, .svg and .pdf",
+        help="draw PREFIX-methods, -clusters and -lmbda-temp, as .png, .svg and .pdf; knnlm and random_skip share "
+        "one curve, on which knnlm is the point where nothing is skipped",
     )
     add("--column", action="store_true", help="for a column of 3.3 inches, with text of 8 points")
     add("--label", nargs="+", type=shown_text, default=[], metavar="WHAT=NAME",
@@ -227,7 +226,7 @@ def _strategy_words(text: str) -> list[str]:
     except ValueError as error:  # a quotation that is not closed, say
         raise BadFlag("--strategy", repr(text), f"words as a shell reads them ({error})") from error
     if words[0] not in RETRIEVER_REGISTRY:
-        raise BadFlag("--strategy", repr(words[0]), f"one of {', '.join(sorted(RETRIEVER_REGISTRY))}")
+        raise unknown_name("--strategy", repr(words[0]), RETRIEVER_REGISTRY)
     return words
 
 
@@ -244,7 +243,7 @@ def parse_args() -> argparse.Namespace:
         for name in dict.fromkeys(names):  # strategies share flags, so this is for the help alone
             group = parser.add_argument_group(title_of_choice("--strategy", name) + ", in the quotes")
             group._group_actions.extend(declared_actions(RETRIEVER_REGISTRY[name]))
-    return parser.parse_args()
+    return options.parse_with_extensions(parser)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -275,21 +274,20 @@ def _sweep(args: argparse.Namespace, settings: list[Setting], naming: Naming) ->
     device = torch.device("cuda" if args.knnlm_gpu and torch.cuda.is_available() else "cpu")
     most = argparse.Namespace(**{**vars(args), "k": max(args.k)})
     stores = open_stores(most, scores.dimension, device, scores.vocabulary)
-    check_asked_by(args.dstore_filename, scores.info, [args.scores] * 4)
+    check_query_model(args.dstore_filename, scores.info, [args.scores] * 4)
     for setting in settings:
-        RETRIEVER_REGISTRY[setting.args.strategy].check_asked_by(setting.args, scores.info, [args.scores] * 4)
+        RETRIEVER_REGISTRY[setting.args.strategy].check_query_model(setting.args, scores.info, [args.scores] * 4)
     index_identity = search_identity(args, stores.index)
     identity = {
         "scores": {name: value for name, value in scores.info.items() if name != "command"},
         "searches": index_identity,
-        "values": quick_fingerprint(values_path(args.dstore_filename)),
-        "datastore": datastore_identity(stores.datastore),  # keys included, which distances may come from
+        "datastore": datastore_identity(stores.datastore),
         "similarity": [args.knn_sim_func, args.faiss_metric_type],
     }
     identity = json.loads(json.dumps(identity))
     kept = _kept_points(args.output + ".json", identity)
     searches = saved_searches(scores, stores.index, max(args.k), index_identity, device, not args.no_progress_bar)
-    sweep = Sweep(scores, searches, stores, args.output + ".walks", identity)
+    sweep = Sweep(scores, searches, stores, args.output + ".settings", identity)
     results: dict[str, Any] = {"identity": identity, "lm": sweep.figures(sweep.lm_log_probs), "points": []}
     results |= vars(naming)
     began = time.perf_counter()

@@ -133,7 +133,7 @@ def test_retomaton_with_a_gate(trained: Path, golden: Path, monkeypatch: pytest.
     fewer = build(golden, monkeypatch, *gate, "--gate-foss", "0.5").score(sequences)
     adaptret = build(golden, monkeypatch, "--strategy", "adaptret", *gate[2:], "--target-foss", "0.5").score(sequences)
     for sequence, a, b, c, d in zip(sequences, plain, learned, fewer, adaptret):
-        np.testing.assert_array_equal(a.searched, b.searched)  # the same walk, another weight
+        np.testing.assert_array_equal(a.searched, b.searched)  # the same searches, another weight
         torch.testing.assert_close(a.knn_log_probs, b.knn_log_probs)
         assert not (c.searched & ~d.searched).any()
         silent = ~c.searched & (c.candidates == 0)

@@ -85,6 +85,13 @@ def test_the_documented_index_runs_as_a_plug_in(plug_in: Any, tmp_path: Path) ->
     parts = evaluate(tmp_path, index=f"--user-dir {folder} --index parts --indexfile {both}")
     assert parts["loss_base2"] == pytest.approx(whole["loss_base2"], abs=1e-6)
     assert parts["searches_saved_percent"] == whole["searches_saved_percent"]
+    evaluate(tmp_path, index=f"--user-dir {folder} --index parts --indexfile {both} --part-probe 1")
+    for command, named in (("sweep", "--output o"), ("adaptret", "--save g")):
+        words = f"--scores s {named} --dstore-filename d --user-dir {folder} --index parts --part-probe 0"
+        done = subprocess.run(
+            [sys.executable, "-m", f"fairseq_cli.{command}", *words.split()], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 2 and "--part-probe: found '0', expected an integer of at least 1" in done.stderr
 
 
 def test_the_documented_type_of_key_runs_as_a_plug_in(plug_in: Any, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ BASE: dict[str, set[str]] = {
     "refusals": {"errors", "sizes"},
     "files": {"errors", "refusals", "sizes"},
     "flag_help": set(),
-    "flag_types": {"errors", "files", "flag_help"},
+    "flag_types": {"errors", "files", "flag_help", "registry"},
     "registry": {"errors"},
     "distributed_utils": {"errors"},
     "key_types": {"errors", "registry"},

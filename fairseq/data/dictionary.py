@@ -140,14 +140,14 @@ class Dictionary:
         counts = dict(zip(self.symbols[self.nspecial :], self.count[self.nspecial :]))
         # Sorting twice is stable, reversed as well, and faster than by pairs.
         ranked = sorted(sorted(counts), key=counts.__getitem__, reverse=True)
-        kept = ranked[: self.room([counts[symbol] for symbol in ranked], threshold, nwords)]
+        kept = ranked[: self.num_kept([counts[symbol] for symbol in ranked], threshold, nwords)]
         del self.symbols[self.nspecial :], self.count[self.nspecial :]
         self.overwriting = set()
         self.indices = {symbol: i for i, symbol in enumerate(self.symbols)}
         self.extend(kept, [counts[symbol] for symbol in kept])
         self.pad_to_multiple_(padding_factor)
 
-    def room(self, counts: Sequence[int] | np.ndarray, threshold: int, nwords: int) -> int:
+    def num_kept(self, counts: Sequence[int] | np.ndarray, threshold: int, nwords: int) -> int:
         """How many symbols with these descending counts are kept: as many as give `nwords` together with the specials
         (0 or less: all), if they occur at least `threshold` times."""
         most = len(counts) if nwords <= 0 else min(len(counts), max(0, nwords - self.nspecial))

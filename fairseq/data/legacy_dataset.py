@@ -20,7 +20,7 @@ import torch
 from fairseq.data.fairseq_dataset import SizedDataset
 from fairseq.data.mmap_dataset import code, data_file_path, dtypes, index_file_path
 from fairseq.errors import BadFile, UserError
-from fairseq.files.atomic_io import publish, staged, temporary_path, together, writing
+from fairseq.files.atomic_io import delay_interrupts, publish, staged, temporary_path, writing
 from fairseq.files.inputs import open_input, regular_size
 
 MAGIC = b"TNTIDX\x00\x00"
@@ -196,7 +196,7 @@ class IndexedDatasetBuilder:
             for column in (self.dim_offsets, self.data_offsets, self.sizes):
                 stream.write(np.frombuffer(column, dtype=np.int64).astype("<i8").tobytes() if column else b"")
         self._closing.close()
-        with together():
+        with delay_interrupts():
             with contextlib.suppress(FileNotFoundError):
                 os.remove(index_file)
             publish(temporary_path(self._out_file), self._out_file)

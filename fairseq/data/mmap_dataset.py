@@ -19,7 +19,7 @@ import torch
 
 from fairseq.data.fairseq_dataset import SizedDataset
 from fairseq.errors import BadFile, UserError
-from fairseq.files.atomic_io import publish, staged, temporary_path, together, writing
+from fairseq.files.atomic_io import delay_interrupts, publish, staged, temporary_path, writing
 from fairseq.files.inputs import open_input, regular_size
 from fairseq.refusals import refuse
 
@@ -213,7 +213,7 @@ class MMapIndexedDatasetBuilder:
             for offsets in _offsets(sizes, self._dtype.itemsize):
                 stream.write(offsets.astype("<i8").data)
         self._closing.close()
-        with together():
+        with delay_interrupts():
             with contextlib.suppress(FileNotFoundError):
                 os.remove(index_file)
             publish(temporary_path(self._out_file), self._out_file)

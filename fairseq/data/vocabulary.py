@@ -99,7 +99,7 @@ def build_dictionary(
     words = vocabulary.table.alphabetical()
     words = words[~listed[words]]
     words = words[np.argsort(-counts[words], kind="stable")]
-    words = words[: dictionary.room(counts[words], threshold, nwords)]
+    words = words[: dictionary.num_kept(counts[words], threshold, nwords)]
     dictionary.extend(vocabulary.table.strings(words), counts[words].tolist())
     dictionary.pad_to_multiple_(padding_factor)
     return dictionary

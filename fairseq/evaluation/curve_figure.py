@@ -54,7 +54,7 @@ class CurveFigure:
         names, columns = self._legend()
         lines = math.ceil(sum(1.15 + name.count("\n") for name in names) / columns)
         fitting = 0.0 if self.column else (base.height - 0.3) * POINTS / LINE / base.font  # lines of the legend
-        return base.taller(self._wrapped_title().count("\n") + bool(self.title) + max(0.0, lines - fitting))
+        return base.with_lines(self._wrapped_title().count("\n") + bool(self.title) + max(0.0, lines - fitting))
 
     def draw(self, figure: Any) -> None:
         """Draws on a matplotlib figure of the right size."""

@@ -23,7 +23,7 @@ from fairseq import utils
 from fairseq.errors import BadFlag, UserError
 from fairseq.evaluation.lm_scoring import LMScoring
 from fairseq.files.fingerprint import file_fingerprint, split_fingerprints, vocabulary_file
-from fairseq.retrieval.datastore.provenance import check_asked_by
+from fairseq.retrieval.datastore.provenance import check_query_model
 from fairseq.retrieval.datastore.writer import DatastoreWriter
 from fairseq.retrieval.flag_conflicts import strategy_name
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
@@ -165,6 +165,6 @@ def check_source(scoring: LMScoring, args: argparse.Namespace) -> list[str]:
         "key_type": args.knn_keytype,
     }
     places = [f"--path {args.path}", dictionary, dictionary, "--knn-keytype"]
-    compared = check_asked_by(args.dstore_filename, info, places)
-    RETRIEVER_REGISTRY[strategy_name(args)].check_asked_by(args, info, places)
+    compared = check_query_model(args.dstore_filename, info, places)
+    RETRIEVER_REGISTRY[strategy_name(args)].check_query_model(args, info, places)
     return compared

@@ -192,13 +192,13 @@ def _of_keys(args: argparse.Namespace, stores: Stores, scoring: LMScoring) -> It
                 tried.append(_compare(_saving(given, info, split, int(window), scoring), stores, mode))
         except UserError as error:
             yield Finding(SUSPICIOUS, f"the keys could not be made again with --sample-break-mode {mode}: {error}")
-        if tried and tried[-1].fine:
+        if tried and tried[-1].matches:
             break
     if not tried:
         text = f"the stored values are not the beginning of {split}, so the keys were not made again"
         yield Finding(SUSPICIOUS, text)
         return
-    yield from min(tried, key=lambda one: (not one.fine, one.others, one.far)).findings(len(modes) > 1)
+    yield from min(tried, key=lambda one: (not one.matches, one.others, one.far)).findings(len(modes) > 1)
 
 
 def _left_out(args: argparse.Namespace, split: str, values: NDArray[Any]) -> int | None:
@@ -246,7 +246,7 @@ class _Comparison:
     typical: float
 
     @property
-    def fine(self) -> bool:
+    def matches(self) -> bool:
         return self.compared > 0 and not self.others and self.far <= MOST_OFF
 
     def findings(self, was_tried: bool) -> Iterator[Finding]:

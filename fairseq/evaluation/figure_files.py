@@ -32,7 +32,7 @@ class Size:
     font: float
     dpi: int
 
-    def taller(self, lines: float) -> Size:
+    def with_lines(self, lines: float) -> Size:
         """The same size, higher by so many lines of text."""
         return Size(self.width, self.height + lines * LINE * self.font / POINTS, self.font, self.dpi)
 

@@ -84,7 +84,7 @@ class HeatMaps:
         most = max(len(panel.lmbdas) for panel in self.panels)
         lines = max(6.0, 1.25 * most) + 5 + max(self._caption(panel).count("\n") for panel in self.panels)
         title = wrapped(self.title, base.font, POINTS * base.width - 10, bold=True).count("\n") + bool(self.title)
-        return Size(base.width, 0.1, base.font, base.dpi).taller(lines * self._rows() + title)
+        return Size(base.width, 0.1, base.font, base.dpi).with_lines(lines * self._rows() + title)
 
     def draw(self, figure: Any) -> None:
         """Draws on a matplotlib figure of the right size. Colours: how far a perplexity is above its panel's best."""

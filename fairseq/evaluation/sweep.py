@@ -28,7 +28,7 @@ from torch import Tensor
 from fairseq.errors import BadFile
 from fairseq.evaluation.saved_searches import count_saved
 from fairseq.evaluation.strategy_code import strategy_code
-from fairseq.files.array_files import read_sealed, same_identity, write_sealed
+from fairseq.files.array_files import read_digested, same_identity, write_digested
 from fairseq.files.fingerprint import quick_fingerprint
 from fairseq.knnlm import Stores, build_knnlm, mix
 from fairseq.retrieval.flag_conflicts import strategy_name
@@ -64,14 +64,14 @@ class SettingResult:
 
     def save(self, path: str, identity: dict[str, Any]) -> None:
         """Writes everything as plain arrays, with the identity of the pass."""
-        write_sealed(path, identity, {**vars(self), "temperatures": np.array(self.temperatures)})
+        write_digested(path, identity, {**vars(self), "temperatures": np.array(self.temperatures)})
 
     @classmethod
     def load(cls, path: str, identity: dict[str, Any], tokens: int) -> SettingResult | None:
         """Reads what `save` wrote, to the bit. None, with a warning, when the file is damaged, so that the pass is
         repeated; BadFile when it is the result of another pass."""
         try:
-            stored, arrays = read_sealed(path)
+            stored, arrays = read_digested(path)
         except BadFile as error:
             logger.warning("%s; evaluating again", error)
             return None
@@ -134,7 +134,7 @@ class Sweep:
                     **self.figures(mix(self.lm_log_probs, knn, weights)),
                     **saved,
                     "mean_candidates": result.mean_candidates,
-                    "walk_cpu_seconds": result.cpu_seconds,
+                    "retrieval_cpu_seconds": result.cpu_seconds,
                 }
 
     def figures(self, log_probs: Tensor) -> dict[str, float]:
@@ -185,8 +185,7 @@ class Sweep:
         }
         settings = {name: value for name, value in setting.settings.items() if name != "series"}
         code = strategy_code(RETRIEVER_REGISTRY[strategy_name(setting.args)])
-        # "walk" was the name of a setting when the first files were written; another key would change all digests.
-        key = {"walk": settings, "lmbda": lmbda, "files": files, "of": self.identity, "code": code}
+        key = {"settings": settings, "lmbda": lmbda, "files": files, "of": self.identity, "code": code}
         digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=8).hexdigest()
         return _ResultFile(os.path.join(self.folder, f"{digest}.npz"), key)
 

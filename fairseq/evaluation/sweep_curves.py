@@ -37,7 +37,7 @@ NO_MEMBERS = "none"
 ALWAYS = 9_999_999  # the usual value of --min-knns for "search at every token"
 MEASURED = frozenset(
     "perplexity loss_base2 count tokens searches searches_saved_percent lookups_saved_percent_printed mean_candidates "
-    "walk_cpu_seconds".split()
+    "retrieval_cpu_seconds".split()
 )
 NO_PART_OF_A_CURVE = MEASURED | {"strategy", "series", "members", "lmbda", "knn_temp", "seed"}
 SAVING_FLAGS = ("min_knns", "target_foss", "skip_probability")  # for results files without this field
@@ -114,12 +114,14 @@ def named_groups(
     names: dict[tuple[str, ...], str] = {}
     for method, same in methods.items():
         splits = _splitting_flags(same, naming)
+        clustered = any(point["members"] is not None for point in same)
         for point in same:
             key = (method, _family(point), repr(point["members"]), *(repr(point.get(name)) for name in splits))
             groups.setdefault(key, []).append(point)
             if key not in names:
                 flags = [setting_text(name, point[name], values) for name, values in splits.items() if name in point]
-                text = ", ".join([_title(point, method, clusters, naming.labels, by), *flags])
+                title = _title(point, method, clusters, naming.labels, by, clustered)
+                text = ", ".join([title, *flags])
                 names[key] = "".join(c if can_be_shown(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
     for one, other in itertools.combinations(names, 2):
         if names[one] == names[other]:
@@ -179,12 +181,17 @@ def setting_text(name: str, value: Any, among: Iterable[Any] = ()) -> str:
     return f"{flag} {value}"
 
 
-def _title(point: Point, method: str, clusters: dict[str | None, str], labels: dict[str, str], by: str) -> str:
+def _title(
+    point: Point, method: str, clusters: dict[str | None, str], labels: dict[str, str], by: str, clustered: bool
+) -> str:
+    """The name of a point's curve, without its flags; clustered: whether the method has a curve with clusters too."""
     name = clusters[point["members"]]
     if by == "clusters":
         return name
-    if _without(point):
-        return f"{method}, {name}" if NO_MEMBERS in labels else method + WITHOUT
+    if _without(point) and NO_MEMBERS in labels:
+        return f"{method}, {name}"
+    if _without(point) and clustered:
+        return method + WITHOUT
     if point["members"] is None or (by == "method" and point["members"] not in labels):
         return method
     return f"{method}, {name}"

@@ -2,9 +2,9 @@
 describe exactly the bytes that follow it, and only arrays of plain numbers are read (no objects, which would be
 unpickled).
 
-Also here: sealed files, `.npz` archives that contain a digest of all arrays and the identity of the job they belong to.
-They store the state from which a later run continues. A sidecar would not do for this, because after a kill it could
-describe an earlier version of the file."""
+Also here: archives with a digest, that is, `.npz` files that contain a digest of all arrays and the identity of the job
+that they belong to. They store the state from which a later run continues. A sidecar would not do for this, because
+after a kill it could describe an earlier version of the file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fairseq.files.atomic_io import atomic_write
 from fairseq.files.inputs import open_input
 
 PLAIN_KINDS = "biufU"
-LONGEST_ARCHIVE_LIST = 64  # arrays of a sealed file
+LONGEST_ARCHIVE_LIST = 64  # arrays of an archive with a digest
 UNREADABLE: tuple[type[Exception], ...] = (ValueError, KeyError, EOFError, MemoryError, RuntimeError, OverflowError)
 UNREADABLE += (TypeError, SyntaxError, RecursionError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 UNREADABLE += (NotImplementedError, struct.error, OSError)  # what NumPy, the zip module and Python's parser may raise
@@ -72,26 +72,26 @@ def _reason(error: Exception) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Sealed files
+# Archives with a digest
 
 
-def write_sealed(path: str, identity: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+def write_digested(path: str, identity: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
     """Writes `arrays` by name, `identity` (plain values that identify the job), and a digest of all; atomically."""
     named = {name: np.asarray(array) for name, array in arrays.items()}
     named["identity"] = np.frombuffer(_text(identity).encode(), np.uint8)
-    seal = np.frombuffer(_seal(named), np.uint8)
+    seal = np.frombuffer(_digest(named), np.uint8)
     with atomic_write(path) as stream:
         np.savez(stream, seal=seal, **named)  # type: ignore[arg-type, unused-ignore]
 
 
-def read_sealed(path: str) -> tuple[Any, dict[str, NDArray[Any]]]:
-    """(identity, arrays) as `write_sealed` was given them, to the bit; MissingFile, or BadFile for anything else."""
+def read_digested(path: str) -> tuple[Any, dict[str, NDArray[Any]]]:
+    """(identity, arrays) as `write_digested` was given them, to the bit; MissingFile, or BadFile for anything else."""
     expected = "a whole file of this program's own"
     try:
         with open_input(path) as stream:
             arrays = _archive(stream)
         seal, identity = arrays.pop("seal"), arrays["identity"]
-        if seal.tobytes() != _seal(arrays):
+        if seal.tobytes() != _digest(arrays):
             raise BadFile(path, "bytes that differ from those that were written", expected, "delete it")
         del arrays["identity"]
         return json.loads(identity.tobytes()), arrays
@@ -110,7 +110,7 @@ def _text(identity: Mapping[str, Any]) -> str:
     return json.dumps(identity, sort_keys=True)
 
 
-def _seal(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+def _digest(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from fairseq.errors import BadFile
 from fairseq.files.array_files import map_array
 from fairseq.files.atomic_io import (
-    adopt,
     open_temporary,
     publish,
     require_replaceable,
+    take_over_temporary,
     temporary_path,
     writing,
 )
@@ -69,7 +69,7 @@ class ArrayStream:
         header = self._header()
         self._row_bytes = self.dtype.itemsize * int(np.prod(row_shape, dtype=np.int64))
         end = len(header) + rows * self._row_bytes
-        if rows and (not adopt(path) or self._temporary.stat().st_size < end):
+        if rows and (not take_over_temporary(path) or self._temporary.stat().st_size < end):
             raise BadFile(self._temporary, f"fewer than {rows} rows", f"{rows} rows of an earlier run", "delete it")
         require_replaceable(path)
         with writing(path):

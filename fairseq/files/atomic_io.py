@@ -61,7 +61,7 @@ def leftovers(path: str | os.PathLike[str]) -> list[Path]:
     return [leftover for leftover in found if stat.S_ISREG(os.lstat(leftover).st_mode)]
 
 
-def adopt(path: str | os.PathLike[str]) -> bool:
+def take_over_temporary(path: str | os.PathLike[str]) -> bool:
     """Renames the temporary file of `path` that a killed process has left to this process's temporary name; returns
     whether this process has a temporary file now. If there are several, the right one is unknown, and all are
     removed."""
@@ -239,7 +239,7 @@ def publish(temporary: str | os.PathLike[str], path: str | os.PathLike[str]) -> 
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def delay_interrupts() -> Iterator[None]:
     """Delays Ctrl-C while files that belong together are renamed, so that none of them is missing afterwards."""
     if threading.current_thread() is not threading.main_thread():
         yield

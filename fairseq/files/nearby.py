@@ -21,7 +21,7 @@ def input_size(path: str, otherwise: str, prefix: str | None = None) -> int:
     try:
         return regular_size(path)
     except MissingFile as error:
-        remedy = near_file(path, otherwise) if prefix is None else near_prefix(prefix, otherwise)
+        remedy = remedy_for_file(path, otherwise) if prefix is None else remedy_for_prefix(prefix, otherwise)
         raise MissingFile(path, remedy) from error
 
 
@@ -34,12 +34,12 @@ def names_in(path: str) -> list[str]:
         return []
 
 
-def near_file(path: str, otherwise: str) -> str:
+def remedy_for_file(path: str, otherwise: str) -> str:
     """The remedy for a missing file `path`; `otherwise`: what to do when nothing like it is there."""
     return _remedy(path, names_in(path), otherwise)
 
 
-def near_prefix(prefix: str, otherwise: str) -> str:
+def remedy_for_prefix(prefix: str, otherwise: str) -> str:
     """The remedy for a datastore of which a file is missing, by its prefix."""
     for part in PARTS:
         if prefix.endswith(part) and os.path.exists(prefix):

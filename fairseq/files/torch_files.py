@@ -12,6 +12,7 @@ import struct
 import sys
 import zipfile
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
 CHUNK = 1 << 20
 SHORTEST_TENSOR = 1 << 14  # bytes of a part that is compared at once even if the file is mapped
+DAMAGED = (  # what zipfile raises for a damaged container or part
+    zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError, OSError, struct.error, zlib.error,
+)
 
 
 def read_torch_file(path: str | os.PathLike[str], expected: str, mmap: bool = False) -> Any:
@@ -91,7 +95,7 @@ def zip_records(path: str, expected: str) -> dict[str, tuple[int, int]]:
 def _archive(path: str, expected: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
+    except DAMAGED as error:
         raise BadFile(path, "a damaged zip container", expected, "copy the file again, or use another one") from error
 
 
@@ -106,17 +110,18 @@ def _foreign_byte_order(path: str, expected: str) -> bool:
     them."""
     with _archive(path, expected) as archive:
         records = [record for record in archive.infolist() if record.filename.endswith("/byteorder")]
-        return any(_content(path, archive, record, expected) != sys.byteorder.encode() for record in records)
+        order = sys.byteorder.encode()
+        return any(next(_chunks(path, archive, record, expected), b"") != order for record in records)
 
 
-def _content(path: str, archive: zipfile.ZipFile, record: zipfile.ZipInfo, expected: str) -> bytes:
-    """The bytes of a small part, at most CHUNK of them; BadFile where the container or their CRC is damaged."""
+def _chunks(path: str, archive: zipfile.ZipFile, record: zipfile.ZipInfo, expected: str) -> Iterator[bytes]:
+    """The bytes of a part, at most CHUNK at a time; BadFile where the container is damaged or the CRC is another."""
     try:
         with archive.open(record) as stream:
-            return stream.read(CHUNK)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, OSError, zlib.error):
+            while chunk := stream.read(CHUNK):
+                yield chunk
+    except DAMAGED:
         _refuse(path, record.filename, expected)
-        return b""
 
 
 def check_zip(path: str, expected: str, whole: bool) -> None:
@@ -125,12 +130,8 @@ def check_zip(path: str, expected: str, whole: bool) -> None:
     with _archive(path, expected) as archive:
         for record in archive.infolist():
             if whole or "/data/" not in record.filename or record.file_size <= SHORTEST_TENSOR:
-                try:
-                    with archive.open(record) as stream:
-                        while stream.read(CHUNK):
-                            pass
-                except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError):
-                    _refuse(path, record.filename, expected)
+                for _ in _chunks(path, archive, record, expected):
+                    pass
 
 
 class StorageCheck:

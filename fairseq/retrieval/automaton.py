@@ -65,7 +65,7 @@ class Automaton:
         """Sequence i goes on from what was sequence rows[i] (B,) int64; -1 begins without pointers."""
         self.kept = self.kept.of_rows(rows)
 
-    def keep(self, matched: Entries, mixed: Mixed | None = None) -> None:
+    def update(self, matched: Entries, mixed: Mixed | None = None) -> None:
         """Stores the matched entries, that is, those whose value was the right token; in each row, those found by a
         search come first. The datastore's last entry has no successor, so it is dropped; ends of documents inside the
         datastore are ignored, as in the original.

@@ -31,12 +31,13 @@ from fairseq.evaluation.datastore_checks import OK, WRONG, verify_artefact
 from fairseq.files.atomic_io import read_json, temporary_path
 from fairseq.files.sidecar import FOLDER_KINDS
 from fairseq.retrieval.clusters.members import load_clusters
-from fairseq.retrieval.datastore.provenance import check_asked_by, check_belongs, check_gate
+from fairseq.retrieval.datastore.provenance import check_belongs, check_gate, check_query_model
 from fairseq.retrieval.retrievers.adaptret import Gate
 from fairseq.retrieval.retrievers.adaptret_network import AdaptRet
 from fairseq.retrieval.retrievers.ngrams import count_ngrams
 from fairseq.retrieval.saved.scores import ScoreCache
 from tests.descriptions import edit_description
+from tests.formats.kinds_of_wrong import KINDS, npy_bytes
 from tests.fuzz import retrieval_readers as of
 from tests.fuzz.campaign import restore
 from tests.fuzz.retrieval_readers import ARTEFACTS
@@ -109,27 +110,21 @@ def as_array(raw: bytes) -> np.ndarray:
     return np.load(io.BytesIO(raw)) if raw.startswith(NPY) else np.frombuffer(raw[: len(raw) // 8 * 8], "<i8")
 
 
-def as_npy(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
-
-
 def other_type(raw: bytes) -> bytes:
     array = as_array(raw)
     other = array.astype("<f8" if array.dtype.kind == "f" else "<f4")
-    return as_npy(other) if raw.startswith(NPY) else other.tobytes()
+    return npy_bytes(other) if raw.startswith(NPY) else other.tobytes()
 
 
 def other_endianness(raw: bytes) -> bytes:
     array = as_array(raw)
     if array.itemsize == 1:
-        return as_npy(array.view(np.uint8))  # truth values have no byte order; another type it is
-    return as_npy(array.astype(array.dtype.newbyteorder(">"))) if raw.startswith(NPY) else array.byteswap().tobytes()
+        return npy_bytes(array.view(np.uint8))  # truth values have no byte order; another type it is
+    return npy_bytes(array.astype(array.dtype.newbyteorder(">"))) if raw.startswith(NPY) else array.byteswap().tobytes()
 
 
 def with_or_without_header(raw: bytes) -> bytes:
-    return as_array(raw).tobytes() if raw.startswith(NPY) else as_npy(np.frombuffer(raw, np.uint8))
+    return as_array(raw).tobytes() if raw.startswith(NPY) else npy_bytes(np.frombuffer(raw, np.uint8))
 
 
 def flipped(raw: bytes) -> Iterator[bytes]:
@@ -294,18 +289,18 @@ def of_another_datastore(name: str, artefact: str, place: Path) -> None:
 
 def of_another_model(place: Path) -> None:
     of.write_datastore(place)
-    refused(lambda: check_asked_by(str(place / "d"), {"weights": ["def"]}, PLACES))
+    refused(lambda: check_query_model(str(place / "d"), {"weights": ["def"]}, PLACES))
 
 
 def of_another_dictionary(place: Path) -> None:
     of.write_datastore(place)
-    refused(lambda: check_asked_by(str(place / "d"), {"vocabulary": of.VOCABULARY + 1}, PLACES))
+    refused(lambda: check_query_model(str(place / "d"), {"vocabulary": of.VOCABULARY + 1}, PLACES))
 
 
 def scores_of_another_model(place: Path) -> None:
     of.write_datastore(place)
     of.write_scores(place, weights=["def"])
-    refused(lambda: check_asked_by(str(place / "d"), ScoreCache.open(str(place / "s")).info, PLACES))
+    refused(lambda: check_query_model(str(place / "d"), ScoreCache.open(str(place / "s")).info, PLACES))
 
 
 def gate_of_another(place: Path, **asking: Any) -> None:
@@ -661,6 +656,7 @@ CELLS: dict[str, tuple[Cell | str, Cell | str, Cell | str, Cell | str]] = {
 def test_no_cell_is_missing() -> None:
     """Each reader of the fuzzers has each kind, done or with a reason why it does not apply."""
     assert set(CELLS) == set(ARTEFACTS)
+    assert {*BYTES, *OWN_KINDS} >= set(KINDS)  # what is asked of every reader of a format is asked of every artefact
     for name, cells in CELLS.items():
         assert len(cells) == len(OWN_KINDS), name
         assert all(callable(cell) or len(cell) > 10 for cell in cells), name

@@ -31,7 +31,7 @@ def point(strategy: str, saved: float, perplexity: float = 10.0, **settings: Any
         "strategy": strategy, "series": strategy, "members": None, "min_knns": None, "k": 8, "max_knns": None,
         "seed": 1, "lmbda": 0.25, "knn_temp": 1.0, **settings,
         "perplexity": perplexity, "loss_base2": 1.0, "count": 9, "tokens": 9, "searches": 9, "mean_candidates": 1.0,
-        "searches_saved_percent": saved, "lookups_saved_percent_printed": saved, "walk_cpu_seconds": 1.0,
+        "searches_saved_percent": saved, "lookups_saved_percent_printed": saved, "retrieval_cpu_seconds": 1.0,
     }  # fmt: skip
 
 
@@ -64,13 +64,11 @@ CASES: dict[str, tuple[list[Point], dict[str, int]]] = {  # points; names of the
     ),
     "several values of an own flag": (
         grid("retomaton_chains", pool=[1024, 4096], min_knns=TAUS),
-        {f"RetoMaton with chains without clusters, pool {pool}": 3 for pool in (1024, 4096)},
+        {f"RetoMaton with chains, pool {pool}": 3 for pool in (1024, 4096)},
     ),
     "two own flags, one of which varies": (
         grid("retomaton_chains", pool=[1024], chain_power=[1.0, 0.25], min_knns=[1]),
-        {"RetoMaton with chains without clusters, chain-power 1": 1} | {
-            "RetoMaton with chains without clusters, chain-power 0.25": 1
-        },
+        {"RetoMaton with chains, chain-power 1": 1, "RetoMaton with chains, chain-power 0.25": 1},
     ),
     "random skipping continues kNN-LM": (
         [point("knnlm", 0), *grid("random_skip", skip_probability=[0.25, 0.5])],
@@ -78,12 +76,11 @@ CASES: dict[str, tuple[list[Point], dict[str, int]]] = {  # points; names of the
     ),
     "of two flags that save, one is along the curve": (
         grid("retomaton_adaptret", gate_foss=[0.0, 0.5], min_knns=[20, 1]),
-        {"RetoMaton with AdaptRet without clusters, gate-foss 0": 2}
-        | {"RetoMaton with AdaptRet without clusters, gate-foss 0.5": 2},
+        {"RetoMaton with AdaptRet, gate-foss 0": 2, "RetoMaton with AdaptRet, gate-foss 0.5": 2},
     ),
     "the gate alone": (
         grid("retomaton_adaptret", gate_foss=[0.0, 0.5], min_knns=[1]),
-        {"RetoMaton with AdaptRet without clusters": 2},
+        {"RetoMaton with AdaptRet": 2},
     ),
     "AdaptRet by target, two checkpoints of one name": (
         grid("adaptret", adaptret_checkpoint=["a/m.pt", "b/m.pt"], target_foss=[0.0, 0.5, 0.9]),
@@ -91,11 +88,11 @@ CASES: dict[str, tuple[list[Point], dict[str, int]]] = {  # points; names of the
     ),
     "several k": (
         grid("retomaton", k=[256, 1024], min_knns=TAUS),
-        {"RetoMaton without clusters, k 256": 3, "RetoMaton without clusters, k 1024": 3},
+        {"RetoMaton, k 256": 3, "RetoMaton, k 1024": 3},
     ),
     "a switch": (
         grid("mine", sharp=[True, False], min_knns=TAUS),
-        {"mine without clusters, sharp": 3, "mine without clusters, no sharp": 3},
+        {"mine, sharp": 3, "mine, no sharp": 3},
     ),
     "a strategy of one's own without flags that save": (
         grid("mine", width=[1, 2]),
@@ -103,7 +100,7 @@ CASES: dict[str, tuple[list[Point], dict[str, int]]] = {  # points; names of the
     ),
     "the same with default and typed flags": (
         [*grid("mine", min_knns=TAUS, a=[1]), *grid("mine", min_knns=TAUS, a=[2])],
-        {"mine without clusters, a 1": 3, "mine without clusters, a 2": 3},
+        {"mine, a 1": 3, "mine, a 2": 3},
     ),
 }
 
@@ -149,9 +146,17 @@ def test_labels(labels: dict[str, str], expected: set[str]) -> None:
     assert set(named_groups(points, Naming(labels))) == expected
 
 
+def test_a_curve_is_called_without_clusters_only_beside_one_of_its_method_with_clusters() -> None:
+    points = [*grid("retomaton", (KMEANS,), min_knns=TAUS), *grid("mine", min_knns=TAUS)]
+    assert set(named_groups(points, NAMING)) == {"RetoMaton, k-means 400", "mine"}
+    labelled = [{**p, "series": "mine"} for p in grid("mine", min_knns=TAUS)]
+    assert set(named_groups(labelled, Naming({"mine": "Ours"}))) == {"Ours"}
+    assert set(named_groups(labelled, Naming({"mine": "Ours", "none": "alone"}))) == {"Ours, alone"}
+
+
 def test_two_curves_of_one_name_are_refused() -> None:
     points = [*grid("retomaton", min_knns=TAUS), *grid("retomaton_chains", min_knns=TAUS)]
-    with pytest.raises(BadFlag, match="'one without clusters' for two curves"):
+    with pytest.raises(BadFlag, match="'one' for two curves"):
         named_groups(points, Naming({"retomaton": "one", "retomaton_chains": "one"}))
 
 

@@ -4,10 +4,13 @@ or a kind is added."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 KINDS = (
     "too short",
@@ -64,3 +67,10 @@ def in_file(name: str, change: Callable[[bytes], bytes]) -> Change:
         (folder / name).write_bytes(change((folder / name).read_bytes()))
 
     return apply
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """A `.npy` file with header."""
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 from pathlib import Path
@@ -21,7 +20,7 @@ from fairseq.retrieval.datastore import Datastore, read_weights
 from fairseq.retrieval.datastore.provenance import check_belongs
 from fairseq.retrieval.datastore.writer import DatastoreWriter
 from fairseq.retrieval.index import FaissIndex
-from tests.formats.kinds_of_wrong import KINDS, NoSuchThing, Reader, Refused, Same, in_file
+from tests.formats.kinds_of_wrong import KINDS, NoSuchThing, Reader, Refused, Same, in_file, npy_bytes
 
 ROWS, WIDTH, WORDS, CLUSTERS = 300, 16, 100, 20
 
@@ -43,12 +42,6 @@ def described(folder: Path) -> None:
     writer = DatastoreWriter(str(folder / "d"), ROWS, WIDTH, True, {"vocabulary": WORDS})
     writer.append(keys.astype(np.float32), values)
     writer.finish({"vocabulary": WORDS})
-
-
-def saved_array(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
 
 
 def as_type(read: str, write: str) -> Any:
@@ -101,7 +94,7 @@ KEYS = Reader(
         "too long": Refused(in_file("d_keys.npy", lambda c: c + c[: 2 * WIDTH]), r"d_keys.npy: found \d+ bytes"),
         "other type": Refused(in_file("d_keys.npy", as_type("<f2", "<f8")), r"d_keys.npy: found \d+ bytes"),
         "other endianness": Refused(in_file("d_keys.npy", as_type("<f2", ">f2")), "big-endian float16"),
-        "header": Same(in_file("d_keys.npy", lambda c: saved_array(np.frombuffer(c, "<f2").reshape(ROWS, WIDTH)))),
+        "header": Same(in_file("d_keys.npy", lambda c: npy_bytes(np.frombuffer(c, "<f2").reshape(ROWS, WIDTH)))),
         "other owner": Refused(replaced_after_saving("d_keys.npy", "<f2"), "d_keys.npy: found bytes that differ"),
         "other vocabulary": NO_WORDS,
         "non-finite": Refused(in_file("d_keys.npy", patched("<f2", 17 * WIDTH, np.nan)), "row 17, which is not finite"),
@@ -116,7 +109,7 @@ VALUES = Reader(
         "too long": Refused(in_file("d_vals.npy", lambda c: c + c[:80]), r"d_keys.npy: found \d+ bytes"),
         "other type": Refused(in_file("d_vals.npy", as_type("<i8", "<f4")), "tokens as float32"),
         "other endianness": Refused(in_file("d_vals.npy", as_type("<i8", ">i8")), "tokens as big-endian int64"),
-        "header": Same(in_file("d_vals.npy", lambda c: saved_array(np.frombuffer(c, "<i8").reshape(-1, 1)))),
+        "header": Same(in_file("d_vals.npy", lambda c: npy_bytes(np.frombuffer(c, "<i8").reshape(-1, 1)))),
         "other owner": Refused(replaced_after_saving("d_vals.npy", "<i8"), "d_vals.npy: found bytes that differ"),
         "other vocabulary": Refused(in_file("d_vals.npy", patched("<i8", 7, WORDS)), f"values from 4 to {WORDS}"),
         "non-finite": Refused(
@@ -133,7 +126,7 @@ WEIGHTS = Reader(
         "too long": Refused(in_file("d_weights.npy", lambda c: c + c[:8]), r"d_weights.npy: found \d+ bytes"),
         "other type": Refused(in_file("d_weights.npy", as_type("<i8", "<f8")), "d_weights.npy: found weights from"),
         "other endianness": Refused(in_file("d_weights.npy", as_type("<i8", ">i8")), "d_weights.npy: found weights"),
-        "header": Same(in_file("d_weights.npy", lambda c: saved_array(np.frombuffer(c, "<i8").reshape(-1, 1)))),
+        "header": Same(in_file("d_weights.npy", lambda c: npy_bytes(np.frombuffer(c, "<i8").reshape(-1, 1)))),
         "other owner": NoSuchThing("only a sidecar could tell, and then its digests do"),
         "other vocabulary": NO_WORDS,
         "non-finite": Refused(
@@ -188,7 +181,7 @@ INDEX = Reader(
         "too long": NoSuchThing("FAISS stops where the index ends; a sidecar's digests tell"),
         "other type": Refused(binary_index, "i: found a file that FAISS cannot read"),
         "other endianness": Refused(in_file("i", swapped_words), "i: found a file that FAISS cannot read"),
-        "header": Refused(in_file("i", lambda c: saved_array(np.frombuffer(c, "u1"))), "FAISS cannot read"),
+        "header": Refused(in_file("i", lambda c: npy_bytes(np.frombuffer(c, "u1"))), "FAISS cannot read"),
         "other owner": Refused(
             lambda folder: write_sidecar(str(folder / "i"), "index", {"datastore_files": {"keys": "0" * 32}}),
             "--indexfile: found .*made from a datastore with keys 000",
@@ -225,7 +218,7 @@ MEMBERS = Reader(
         "too long": NoSuchThing("a pickle ends where it says; a sidecar's digests tell"),
         "other type": Refused(members(np.ones((CLUSTERS, ROWS))), "m.pkl: found a pickled ndarray"),
         "other endianness": Same(members(matrix(indices=matrix().indices.astype(">i4")))),
-        "header": Refused(in_file("m.pkl", lambda c: saved_array(np.frombuffer(c, "u1"))), "m.pkl"),
+        "header": Refused(in_file("m.pkl", lambda c: npy_bytes(np.frombuffer(c, "u1"))), "m.pkl"),
         "other owner": Refused(members(scipy.sparse.csr_matrix((CLUSTERS, ROWS + 1))), "members up to entry"),
         "other vocabulary": NO_WORDS,
         "non-finite": Refused(members(matrix(indices=np.full(ROWS, np.nan))), "m.pkl: found "),
@@ -260,17 +253,17 @@ CLUSTER_ARRAYS = Reader(
     write_arrays,
     read_arrays,
     {
-        "too short": Refused(array_file(lambda a: saved_array(a)[:-4]), "c/members.npy"),
-        "too long": Refused(array_file(lambda a: saved_array(a) + b"1234"), "c/members.npy"),
-        "other type": Refused(array_file(lambda a: saved_array(a.astype("<i2"))), "found .*<i2"),
-        "other endianness": Refused(array_file(lambda a: saved_array(a.astype(">i4"))), "found .*>i4"),
+        "too short": Refused(array_file(lambda a: npy_bytes(a)[:-4]), "c/members.npy"),
+        "too long": Refused(array_file(lambda a: npy_bytes(a) + b"1234"), "c/members.npy"),
+        "other type": Refused(array_file(lambda a: npy_bytes(a.astype("<i2"))), "found .*<i2"),
+        "other endianness": Refused(array_file(lambda a: npy_bytes(a.astype(">i4"))), "found .*>i4"),
         "header": Refused(array_file(lambda a: a.tobytes()), "c/members.npy"),
         "other owner": Refused(
             lambda folder: save_clusters(str(folder / "c"), Clusters.from_assignment(np.arange(ROWS + 9) % 20), {}),
             "c: found arrays of lengths",
         ),
         "other vocabulary": NO_WORDS,
-        "non-finite": Refused(array_file(lambda a: saved_array(np.full(len(a), np.nan))), "found .*<f8"),
+        "non-finite": Refused(array_file(lambda a: npy_bytes(np.full(len(a), np.nan))), "found .*<f8"),
         "empty": Refused(array_file(lambda a: b""), "c/members.npy"),
     },
 )

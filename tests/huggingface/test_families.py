@@ -83,7 +83,7 @@ def test_outputs_of_layers(family: str) -> None:
     decoder = HuggingFaceDecoder(network, TokenIds(VOCABULARY, "", 0, ""), "last_ffn_output")
     tokens = rows()[:, :-1]
     _, extra = decoder(tokens, features_only=True)
-    keys = keys_of("last_ffn_output", extra, tokens.shape[1])
+    keys = keys_of("last_ffn_output", extra, *tokens.shape)
     seen = []
     decoder.layers[-1].register_forward_hook(lambda m, args, output: seen.append(output))
     network.base_model(tokens.clamp(min=0))

@@ -118,7 +118,7 @@ def test_each_key_type_is_the_activation_that_hooks_see(make_model, tokens, opti
     }
     assert set(expected) == set(KEY_TYPES)
     for name, value in expected.items():
-        torch.testing.assert_close(keys_of(name, extra, output.shape[1]), value[first_needed:])
+        torch.testing.assert_close(keys_of(name, extra, *output.shape[:2]), value[first_needed:])
     layers = Activations(extra, output.shape[1])
     torch.testing.assert_close(layers.layer_output(0), whole["inner_states"][0][first_needed:])
     with pytest.raises(MissingActivation, match="layer 9"):
@@ -128,10 +128,10 @@ def test_each_key_type_is_the_activation_that_hooks_see(make_model, tokens, opti
 def test_a_model_without_an_activation_says_which_key_types_it_has():
     extra = {"inner_states": [torch.zeros(3, 1, 2)]}
     with pytest.raises(BadFlag, match="last_ffn_input, for which .* expected one of last_ffn_output"):
-        keys_of("last_ffn_input", extra, 3)
+        keys_of("last_ffn_input", extra, 1, 3)
     with pytest.raises(BadFlag, match="found nonsense, expected one of final_hidden, last_ffn_input, last_ffn_output"):
-        keys_of("nonsense", extra, 3)
-    assert keys_of("last_ffn_input", {"last_ffn_input": extra["inner_states"][0]}, 3).shape == (3, 1, 2)
+        keys_of("nonsense", extra, 1, 3)
+    assert keys_of("last_ffn_input", {"last_ffn_input": extra["inner_states"][0]}, 1, 3).shape == (3, 1, 2)
 
 
 def test_embeddings_are_scaled_by_the_layer_width_before_the_projection(make_model, tokens):

@@ -18,9 +18,9 @@ from fairseq.models.fairseq_model import FairseqLanguageModel
 from fairseq.models.huggingface.folders import library
 from fairseq.models.huggingface.structure import (
     MODULE_FLAG,
-    called_first,
     decoder_layers,
     feed_forward,
+    first_called_module,
     first_tensor,
     named_module,
     text_config,
@@ -54,7 +54,7 @@ class HuggingFaceDecoder(FairseqDecoder):
             found = feed_forward(network) if module is None else named_module(network, module)
             self._ffn = [] if found is None else [found]
         self._check_needs(key_type)
-        self._below = [called_first(network)]
+        self._below = [first_called_module(network)]
         parameters = inspect.signature(self._below[0].forward).parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         self._settings = {"use_cache": False} if takes_any or "use_cache" in parameters else {}

@@ -33,7 +33,7 @@ def decoder_layers(network: Any) -> nn.ModuleList | None:
     return max(fitting, key=lambda layers: sum(p.numel() for p in layers.parameters()), default=None)
 
 
-def called_first(network: Any) -> Any:
+def first_called_module(network: Any) -> Any:
     """The module below the head: the first one that the network's forward pass calls, which holds the layers."""
     calls: list[nn.Module] = []
 

@@ -109,7 +109,7 @@ def _train_lloyd(sample: NDArray[np.float32], recipe: KMeansRecipe, state: KMean
     for iteration in tqdm(steps, desc="k-means", initial=done, total=recipe.iterations, disable=hidden):
         before = {"init_centroids": state.arrays["centroids"]} if iteration else {}
         centroids = lloyd(sample, recipe.clusters, 1, recipe.seed, **before)
-        state.keep(centroids=centroids, iteration=iteration + 1)
+        state.update(centroids=centroids, iteration=iteration + 1)
 
 
 def cluster_keys(
@@ -137,7 +137,7 @@ def cluster_keys(
         if state.arrays:
             logger.info("continuing from %s", state.path)
         centroids = train_centroids(sample_keys(keys, recipe, plan.batch, source), recipe, verbose, state)
-        state.keep(final=True, centroids=centroids, trained=True)
+        state.update(final=True, centroids=centroids, trained=True)
     return _assign(keys, state, recipe, plan.batch, verbose, source), state
 
 

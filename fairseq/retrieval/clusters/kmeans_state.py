@@ -1,4 +1,4 @@
-"""The state of k-means on disk, from which a run continues after a kill: its arrays in one sealed file, which is
+"""The state of k-means on disk, from which a run continues after a kill: its arrays in one file with a digest, which is
 replaced as a whole, and the clusters of keys in a second file, to which batches with a digest each are appended. A
 later run with the same recipe and datastore continues from both, as far as their digests are right, and ends with the
 same bytes as a run without interruption."""
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairseq.errors import BadFile
-from fairseq.files.array_files import read_sealed, same_identity, write_sealed
-from fairseq.files.atomic_io import adopt, discard, leftovers, open_temporary, temporary_path, writing
+from fairseq.files.array_files import read_digested, same_identity, write_digested
+from fairseq.files.atomic_io import discard, leftovers, open_temporary, take_over_temporary, temporary_path, writing
 from fairseq.files.inputs import open_input
 
 logger = logging.getLogger(__name__)
@@ -29,10 +29,10 @@ MOST_OF_THE_TIME = 10  # saving may take at most a tenth of the time between two
 
 
 class KMeansState:
-    """Arrays by name, as last given to `keep`. Without a prefix nothing is written to disk.
+    """Arrays by name, as last given to `update`. Without a prefix nothing is written to disk.
 
-    Files: `PREFIX.kmeans.tmp` (sealed), and the temporary file of `PREFIX.assignment` (int32, one per key, and a digest
-    after each batch). The caller must have the lock of `PREFIX`."""
+    Files: `PREFIX.kmeans.tmp` (an archive with a digest), and the temporary file of `PREFIX.assignment` (int32, one per
+    key, and a digest after each batch). The caller must have the lock of `PREFIX`."""
 
     def __init__(self, prefix: str | None = None, identity: dict[str, Any] | None = None) -> None:
         self.path = None if prefix is None else prefix + ".kmeans.tmp"
@@ -49,7 +49,7 @@ class KMeansState:
         if self.path is None or not os.path.exists(self.path):
             return {}
         try:
-            identity, arrays = read_sealed(self.path)
+            identity, arrays = read_digested(self.path)
         except BadFile as error:
             logger.warning("%s; clustering from the beginning", error)
             return {}
@@ -59,14 +59,14 @@ class KMeansState:
             return {}
         return arrays
 
-    def keep(self, final: bool = False, **arrays: Any) -> None:
+    def update(self, final: bool = False, **arrays: Any) -> None:
         """Replaces all arrays by `arrays`; writes them when enough time has passed since the last write, or if
         `final`."""
         self.arrays = {name: np.asarray(array) for name, array in arrays.items()}
         if self.path is None or not (final or self.due):
             return
         now = time.monotonic()
-        write_sealed(self.path, self.identity, self.arrays)
+        write_digested(self.path, self.identity, self.arrays)
         self._last = time.monotonic()
         self._interval = max(SAFE_POINT_SECONDS, MOST_OF_THE_TIME * (self._last - now))
 
@@ -98,7 +98,7 @@ class Assignment:
         self._clusters = np.empty(count, np.int32)
         self._synced = time.monotonic()
         if path is not None:
-            whole = self._take_over(batch, clusters) if adopt(path) else 0
+            whole = self._take_over(batch, clusters) if take_over_temporary(path) else 0
             self._stream = open_temporary(path, "r+b" if whole else "wb")
             self._stream.truncate(whole)
             self._stream.seek(0, os.SEEK_END)

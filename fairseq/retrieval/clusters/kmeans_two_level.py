@@ -74,7 +74,7 @@ def train(
             if iteration % REGROUP == 0 and iteration:
                 graph = Graph(graph.centroids, seed)
             graph.move(refine(keys, graph, assigned, bar.update))
-            state.keep(
+            state.update(
                 centroids=graph.centroids, assigned=assigned.int(), group_of=graph.group_of, iteration=iteration + 1
             )
 
@@ -85,7 +85,7 @@ def _two_levels(
     """The first half of the iterations: both levels, resumable after each cell."""
     if "cell" not in state.arrays:
         centroids = lloyd(sample, max(1, round(clusters**0.5)), iterations, seed)
-        state.keep(cells=len(centroids), cell=nearest(sample, centroids).astype(np.int32), parts=sample[:0], next=0)
+        state.update(cells=len(centroids), cell=nearest(sample, centroids).astype(np.int32), parts=sample[:0], next=0)
     cells, cell, next_cell = int(state.arrays["cells"]), state.arrays["cell"], int(state.arrays["next"])
     parts = [state.arrays["parts"]]
     by_cell = Cells(cell, cells, clusters)
@@ -96,8 +96,8 @@ def _two_levels(
             bar.update(int(by_cell.bounds[number + 1] - by_cell.bounds[number]))
             if state.due:
                 parts = [np.concatenate(parts)]
-                state.keep(cells=cells, cell=cell, parts=parts[0], next=number + 1)
-    state.keep(centroids=np.concatenate(parts))
+                state.update(cells=cells, cell=cell, parts=parts[0], next=number + 1)
+    state.update(centroids=np.concatenate(parts))
 
 
 def nearest(keys: NDArray[Any], centroids: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -151,7 +151,7 @@ class Cells:
         sizes = np.bincount(cell, minlength=cells)
         self.order = np.argsort(cell, kind="stable")
         self.bounds = np.concatenate([[0], np.cumsum(sizes)])
-        self.shares = allot(sizes, clusters)
+        self.shares = apportion(sizes, clusters)
 
     def clusters_of(self, points: NDArray[np.float32], number: int, iterations: int, seed: int) -> NDArray[np.float32]:
         """The second level for one cell: its centroids, (shares[number], D)."""
@@ -162,7 +162,7 @@ class Cells:
         return lloyd(members, share, iterations, seed)
 
 
-def allot(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+def apportion(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
     """Distributes `total` clusters over groups in proportion to their sizes, by largest remainders, but at most one
     cluster per point of a group. `total` must not exceed the sum of sizes."""
     exact = sizes * (total / sizes.sum())

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fairseq.errors import BadFile
 from fairseq.files import safe_pickle
 from fairseq.files.array_files import map_array
-from fairseq.files.atomic_io import publish, staged, temporary_path, together
+from fairseq.files.atomic_io import delay_interrupts, publish, staged, temporary_path
 from fairseq.files.checksums import check_opened, describe_content
 from fairseq.files.nearby import input_size
 from fairseq.files.sidecar import read_sidecar, remove_sidecar, write_sidecar
@@ -205,7 +205,7 @@ def save_clusters(folder: str, clusters: Clusters, info: dict[str, Any]) -> None
             np.save(stack.enter_context(staged(path)), getattr(clusters, name), allow_pickle=False)
     counts = {"entries": len(clusters.cluster_of), "clusters": clusters.count}
     content = {name: describe_content(temporary_path(path)) for name, path in paths.items()}
-    with together():
+    with delay_interrupts():
         remove_sidecar(os.path.join(folder, KIND))
         for path in paths.values():
             publish(temporary_path(path), path)
@@ -218,7 +218,7 @@ def save_members_pickle(path: str, clusters: Clusters, info: dict[str, Any] | No
     with staged(path) as stream:
         pickle.dump(clusters.to_csr(), stream, protocol=4)
     content = {"members": describe_content(temporary_path(path))}
-    with together():
+    with delay_interrupts():
         remove_sidecar(path)
         publish(temporary_path(path), path)
         if info is not None:

@@ -83,7 +83,7 @@ class _File:
     sample: NDArray[np.uint8]
 
     @classmethod
-    def look(cls, path: str) -> _File:
+    def open(cls, path: str) -> _File:
         header = read_header(path)
         size = number_bytes(path, header)
         return cls(path, header, size, sample_bytes(path, 0 if header is None else header.offset))
@@ -103,7 +103,7 @@ def infer_layout(prefix: str, info: dict[str, Any], given: GivenLayout, need_key
         input_size(keys_path(prefix), remedy, prefix)
     if info:
         return _checked_against_sidecar(prefix, info, given, has_keys)
-    values = _File.look(values_path(prefix))
+    values = _File.open(values_path(prefix))
     candidates = _value_layouts(values, given.size)
     if candidates[0][0] == 0 and has_keys and os.path.getsize(keys_path(prefix)):
         found = f"no values beside {os.path.getsize(keys_path(prefix))} bytes of keys"
@@ -113,7 +113,7 @@ def infer_layout(prefix: str, info: dict[str, Any], given: GivenLayout, need_key
         if given.size is None and values.header is None:
             _warn(prefix, f"{rows} {NAMES[value_dtype]} values", "--dstore-size")
         return Layout(rows, given.dimension, None, value_dtype, value_offset=values.offset)
-    keys = _File.look(keys_path(prefix))
+    keys = _File.open(keys_path(prefix))
     if keys.header is not None:
         return _headed_layout(keys, keys.header, values, candidates, given)
     if given.dimension is not None:

@@ -49,30 +49,30 @@ def check_belongs(flag: str, artefact: str, datastore: Datastore) -> None:
             refuse(BadFile(flag, found, expected, remedy))
 
 
-def check_asked_by(prefix: str, asking: Mapping[str, Any], places: Sequence[str]) -> list[str]:
+def check_query_model(prefix: str, query_model: Mapping[str, Any], places: Sequence[str]) -> list[str]:
     """Refuses datastore `prefix` for queries of a model with other weights, another dictionary or key type; returns the
     names of the properties that could be compared.
 
-    asking: describes the source of the queries with the fields of a datastore's sidecar; places: where its weights, its
-    dictionary, the number of words and the key type were read from, for the error message."""
+    query_model: describes the model of the queries with the fields of a datastore's sidecar; places: where its weights,
+    its dictionary, the number of words and the key type were read from, for the error message."""
     kept = read_sidecar(prefix, KIND, {}) or {}
     made = f"{prefix}, saved with"
-    return _check_source("--dstore-filename", made, "the datastore that was saved", kept, asking, places)
+    return _check_source("--dstore-filename", made, "the datastore that was saved", kept, query_model, places)
 
 
-def check_gate(path: str, kept: Mapping[str, Any], asking: Mapping[str, Any], places: Sequence[str]) -> None:
+def check_gate(path: str, kept: Mapping[str, Any], query_model: Mapping[str, Any], places: Sequence[str]) -> None:
     """Refuses an AdaptRet checkpoint for queries of another model than the one on whose scores, described by `kept`, it
-    was trained. asking, places: see `check_asked_by`."""
+    was trained. query_model, places: see `check_query_model`."""
     learned = f"{path}, trained on scores with"
-    _check_source("--adaptret-checkpoint", learned, "a checkpoint that was trained", kept, asking, places)
+    _check_source("--adaptret-checkpoint", learned, "a checkpoint that was trained", kept, query_model, places)
 
 
 def _check_source(
-    flag: str, made: str, other: str, kept: Mapping[str, Any], asking: Mapping[str, Any], places: Sequence[str]
+    flag: str, made: str, other: str, kept: Mapping[str, Any], query_model: Mapping[str, Any], places: Sequence[str]
 ) -> list[str]:
     """The names of the properties that both descriptions have, and that were therefore compared."""
     before, compared = source_of(kept), []
-    for (name, present), place in zip(source_of(asking).items(), places, strict=True):
+    for (name, present), place in zip(source_of(query_model).items(), places, strict=True):
         if None in (before[name], present):
             continue
         compared.append(name)

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from fairseq.errors import UserError
 from fairseq.files.array_stream import RowDigest
 from fairseq.files.atomic_io import (
-    adopt,
+    delay_interrupts,
     open_temporary,
     publish,
     require_free_space,
     require_replaceable,
+    take_over_temporary,
     temporary_path,
-    together,
     write_json,
     writing,
 )
@@ -105,7 +105,7 @@ class DatastoreWriter:
 
     def _take_over(self, rows: int, digests: Any) -> bool:
         """Whether the first `rows` rows of the temporary files have these digests; reads the rows once."""
-        adopted = [adopt(name) for name in self._names]
+        adopted = [take_over_temporary(name) for name in self._names]
         if not all(adopted):
             return False
         for path, row_bytes, digest in zip(self._paths, self._row_bytes, self._digests, strict=True):
@@ -116,7 +116,8 @@ class DatastoreWriter:
     def _take_back(self) -> None:
         """Undoes the renaming of an earlier run that was killed between the first file and the second."""
         for path, row_bytes in zip(self._names, self._row_bytes, strict=True):
-            if not adopt(path) and os.path.isfile(path) and os.path.getsize(path) == self.rows * row_bytes:
+            size = self.rows * row_bytes
+            if not take_over_temporary(path) and os.path.isfile(path) and os.path.getsize(path) == size:
                 os.replace(path, temporary_path(path))
 
     def _remove_if_empty(self) -> None:
@@ -125,14 +126,14 @@ class DatastoreWriter:
                 path.unlink()
 
     @property
-    def room(self) -> int:
+    def rows_left(self) -> int:
         """Number of rows that can still be appended."""
         return self.rows - self.written
 
     def append(self, keys: NDArray[Any], values: NDArray[Any]) -> None:
         """Appends keys (n, D) and values (n,), of which those beyond `rows` are dropped; UserError when keys are not
         finite or have another width."""
-        keys, values = keys[: self.room], values[: self.room]
+        keys, values = keys[: self.rows_left], values[: self.rows_left]
         if keys.shape != (len(values), self.dimension):
             raise UserError(
                 f"{keys_path(self.prefix)}: found keys of the shape {keys.shape} for {len(values)} values, expected "
@@ -215,7 +216,7 @@ class DatastoreWriter:
             "value_dtype": self.value_dtype.str,
             "content": content,
         }
-        with together():
+        with delay_interrupts():
             remove_sidecar(self.prefix)
             for path in files.values():
                 publish(temporary_path(path), path)

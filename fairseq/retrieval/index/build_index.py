@@ -23,7 +23,7 @@ from tqdm import tqdm
 from fairseq.errors import BadFile, BadFlag, UserError
 from fairseq.files.array_stream import RowDigest
 from fairseq.files.atomic_io import (
-    adopt,
+    delay_interrupts,
     discard,
     leftovers,
     open_temporary,
@@ -31,8 +31,8 @@ from fairseq.files.atomic_io import (
     require_free_space,
     require_replaceable,
     sync,
+    take_over_temporary,
     temporary_path,
-    together,
     write_json,
     writing,
 )
@@ -328,7 +328,7 @@ class IndexBuilder:
         """The number of keys that an unfinished run with the same identity has encoded, and the digest of their codes,
         for which the codes are read once; 0 when they differ from what was written."""
         nothing = 0, RowDigest()
-        if not adopt(self.codes_path):
+        if not take_over_temporary(self.codes_path):
             return nothing
         progress = read_progress(self.progress_path)
         wanted = json.loads(json.dumps(self._codes_identity()))
@@ -385,7 +385,7 @@ class IndexBuilder:
         content = {"index": describe_content(temporary)}
         origin = {"datastore_files": datastore_files(self.datastore), "content": content}
         sync(temporary)  # takes time, so it is done before the old sidecar is removed
-        with together():
+        with delay_interrupts():
             remove_sidecar(self.path)
             publish(temporary, self.path)
             write_sidecar(self.path, KIND, {**self.identity, **origin, "entries": int(index.ntotal)})

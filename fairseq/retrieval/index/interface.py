@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fairseq.errors import BadFlag, UserError
-from fairseq.registry import class_registrar, is_built_in
+from fairseq.registry import class_registrar, is_built_in, unknown_name
 from fairseq.retrieval.datastore import Datastore
 
 
@@ -46,6 +46,10 @@ class NamedIndex(Index, Protocol):
     needs_keys: bool
     takes_file: bool
 
+    @staticmethod
+    def add_args(parser: Any) -> None:
+        """Declares flags of its own, which `open` finds in `args`; may be left out."""
+
     @classmethod
     def open(cls, args: argparse.Namespace, datastore: Datastore, device: torch.device | str) -> Index:
         """The index that the flags describe; UserError where it cannot be opened."""
@@ -56,13 +60,13 @@ PARTS = (
     "describe",
 )
 INDEX_REGISTRY: dict[str, type[NamedIndex]] = {}
-register_index = class_registrar("--index", INDEX_REGISTRY)
+register_index = class_registrar("--index", INDEX_REGISTRY, interface=NamedIndex)
 
 
 def named_index(name: str) -> type[NamedIndex]:
     """The class that is registered for `--index name`; BadFlag when there is none."""
     if name not in INDEX_REGISTRY:
-        raise BadFlag("--index", name, "one of " + ", ".join(sorted(INDEX_REGISTRY)), "check the name and --user-dir")
+        raise unknown_name("--index", name, INDEX_REGISTRY)
     return INDEX_REGISTRY[name]
 
 

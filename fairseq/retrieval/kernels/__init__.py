@@ -146,13 +146,13 @@ def each_in_thread(work: Callable[..., Any], *arguments: Sequence[Any]) -> list[
     """As `map`, with each call in a separate thread, in which torch, FAISS and these kernels use a single thread."""
     threads = torch.get_num_threads()
 
-    def alone(*some: Any) -> Any:
+    def single_threaded(*some: Any) -> Any:
         torch.set_num_threads(1)
         limit_faiss_threads()
         return work(*some)
 
     try:
-        return list(_pool().map(alone, *arguments))
+        return list(_pool().map(single_threaded, *arguments))
     finally:
         torch.set_num_threads(threads)  # part of the setting is global to the process, so it is restored
 

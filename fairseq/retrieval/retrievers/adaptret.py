@@ -65,11 +65,11 @@ def load_gate(args: argparse.Namespace) -> AdaptRet:
     return AdaptRet.load(args.adaptret_checkpoint)
 
 
-def check_gate_asked_by(args: argparse.Namespace, asking: Mapping[str, Any], places: Sequence[str]) -> None:
-    """`Retriever.check_asked_by` of strategies with a learned gate."""
+def check_gate_query_model(args: argparse.Namespace, query_model: Mapping[str, Any], places: Sequence[str]) -> None:
+    """`Retriever.check_query_model` of strategies with a learned gate."""
     model = load_gate(args)
     of = model.info.get("of")
-    check_gate(args.adaptret_checkpoint, of if isinstance(of, dict) else {}, asking, places)
+    check_gate(args.adaptret_checkpoint, of if isinstance(of, dict) else {}, query_model, places)
 
 
 def weight_of(log_weights: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class AdaptRetRetriever(Retriever):
     sequential = False
     meets_target = True
     needs = frozenset({"lm_max", "lm_entropy", "context"})
-    check_asked_by = staticmethod(check_gate_asked_by)
+    check_query_model = staticmethod(check_gate_query_model)
 
     def __init__(self, args: argparse.Namespace, resources: Resources) -> None:
         super().__init__(args, resources)
@@ -119,7 +119,7 @@ class RetomatonAdaptRetRetriever(RetomatonRetriever):
     only_mixes = False
     needs = AdaptRetRetriever.needs
     saving_flags = ("min_knns", "target_foss", "gate_foss")
-    check_asked_by = staticmethod(check_gate_asked_by)
+    check_query_model = staticmethod(check_gate_query_model)
 
     def __init__(self, args: argparse.Namespace, resources: Resources) -> None:
         super().__init__(args, resources)

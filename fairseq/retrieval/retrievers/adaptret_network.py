@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fairseq.errors import BadFile, UserError
-from fairseq.files.array_files import read_sealed, same_identity, write_sealed
-from fairseq.files.atomic_io import publish, staged, temporary_path, together, torch_writing
+from fairseq.files.array_files import read_digested, same_identity, write_digested
+from fairseq.files.atomic_io import delay_interrupts, publish, staged, temporary_path, torch_writing
 from fairseq.files.checksums import check_opened, describe_content
 from fairseq.files.fingerprint import file_fingerprint
 from fairseq.files.inputs import regular_size
@@ -146,7 +146,7 @@ class AdaptRet:
         with staged(path) as stream, torch_writing(stream) as output:
             torch.save(content, output)
         digests = {"checkpoint": describe_content(temporary_path(path))}
-        with together():
+        with delay_interrupts():
             remove_sidecar(path)
             publish(temporary_path(path), path)
             write_sidecar(path, KIND, {"of": self.info.get("of", {}), "content": digests})
@@ -308,7 +308,7 @@ class _Training:
         state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         stream = io.BytesIO()
         torch.save({**state, "epoch": self.epoch, "best": self.best, "file": self._file()}, stream)
-        write_sealed(self.last, self.identity, {"state": np.frombuffer(stream.getvalue(), np.uint8)})
+        write_digested(self.last, self.identity, {"state": np.frombuffer(stream.getvalue(), np.uint8)})
 
     def _file(self) -> str:
         """The fingerprint of the best checkpoint so far."""
@@ -324,7 +324,7 @@ class _Training:
         if not (os.path.exists(self.last) and os.path.exists(self.path)):
             return
         try:
-            identity, arrays = read_sealed(self.last)
+            identity, arrays = read_digested(self.last)
         except BadFile as error:
             logger.warning("%s; training from the beginning", error)
             return

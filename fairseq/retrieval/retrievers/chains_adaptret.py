@@ -14,7 +14,7 @@ from fairseq.retrieval.retrievers.adaptret import (
     AdaptRetRetriever,
     Gate,
     add_gate_args,
-    check_gate_asked_by,
+    check_gate_query_model,
     weight_of,
 )
 from fairseq.retrieval.retrievers.chains import ChainsRetriever
@@ -28,7 +28,7 @@ class ChainsAdaptRetRetriever(ChainsRetriever):
     """The odds of chains' lambda times (the network's odds / the odds of `--lmbda`) ** `--chain-gate`."""
 
     needs = AdaptRetRetriever.needs
-    check_asked_by = staticmethod(check_gate_asked_by)
+    check_query_model = staticmethod(check_gate_query_model)
 
     def __init__(self, args: argparse.Namespace, resources: Resources) -> None:
         super().__init__(args, resources)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq.errors import BadFlag
+from fairseq.errors import BadFlag, UserError
 from fairseq.registry import class_registrar
 from fairseq.retrieval.clusters import Clusters
 from fairseq.retrieval.entries import Entries
@@ -167,9 +167,9 @@ class Retriever:
         """Adds the strategy's own flags."""
 
     @staticmethod
-    def check_asked_by(args: argparse.Namespace, asking: Mapping[str, Any], places: Sequence[str]) -> None:
+    def check_query_model(args: argparse.Namespace, query_model: Mapping[str, Any], places: Sequence[str]) -> None:
         """Refuses files of the strategy, if it has any, that were made for another model than that of the queries.
-        asking, places: see `datastore.provenance.check_asked_by`."""
+        query_model, places: see `datastore.provenance.check_query_model`."""
 
     def twin(self) -> Retriever:
         """Another object of the same class and settings, with a state of its own, for the sequences of another
@@ -182,7 +182,7 @@ class Retriever:
     def propose(self, step: Step) -> Proposal:
         """Decides about the tokens of `step`, before anything is searched. Sequence i of a step is sequence i of the
         previous step; sequences that have ended are missing at the end."""
-        raise TypeError(f"{type(self).__name__} must define propose")
+        raise UserError(f"{type(self).__name__}: found no method propose, expected one in each strategy; define it")
 
     def weigh(self, step: Step, candidates: Candidates) -> Weights | None:
         """Decides, once the candidates are known and before the right tokens are, about lambda and the weights of the
@@ -203,10 +203,9 @@ class Retriever:
             raise BadFlag("--strategy", found, "a strategy that can rearrange its sequences, to generate text",
                           "give its class this method (docs/extending.md)")
 
-    @classmethod
-    def weighs(cls) -> bool:
-        """Whether the class has a `weigh` of its own."""
-        return cls.weigh is not Retriever.weigh
+def defines_weigh(retriever: Retriever) -> bool:
+    """Whether the strategy's class has a `weigh` of its own."""
+    return type(retriever).weigh is not Retriever.weigh
 
 
 register_retriever = class_registrar("--strategy", RETRIEVER_REGISTRY, Retriever)

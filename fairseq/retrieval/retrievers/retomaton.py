@@ -40,7 +40,7 @@ class RetomatonRetriever(Retriever):
 
     def observe(self, step: Step, matched: Entries) -> None:
         """The entries with the right value become the state, whose successors are the next pointers."""
-        self.automaton.keep(matched, self._mixed(step))
+        self.automaton.update(matched, self._mixed(step))
 
     def take_rows(self, rows: Tensor) -> None:
         """Pointers go with the sequences, and so do their numbers."""

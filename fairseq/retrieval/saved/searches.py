@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from fairseq.files.fingerprint import quick_fingerprint
 from fairseq.files.number_checks import require_no_nan, require_range
 from fairseq.files.output_lock import exclusive
 from fairseq.files.sidecar import read_sidecar, remove_sidecar, write_sidecar
-from fairseq.registry import is_built_in
+from fairseq.registry import declared_actions, is_built_in
 from fairseq.retrieval.clusters.members import index_dtype
 from fairseq.retrieval.datastore import keys_path
 from fairseq.retrieval.index import Index
@@ -107,9 +107,21 @@ def search_identity(args: argparse.Namespace, index: Index) -> dict[str, Any]:
         files = {"keys": keys_path(args.dstore_filename), "file": args.indexfile}
         found = {name: quick_fingerprint(path) for name, path in files.items() if path and os.path.exists(path)}
         of_name = {"index": args.index, "entries": index.size, **found}
-        return of_name if code is None else {**of_name, "code": code, "indexfile": args.indexfile, "probe": args.probe}
+        if code is None:
+            return of_name
+        own = {action.dest: getattr(args, action.dest, None) for action in declared_actions(cls)}
+        typed = {"indexfile": args.indexfile, "probe": args.probe, "flags": {name: str(own[name]) for name in own}}
+        return {**of_name, "code": code, **typed, "files": _fingerprints([args.indexfile, *own.values()])}
     identity = {"index": quick_fingerprint(args.indexfile), "probe": args.probe, "entries": index.size}
     return identity | ({"refined": True} if index.exact else {})
+
+
+def _fingerprints(values: Iterable[Any]) -> dict[str, str]:
+    """Fingerprints of the files that flags of a user's index name: as a path, or as paths in a list or joined by
+    colons."""
+    texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
+    paths = [path for text in texts if isinstance(text, str) for path in (text, *text.split(os.pathsep))]
+    return {path: quick_fingerprint(path) for path in dict.fromkeys(paths) if os.path.isfile(path)}
 
 
 def saved_searches(
@@ -129,7 +141,7 @@ def saved_searches(
     tokens = {"tokens": len(scores), "scores": scores.info}
     info = read_sidecar(described, KIND, {"k": int})
     if info is not None and info.get("identity") != json.loads(json.dumps(identity)):
-        raise BadFile(folder, "searches of another index, or asked otherwise", f"those of {identity}", REMEDY)
+        raise BadFile(folder, "searches of another index or with other flags", f"those of {identity}", REMEDY)
     if info is None or info["k"] < k or info.get("of") != tokens:
         with exclusive(os.path.join(folder, KIND)):
             _search_all(scores, index, k, folder, {"identity": identity, "of": tokens}, device, show_progress)

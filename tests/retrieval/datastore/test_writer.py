@@ -163,10 +163,10 @@ def test_padded_tail(tmp_path: Path) -> None:
 def test_more_than_fits_is_cut(tmp_path: Path) -> None:
     writer = DatastoreWriter(str(tmp_path / "store"), 10, DIMENSION, True, {})
     writer.append(KEYS[:8], VALUES[:8])
-    assert writer.room == 2
+    assert writer.rows_left == 2
     writer.append(KEYS[8:20], VALUES[8:20])
     writer.append(KEYS[20:], VALUES[20:])
-    assert writer.room == 0
+    assert writer.rows_left == 0
     writer.finish({})
     np.testing.assert_array_equal(Datastore.open(str(tmp_path / "store")).values, VALUES[:10])
 
