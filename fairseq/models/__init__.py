@@ -7,10 +7,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from fairseq.errors import BadFlag
 from fairseq.models.fairseq_decoder import FairseqDecoder, FairseqIncrementalDecoder
 from fairseq.models.fairseq_model import ArchitectureMismatch, BaseFairseqModel, FairseqLanguageModel
-from fairseq.registry import class_registrar
+from fairseq.registry import class_registrar, unknown_name
 
 ArchitectureFunction = Callable[[argparse.Namespace], Any]
 
@@ -25,7 +24,7 @@ def build_model(args: argparse.Namespace, task: Any) -> BaseFairseqModel:
     """The model that `args.arch` names, for `task`; BadFlag when no such architecture is registered."""
     arch = getattr(args, "arch", None)
     if arch not in ARCH_MODEL_REGISTRY:
-        raise BadFlag("--arch", arch, "one of " + ", ".join(sorted(ARCH_MODEL_REGISTRY)))
+        raise unknown_name("--arch", arch, ARCH_MODEL_REGISTRY)
     return ARCH_MODEL_REGISTRY[arch].build_model(args, task)
 
 

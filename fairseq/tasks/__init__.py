@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from fairseq.errors import BadFlag
-from fairseq.registry import class_registrar, set_defaults
+from fairseq.registry import class_registrar, set_defaults, unknown_name
 from fairseq.tasks.fairseq_task import FairseqTask
 
 TASK_REGISTRY: dict[str, Any] = {}
@@ -14,9 +13,9 @@ register_task = class_registrar("--task", TASK_REGISTRY, FairseqTask)  # @regist
 
 
 def setup_task(args: argparse.Namespace, **kwargs: Any) -> FairseqTask:
-    """Makes the task named by `args.task`."""
+    """Makes the task named by `args.task`; BadFlag when no such task is registered."""
     if args.task not in TASK_REGISTRY:
-        raise BadFlag("--task", args.task, "one of " + ", ".join(sorted(TASK_REGISTRY)))
+        raise unknown_name("--task", args.task, TASK_REGISTRY)
     set_defaults(args, TASK_REGISTRY[args.task])
     return TASK_REGISTRY[args.task].setup_task(args, **kwargs)
 

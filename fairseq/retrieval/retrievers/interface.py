@@ -203,6 +203,7 @@ class Retriever:
             raise BadFlag("--strategy", found, "a strategy that can rearrange its sequences, to generate text",
                           "give its class this method (docs/extending.md)")
 
+
 def defines_weigh(retriever: Retriever) -> bool:
     """Whether the strategy's class has a `weigh` of its own."""
     return type(retriever).weigh is not Retriever.weigh
