@@ -112,7 +112,7 @@ class LMSteps:
         first, extra = outputs[0]
         queries = first.new_zeros(len(first), new, 0)
         if self.key_type is not None:
-            queries = keys_of(self.key_type, extra, first.shape[1])[-new:].transpose(0, 1)
+            queries = keys_of(self.key_type, extra, *first.shape[:2])[-new:].transpose(0, 1)
         computed = Computed(self._log_probs(outputs, slice(-heads, None)), queries)
         if self.needs:
             computed.features = self._features(outputs, features, computed.log_probs)
