@@ -21,7 +21,7 @@ NO_LAYOUT = Layout({})
 LARGEST = (1 << 31) - 1  # of counts; products of two of them fit 64 bits
 MOST_ROWS = 1 << 48
 
-MAY_BE_EMPTY = ("remove_bpe", "bpe_separator")  # their own checks say more
+MAY_BE_EMPTY = ("remove_bpe", "bpe_separator", "document_separator")  # their own checks say more
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,9 +44,11 @@ class Parser(argparse.ArgumentParser):
         """As argparse does; UserError for a value that is empty, or blank, where the default is not."""
         parsed, rest = super().parse_known_args(args, namespace)
         for action in self._actions:
+            given = getattr(parsed, action.dest, None)
+            if given == [] and action.nargs is None:  # what argparse makes of `--flag=--`
+                raise BadFlag("/".join(action.option_strings), "--", "a value")
             if action.metavar == "DICT" or action.dest in MAY_BE_EMPTY:
                 continue
-            given = getattr(parsed, action.dest, None)
             for value in given if isinstance(given, list) else [given]:
                 if isinstance(value, str) and not value.strip() and value != action.default:
                     name = "/".join(action.option_strings) or action.dest

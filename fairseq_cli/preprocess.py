@@ -331,7 +331,8 @@ def _tokenize(args: argparse.Namespace) -> None:
 
 def cli_main() -> None:
     """Console entry point."""
-    cli_entry(lambda: main(options.parse_preprocessing_args()), sys.stdout)
+    goes_on = any(word.split("=")[0] == "--hf-tokenizer" for word in sys.argv)
+    cli_entry(lambda: main(options.parse_preprocessing_args()), sys.stdout, goes_on)
 
 
 if __name__ == "__main__":

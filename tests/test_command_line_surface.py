@@ -33,7 +33,7 @@ TRAIN_AND_EVAL = """
 --tokens-per-sample --truncate-sequence --warmup-updates --wd --weight-decay
 """
 PREPROCESS = """
---hf-documents --hf-eos --hf-tokenizer
+--document-separator --hf-documents --hf-eos --hf-tokenizer --name-field --text-field
 --align-suffix --alignfile --destdir --dict-only --joined-dictionary --nwordssrc --nwordstgt --only-source
 --padding-factor --source-lang --srcdict --target-lang --testpref --tgtdict --thresholdsrc --thresholdtgt --trainpref
 --validpref --workers -s -t

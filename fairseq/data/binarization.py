@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import Pipe, Process, parent_process
+from multiprocessing import Pipe, Process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from fairseq.data.text_encoder import TextEncoder, prepared
 from fairseq.data.text_words import LINE_END, Words, file_size, part_offsets, read_pieces, split_words
 from fairseq.data.vocabulary import Progress, Vocabulary
 from fairseq.data.word_table import WordTable
+from fairseq.data.workers import begin_worker, killed_worker
 from fairseq.errors import UserError
 from fairseq.files.atomic_io import PROCESS, discard, process_name, temporary_path, writing
 from fairseq.files.output_lock import holds_lock_for
@@ -151,14 +150,7 @@ def _encode_part(path: str, start: int, end: int, prefix: str | None, encoder: E
 
 def _worker(answers: Connection, work: Callable[..., Any], *args: Any) -> None:
     """The main function of a worker process: sends the result of `work`, or the message of a UserError or OSError."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
-
-    def watch() -> None:
-        if (parent := parent_process()) is not None:
-            parent.join()
-            os._exit(1)  # it was killed
-
-    threading.Thread(target=watch, daemon=True).start()
+    begin_worker()
     try:
         answers.send(work(*args))
     except UserError as error:
@@ -199,7 +191,7 @@ def _helped(
             try:
                 result = answer.recv()
             except EOFError:
-                raise UserError(f"{path}: a worker process was killed; try fewer --workers") from None
+                raise killed_worker(path) from None
             if isinstance(result, OSError):
                 raise result
             if isinstance(result, str):

@@ -84,6 +84,14 @@ def read_index(path: str) -> tuple[np.dtype, np.ndarray, np.ndarray]:
     return dtype, table[: 4 * n].view("<i4"), table[4 * n :].view("<i8")
 
 
+def write_index(stream: IO[bytes], sizes: np.ndarray, dtype: np.dtype) -> None:
+    """Writes the content of an `.idx`: items of `sizes` (n,) elements of type `dtype`, back to back."""
+    stream.write(HEADER.pack(MAGIC, VERSION, code(dtype), len(sizes)))
+    stream.write(sizes.astype("<i4").data)
+    for offsets in _offsets(sizes, dtype.itemsize):
+        stream.write(offsets.astype("<i8").data)
+
+
 class MMapIndexedDataset(SizedDataset):
     """Items of a binarised split, read through a memory map.
 
@@ -208,10 +216,7 @@ class MMapIndexedDatasetBuilder:
         sizes = np.frombuffer(self._sizes, dtype=np.int32)
         stream = self._closing.enter_context(staged(index_file))
         with writing(index_file):
-            stream.write(HEADER.pack(MAGIC, VERSION, code(self._dtype), len(sizes)))
-            stream.write(sizes.astype("<i4").data)
-            for offsets in _offsets(sizes, self._dtype.itemsize):
-                stream.write(offsets.astype("<i8").data)
+            write_index(stream, sizes, self._dtype)
         self._closing.close()
         with delay_interrupts():
             with contextlib.suppress(FileNotFoundError):

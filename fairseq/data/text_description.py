@@ -16,7 +16,7 @@ from fairseq.files.sidecar import peek_sidecar, sidecar_path, write_sidecar
 from fairseq.refusals import refuse
 
 KIND = "text"
-ENDINGS = {"data": ".bin", "index": ".idx", "text": ""}
+ENDINGS = {"data": ".bin", "index": ".idx", "text": "", "documents": ".documents.npy", "names": ".names.txt"}
 COMPARED_WHOLE = 4 << 30  # bytes: reading so many takes seconds; of a larger file samples are compared
 
 

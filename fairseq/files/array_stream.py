@@ -1,4 +1,5 @@
-"""A `.npy` file written row by row, under its temporary name until it is complete, which can be continued after a kill.
+"""A `.npy` file, or the same without a header, written row by row, under its temporary name until it is complete, which
+can be continued after a kill.
 
 numpy pads a file's header so that the first dimension can grow; rows are therefore appended, and the header is written
 again at the end. A stream computes a digest of the rows so far. A run that continues compares it, and keeps all rows or
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from fairseq.errors import BadFile
 from fairseq.files.array_files import map_array
 from fairseq.files.atomic_io import (
+    discard,
     open_temporary,
     publish,
     require_replaceable,
@@ -57,12 +59,19 @@ class RowDigest:
 
 class ArrayStream:
     """Appends rows of shape `row_shape` to `path`, after the first `rows` rows of an unfinished run; BadFile when these
-    do not have the digest `digest`."""
+    do not have the digest `digest`. raw: the file has no header."""
 
     def __init__(
-        self, path: str, dtype: Any, row_shape: tuple[int, ...] = (), rows: int = 0, digest: str | None = None
+        self,
+        path: str,
+        dtype: Any,
+        row_shape: tuple[int, ...] = (),
+        rows: int = 0,
+        digest: str | None = None,
+        raw: bool = False,
     ) -> None:
         self.path, self.dtype, self.row_shape, self.rows = path, np.dtype(dtype), row_shape, rows
+        self._raw = raw
         make_parent(path)
         self._temporary = temporary_path(path)
         self.finished = False
@@ -89,6 +98,8 @@ class ArrayStream:
             self._stream.seek(end)
 
     def _header(self) -> bytes:
+        if self._raw:
+            return b""
         buffer = io.BytesIO()
         layout = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False}
         np.lib.format.write_array_header_1_0(buffer, {**layout, "shape": (self.rows, *self.row_shape)})
@@ -118,6 +129,11 @@ class ArrayStream:
     def digest(self) -> str:
         """The digest of the rows so far."""
         return self._digest.text()
+
+    def abandon(self) -> None:
+        """Gives up: the temporary file is removed."""
+        self.close()
+        discard([self._temporary])
 
     def finish(self) -> dict[str, Any]:
         """Renames the file to its final name; returns its digests for a sidecar."""

@@ -13,7 +13,11 @@ def add_tokenizer_args(group: Any) -> None:
     """What `preprocess.py` takes."""
     add = group.add_argument
     add("--hf-tokenizer", metavar="MODEL", help="cut texts into tokens by the tokenizer of this Hugging Face model")
-    add("--hf-documents", choices=DOCUMENTS, default="line", help="what is taken for a document")
+    add("--hf-documents", choices=DOCUMENTS, help="what is a document of a text file (default: line)")
+    add("--document-separator", metavar="SEP", help="this line, or with --hf-documents separated this text anywhere, "
+        "stands between documents")
+    add("--text-field", metavar="NAME", help="field or column of texts in .jsonl and .parquet files (default: text)")
+    add("--name-field", metavar="NAME", help="field or column of the documents' names (default: id, if there is one)")
     add("--hf-eos", choices=("document", "none"), default="document", help="what the tokenizer's EOS is put after")
 
 

@@ -21,7 +21,8 @@ PREPROCESSING = Layout(
     groups={
         "Text": "--trainpref --validpref --testpref --only-source --source-lang --target-lang --align-suffix",
         "Words": "--tokenizer --bpe",
-        "Tokens of a Hugging Face model": "--hf-tokenizer --hf-documents --hf-eos",
+        "Tokens of a Hugging Face model": """
+            --hf-tokenizer --hf-documents --document-separator --text-field --name-field --hf-eos""",
         "Dictionary": """
             --srcdict --tgtdict --joined-dictionary --thresholdsrc --thresholdtgt --nwordssrc --nwordstgt
             --padding-factor --dict-only""",

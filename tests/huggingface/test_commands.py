@@ -264,7 +264,7 @@ def test_bytes_that_are_no_text(golden_hf: Path, tmp_path: Path, run_cli: Any) -
     (tmp_path / "text").write_bytes(b"fine\n\xff\xfe\n")
     flags = ["--only-source", "--trainpref", tmp_path / "text", "--destdir", tmp_path / "bin"]
     done = run_cli("preprocess", [*flags, "--hf-tokenizer", golden_hf / "gpt2"])
-    assert "no UTF-8" in done.error and not (tmp_path / "bin/train.bin").exists()
+    assert "byte 0xff at offset 5, which is not UTF-8" in done.error and not (tmp_path / "bin/train.bin").exists()
 
 
 def test_a_folder_holds_texts_of_one_tokenizer(golden_hf: Path, tmp_path: Path, run_cli: Any) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tests.kill.stages import STAGES, Stage, run_command
+from tests.kill.stages import NEEDS, STAGES, Stage, run_command
 
 
 @dataclass
@@ -41,6 +41,8 @@ def torment(name: str, kills: int, seed: int = 1) -> Report:
     """Runs a stage, killed once or several times in a row, until `kills` kills have hit."""
     for module in ("torch.distributed.tensor", "faiss", "fairseq_cli." + STAGES[name].command):
         importlib.import_module(module)  # once, and not in every child
+    if name in NEEDS:
+        importlib.import_module(NEEDS[name]).PreTrainedTokenizerFast  # noqa: B018  (which loads what is loaded lazily)
     stage, report, generator = STAGES[name], Report(), random.Random(f"{name} {seed}")
     with tempfile.TemporaryDirectory() as temporary:
         inputs = Path(temporary, "inputs")

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 GOLDEN = Path(__file__).resolve().parent.parent / "fixtures" / "golden"
+GOLDEN_HF = GOLDEN.with_name("golden-hf")
 SAFE_POINT_SECONDS = 0.1
 OFTEN = ("checkpoint_saving", "retrieval.datastore.writer", "retrieval.index.build_index", "retrieval.saved.searches")
-OFTEN += ("retrieval.clusters.kmeans_state", "retrieval.clusters.greedy_merge")
+OFTEN += ("retrieval.clusters.kmeans_state", "retrieval.clusters.greedy_merge", "data.document_writer")
 
 Digest = Callable[[Path], dict[str, Any]]
 
@@ -110,6 +111,8 @@ SEARCH = f"--scores scores {STORE} --dstore-size 16938 --knn-sim-func do_not_rec
 
 KMEANS = "--dstore dstore16 --dstore-size 16938 --dim 32 --batch-size 500 --save out/k --no-progress-bar"
 
+NEEDS = {"tokens": "transformers"}  # stages that need an extra
+
 STAGES: dict[str, Stage] = {
     "preprocess": Stage(
         "preprocess",
@@ -117,6 +120,13 @@ STAGES: dict[str, Stage] = {
         _text,
         file_digests(),
         "a dictionary exists already",
+    ),
+    "tokens": Stage(
+        "preprocess",
+        f"--only-source --hf-tokenizer {GOLDEN_HF}/llama --hf-documents file --trainpref train.txt "
+        "--validpref valid.txt --destdir out --workers 2",
+        _text,
+        file_digests(),
     ),
     "train": Stage("train", f"{GOLDEN}/data-bin {TRAIN} --save-dir out", lambda folder: None, training_digest),
     "save datastore": Stage(
@@ -167,6 +177,7 @@ def load_command(command: str) -> Callable[[], None]:
     importlib.import_module("fairseq.checkpoint_saving").SAFE_POINT_SHARE = 1  # type: ignore[attr-defined]
     binarization = importlib.import_module("fairseq.data.binarization")
     binarization.SMALLEST_PART = 1 << 14  # type: ignore[attr-defined]  (so that small texts are shared out too)
+    importlib.import_module("fairseq.data.document_files").UNIT = 1 << 13  # type: ignore[attr-defined]
     door: Callable[[], None] = importlib.import_module("fairseq_cli." + command).cli_main
     return door
 
