@@ -14,7 +14,8 @@ from fairseq.errors import BadFlag, UserError
 from fairseq.flag_help import Layout, flags_under, title_of_choice
 from fairseq.flag_types import NO_LAYOUT, Parser
 from fairseq.flags.evaluation import MAX_INT, add_common_eval_args, add_eval_lm_args, add_knn_eval_args
-from fairseq.flags.layouts import EVALUATION, PREPROCESSING, TRAINING
+from fairseq.flags.generation import add_generation_args, add_interactive_args
+from fairseq.flags.layouts import EVALUATION, INTERACTIVE, PREPROCESSING, TRAINING
 from fairseq.flags.preprocessing import add_preprocess_args
 from fairseq.flags.shared import add_dataset_args, add_results_args, add_shared_args
 from fairseq.flags.training import (
@@ -37,6 +38,8 @@ __all__ = [
     "add_common_eval_args",
     "add_dataset_args",
     "add_distributed_training_args",
+    "add_generation_args",
+    "add_interactive_args",
     "add_eval_lm_args",
     "add_knn_eval_args",
     "add_model_args",
@@ -44,6 +47,7 @@ __all__ = [
     "add_preprocess_args",
     "add_results_args",
     "get_eval_lm_parser",
+    "get_interactive_parser",
     "get_parser",
     "get_preprocessing_parser",
     "get_training_parser",
@@ -56,6 +60,8 @@ TRAINS = """Trains a language model on what preprocess.py wrote, validates, and 
 started again with the same command it goes on."""
 EVALUATES = """Evaluates a language model on a text, alone or with retrieval from a datastore (--knnlm), or saves a
 datastore of the text (--save-knnlm-dstore)."""
+CONTINUES = """Continues prompts, a line each, with a language model, alone or with retrieval from a datastore
+(--knnlm): by the likeliest tokens, by beam search or by sampling."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -87,6 +93,18 @@ def get_eval_lm_parser(default_task: str = "language_modeling") -> argparse.Argu
     add_dataset_args(parser, gen=True)
     add_eval_lm_args(parser)
     add_knn_eval_args(parser)
+    add_results_args(parser)
+    return parser
+
+
+def get_interactive_parser(default_task: str = "language_modeling") -> argparse.ArgumentParser:
+    """Parser of `fairseq-interactive`."""
+    parser = get_parser(CONTINUES, default_task, INTERACTIVE)
+    add_dataset_args(parser, gen=True)
+    add_eval_lm_args(parser)
+    add_knn_eval_args(parser)
+    add_generation_args(parser)
+    add_interactive_args(parser)
     add_results_args(parser)
     return parser
 

@@ -154,3 +154,44 @@ DOCTOR = replace(
     example="%(prog)s data-bin --path checkpoints/checkpoint_best.pt --gen-subset valid --dstore-filename dstore"
     " --indexfile index --members members.pkl --lmbda 0.25",
 )
+
+_NOT_GENERATING = {  # flags of an evaluation that say nothing of prompts
+    "Context and batches": "--max-sentences",
+    "Windows": "",
+    "Words": "--tokenizer --bpe",
+    _POINTERS: "--no-pointer --min-knns --max-knns --members --tie-order",
+    "What later commands read": "",
+    "Search index": "--indexfile --index --k --probe --knn-sim-func --faiss-metric-type --knnlm-gpu",
+    "Retrieval": "--knnlm --lmbda --knn-temp --strategy --check-strategy",
+    "Model and data": "data --path --model-overrides --task",
+    "Output": "--json --results-json --no-progress-bar",
+    "Files of earlier runs": "--force",
+}
+
+INTERACTIVE = Layout(
+    groups={
+        "Prompts": "--input --prefix-size --buffer-size",
+        "Generation": """
+            --max-len-b --max-len-a --min-len --beam --nbest --lenpen --unnormalized --unkpen --no-repeat-ngram-size
+            --sampling --sampling-topk --sampling-topp --temperature --draft""",
+        **{title: flags for title, flags in {**EVALUATION.groups, **_NOT_GENERATING}.items() if flags},
+    },
+    hidden=f"""
+        --skip-invalid-size-inputs-valid-test --required-batch-size-multiple {_TRAINING_ONLY} --gen-subset
+        --dataset-impl --output-dictionary-size --context-window --sample-break-mode --truncate-sequence --max-tokens
+        --num-workers --num-shards --shard-id {EVALUATION.groups["Windows"]} --remove-bpe --output-word-probs
+        --output-word-stats --lockstep-tokens --index-recall --target-foss --target-foss-subset --target-foss-tokens
+        {EVALUATION.groups["What later commands read"]} --results-path --check {EVALUATION.accepted}""",
+    texts={
+        "--max-sentences": "prompts that are continued together (default: 1; always 1 with --beam and --draft)",
+        "--task": "language_modeling, the only one here and the default",
+        "--tokenizer": "how a prompt is cut into words: moses, nltk, space",
+        "--bpe": "and words into pieces: fastbpe, gpt2, sentencepiece, subword_nmt",
+        "--memory-efficient-fp16": "the same as --fp16 here",
+        "--seed": "seed of sampling, and of strategies that draw at random (default: 1)",
+        "--results-json": "write settings, versions, counts and times here",
+    },
+    needs="--path",
+    example="%(prog)s data-bin --path checkpoints/checkpoint_best.pt --input prompts.txt --max-len-b 50 --knnlm"
+    " --dstore-filename dstore --indexfile index --members members.pkl --lmbda 0.25",
+)

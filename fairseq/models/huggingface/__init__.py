@@ -8,5 +8,15 @@ from __future__ import annotations
 from fairseq.models.huggingface.folders import is_model_name, resolve
 from fairseq.models.huggingface.opening import DTYPES, check_flags, open_language_model
 from fairseq.models.huggingface.text import DOCUMENTS, TokenizedText
+from fairseq.models.huggingface.tokenizers import open_tokenizer
 
-__all__ = ["DOCUMENTS", "TokenizedText", "DTYPES", "check_flags", "is_model_name", "open_language_model", "resolve"]
+__all__ = [
+    "DOCUMENTS",
+    "DTYPES",
+    "TokenizedText",
+    "check_flags",
+    "is_model_name",
+    "open_language_model",
+    "open_tokenizer",
+    "resolve",
+]

@@ -1,0 +1,78 @@
+"""Prompts and continuations as text: through fairseq's dictionary, with the tokeniser and sub-word encoder that flags
+name, or through a Hugging Face model's own tokenizer."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq.data.dictionary import Dictionary
+from fairseq.data.text_encoder import TextEncoder
+from fairseq.data.token_ids import TokenIds
+from fairseq.generation.choice import Symbols
+
+
+class WordTexts:
+    """Texts of a dictionary's words."""
+
+    def __init__(self, dictionary: Dictionary, args: argparse.Namespace) -> None:
+        self.dictionary, self.encoder = dictionary, TextEncoder.build(args)
+        self.start = dictionary.bos() if getattr(args, "add_bos_token", False) else dictionary.eos()
+        self.symbols = Symbols((dictionary.eos(),), dictionary.pad(), dictionary.unk())
+        self._odd: Counter[str] = Counter()
+
+    def encode(self, text: str) -> Tensor:
+        """Token ids (T,) int64 of a line, without an end."""
+        line = " ".join(text.split()) if self.encoder is None else self.encoder.line(text, self._odd)
+        return self.dictionary.encode_line(line, add_if_not_exist=False, append_eos=False).long()
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, without its end."""
+        text = str(self.dictionary.string(torch.tensor(list(tokens), dtype=torch.int64)))
+        if self.encoder is not None and self.encoder.bpe is not None:
+            text = self.encoder.bpe.decode(text)
+        if self.encoder is not None and self.encoder.tokenizer is not None:
+            text = self.encoder.tokenizer.decode(text)
+        return text
+
+    def name(self, token: int) -> str:
+        """One token as the dictionary spells it."""
+        return str(self.dictionary[token])
+
+
+class TokenizerTexts:
+    """Texts of a Hugging Face tokenizer. What stands before every text (BOS, or EOS where there is none) is not part of
+    a prompt's tokens, even where the tokenizer itself puts it there."""
+
+    def __init__(self, dictionary: TokenIds) -> None:
+        from fairseq.models import huggingface  # transformers is there only with the extra `hf`
+
+        self.tokenizer: Any = huggingface.open_tokenizer(dictionary.folder)
+        self.start = dictionary.eos()
+        end = self.tokenizer.eos_token_id
+        self.symbols = Symbols(() if end is None else (int(end),))
+
+    def encode(self, text: str) -> Tensor:
+        """Token ids (T,) int64, without BOS and without an end."""
+        tokens = self.tokenizer(text)["input_ids"]
+        if tokens and tokens[0] == self.start:
+            tokens = tokens[1:]
+        return torch.tensor(tokens, dtype=torch.int64)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, without special ones."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def name(self, token: int) -> str:
+        """One token's text."""
+        return str(self.tokenizer.decode([token]))
+
+
+def texts_of(dictionary: Dictionary | TokenIds, args: argparse.Namespace) -> WordTexts | TokenizerTexts:
+    """For the dictionary of a data folder. args: flags of tokenisers and encoders, add_bos_token of the checkpoint."""
+    return TokenizerTexts(dictionary) if isinstance(dictionary, TokenIds) else WordTexts(dictionary, args)
