@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SUFFIX = 16  # tokens before a pointer that are compared with the text
 MOST_POINTERS = 256
+TRY_AGAIN = 16  # passes without a draft, after which one is tried although few were accepted
 
 
 class Drafter:
@@ -73,18 +74,21 @@ class DraftLength:
     """How many tokens to draft: by how many were accepted of drafts whose pointers agreed as much.
 
     A drafted token is worth reading when the probability that it is accepted, with all before it, exceeds `cost`: what
-    it adds to the time of a pass, in passes. most: largest length, `--draft`."""
+    it adds to the time of a pass, in passes. Where none is, one token is still tried now and then, since texts change.
+    most: largest length, `--draft`."""
 
     def __init__(self, most: int, cost: float = 0.1) -> None:
         self.most, self.cost = most, cost
         self._accepted = np.ones(SUFFIX + 1)  # of drafted tokens, by agreement: begins as if 1 of 2 had been
         self._tried = np.full(SUFFIX + 1, 2.0)
+        self._left_out = 0  # drafts, since the last that was tried
 
     def of(self, agreement: int) -> int:
         """The length for a pointer of this agreement."""
         rate = self._accepted[agreement] / self._tried[agreement]
         if rate <= self.cost:
-            return 0
+            self._left_out = (self._left_out + 1) % TRY_AGAIN
+            return 0 if self._left_out else min(self.most, 1)
         return min(self.most, int(np.log(self.cost) / np.log(min(rate, 0.999))))
 
     def learn(self, agreement: int, drafted: int, accepted: int) -> None:
