@@ -96,7 +96,7 @@ def keys_of(name: str, extra: Mapping[str, Any], rows: int, positions: int) -> T
     is_tensor = isinstance(keys, Tensor)
     if not is_tensor or keys.shape[:-1] != (positions, rows) or not keys.shape[-1] or not keys.is_floating_point():
         what = f"{keys.dtype} of shape {tuple(keys.shape)}" if is_tensor else type(keys).__name__
-        expected = f"floating-point keys of shape ({positions}, {rows}, width): {positions} positions of {rows} texts"
+        expected = f"floating-point keys of shape (positions, texts, width), here ({positions}, {rows}, width)"
         raise BadFlag(FLAG, f"{name}, for which {source} {what}", expected, "correct the key type's class")
     return keys
 

@@ -47,7 +47,8 @@ def free_share(curve: Curve, level: float) -> float | None:
 
 def markdown(results: dict[str, Any], title: str, published: dict[str, Any] | None = None) -> str:
     """One row a curve; the paper's curves in italics below."""
-    curves = curves_of(named_groups(first_setting(results["points"]), Naming.of(results)))
+    methods = (published or {}).get("methods", {})
+    curves = curves_of(named_groups(first_setting(results["points"]), Naming.of(results), published=methods))
     knnlm = next((curve for curve in curves if curve.kind == NAMES["knnlm"]), None)
     first = results["points"][0]
     lines = [f"### {title}", ""] if title else []

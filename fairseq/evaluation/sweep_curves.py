@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -100,10 +100,14 @@ def method_kind(point: Point) -> str:
 
 
 def named_groups(
-    points: Iterable[Point], naming: Naming, by: Literal["both", "method", "clusters"] = "both"
+    points: Iterable[Point],
+    naming: Naming,
+    by: Literal["both", "method", "clusters"] = "both",
+    published: Collection[str] = (),
 ) -> dict[str, list[Point]]:
     """The points of each curve by its name, in the order in which curves first occur. by: whether names consist of the
     method (where there is only one file of clusters), the clusters (where there is only one method), or both.
+    published: names of published curves that are shown beside these.
 
     BadFlag when --label gives two curves one name."""
     methods: dict[str, list[Point]] = {}
@@ -114,7 +118,7 @@ def named_groups(
     names: dict[tuple[str, ...], str] = {}
     for method, same in methods.items():
         splits = _splitting_flags(same, naming)
-        clustered = any(point["members"] is not None for point in same)
+        clustered = method in published or any(point["members"] is not None for point in same)
         for point in same:
             key = (method, _family(point), repr(point["members"]), *(repr(point.get(name)) for name in splits))
             groups.setdefault(key, []).append(point)
@@ -184,7 +188,8 @@ def setting_text(name: str, value: Any, among: Iterable[Any] = ()) -> str:
 def _title(
     point: Point, method: str, clusters: dict[str | None, str], labels: dict[str, str], by: str, clustered: bool
 ) -> str:
-    """The name of a point's curve, without its flags; clustered: whether the method has a curve with clusters too."""
+    """The name of a point's curve, without its flags; clustered: whether a curve of the method with clusters is
+    shown too."""
     name = clusters[point["members"]]
     if by == "clusters":
         return name

@@ -4,7 +4,7 @@ heat maps of lambda and temperature. A figure is drawn if the sweep has the poin
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def draw_figures(
         chosen = f"lambda {main[0]['lmbda']:g}, temperature {main[0]['knn_temp']:g}"
         heading = f"{title} ({chosen})" if title else chosen
     published = read_json(PAPER_FILE)[paper] if paper else {}
-    methods = methods_of(main, naming)
+    methods = methods_of(main, naming, published.get("methods", {}))
     curves = [_to_the_lm(curve, methods[curve.label], lm) for curve in curves_of(methods)]
     if curves:
         marks = published.get("methods", {})
@@ -53,10 +53,13 @@ def draw_figures(
         HeatMaps(panels, title, column).save(f"{prefix}-lmbda-temp")
 
 
-def methods_of(points: Sequence[Point], naming: Naming) -> dict[str, list[Point]]:
-    """The points of each method's curve: with the first file of clusters, and without clusters."""
+def methods_of(
+    points: Sequence[Point], naming: Naming, published: Collection[str] = ()
+) -> dict[str, list[Point]]:
+    """The points of each method's curve: with the first file of clusters, and without clusters. published: as in
+    `named_groups`."""
     first = next((point["members"] for point in points if point["members"] is not None), None)
-    return named_groups([point for point in points if point["members"] in (None, first)], naming, "method")
+    return named_groups([point for point in points if point["members"] in (None, first)], naming, "method", published)
 
 
 def clusters_of(points: Sequence[Point], naming: Naming) -> dict[str, list[Point]]:

@@ -149,6 +149,9 @@ def test_labels(labels: dict[str, str], expected: set[str]) -> None:
 def test_a_curve_is_called_without_clusters_only_beside_one_of_its_method_with_clusters() -> None:
     points = [*grid("retomaton", (KMEANS,), min_knns=TAUS), *grid("mine", min_knns=TAUS)]
     assert set(named_groups(points, NAMING)) == {"RetoMaton, k-means 400", "mine"}
+    alone = grid("retomaton", min_knns=TAUS)
+    assert set(named_groups(alone, NAMING)) == {"RetoMaton"}
+    assert set(named_groups(alone, NAMING, published={"RetoMaton": []})) == {"RetoMaton without clusters"}
     labelled = [{**p, "series": "mine"} for p in grid("mine", min_knns=TAUS)]
     assert set(named_groups(labelled, Naming({"mine": "Ours"}))) == {"Ours"}
     assert set(named_groups(labelled, Naming({"mine": "Ours", "none": "alone"}))) == {"Ours, alone"}

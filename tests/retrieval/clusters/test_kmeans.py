@@ -214,7 +214,7 @@ def test_assignment_cut_short_within_a_batch(tmp_path: Path) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=20).filter(any), st.data())
-def test_allot(sizes: list[int], data: st.DataObject) -> None:
+def test_apportion(sizes: list[int], data: st.DataObject) -> None:
     total = data.draw(st.integers(1, sum(sizes)))
     shares = kmeans_two_level.apportion(np.array(sizes), total)
     assert shares.sum() == total
