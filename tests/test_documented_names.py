@@ -26,6 +26,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 def flags_of_commands() -> set[str]:
     """The flags of all commands, with those of every class that can be chosen."""
     parsers = [options.get_preprocessing_parser(), options.get_training_parser(), options.get_eval_lm_parser()]
+    parsers.append(options.get_interactive_parser())
     parsers += [
         importlib.import_module(f"fairseq_cli.{name}").get_parser()
         for name in ("build_dstore", "kmeans", "greedy_merge", "adaptret", "sweep")
