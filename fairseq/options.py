@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fairseq import criterions, optim, tasks, utils  # noqa: F401  (importing fills the registries)
@@ -28,6 +28,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.optim import lr_scheduler  # noqa: F401
 from fairseq.registry import REGISTRIES
 from fairseq.retrieval.datastore.peer_files import name_peer_files
+from fairseq.retrieval.flag_conflicts import flag
 from fairseq.retrieval.index.interface import named_index
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
@@ -169,6 +170,18 @@ def parse_args_and_arch(
         args = parser.parse_args(words)
     _derive(args)
     return (args, extra) if parse_known else args
+
+
+def as_words(settings: Mapping[str, Any]) -> list[str]:
+    """Keyword arguments as a command line: True gives the bare flag, None and False give nothing."""
+    words: list[str] = []
+    for name, value in settings.items():
+        if value is None or value is False:
+            continue
+        words.append(flag(name))
+        if value is not True:
+            words.append(str(value))
+    return words
 
 
 def parse_preprocessing_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:

@@ -15,9 +15,10 @@ logger = logging.getLogger(__name__)
 _state: dict[str, Any] = {"force": False, "forced": []}
 
 
-def reset() -> None:
-    """Makes refusals effective again and clears the list of overridden ones; called when a command starts."""
-    _state.update(force=False, forced=[])
+def reset(force: bool = False) -> None:
+    """Makes refusals effective again (unless `force`) and clears the list of overridden ones; called when a command
+    starts."""
+    _state.update(force=force, forced=[])
 
 
 def refuse(error: UserError) -> None:

@@ -90,7 +90,7 @@ class RetrievalLM:
         min_knns, max_knns, strategy and its own flags, probe, knn_sim_func, context_window, max_tokens, user_dir, cpu.
         """
         retrieves = settings.get("dstore_filename") is not None
-        words = [data, "--path", path, *(["--knnlm"] if retrieves else []), *_as_flags(settings)]
+        words = [data, "--path", path, *(["--knnlm"] if retrieves else []), *options.as_words(settings)]
         utils.import_user_module(argparse.Namespace(user_dir=settings.get("user_dir")))
         parser = options.get_eval_lm_parser()
         parser.prog = "eval_lm.py"  # whose --help an error names
@@ -254,18 +254,6 @@ class _Mixture:
         outcome = count_votes(searched, given, self.knnlm.values, target, self.knnlm.inverse_temperatures)
         self.retriever.observe(self.step, outcome.matched)
         self.position += 1
-
-
-def _as_flags(settings: dict[str, Any]) -> list[str]:
-    """Keyword arguments as a command line: True gives the bare flag, None and False give nothing."""
-    words: list[str] = []
-    for name, value in settings.items():
-        if value is None or value is False:
-            continue
-        words.append("--" + name.replace("_", "-"))
-        if value is not True:
-            words.append(str(value))
-    return words
 
 
 __all__ = ["Neighbour", "RetrievalLM", "ScoredText"]

@@ -55,6 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "trainer": ANY_LM | {"progress_bar"},
     "checkpoint_utils": ANY_LM,
     "retrieval_lm": ANY_LM | {"knnlm", "retrieval_steps", "retrieval", "evaluation", "generation"},
+    "attached_retrieval": ANY_LM | {"knnlm", "retrieval_steps", "retrieval", "evaluation"},
     "generation": ANY_LM | {"knnlm", "retrieval_steps", "retrieval"},
     "evaluation": ANY_LM | {"knnlm", "retrieval"},
 }

@@ -3,28 +3,19 @@ head's product in slices of tokens, and the activations that key types are made 
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairseq.errors import BadFlag
-from fairseq.key_types import FFN_INPUT, FINAL_HIDDEN, FLAG, KEY_TYPES, key_type_named
+from fairseq.key_types import FINAL_HIDDEN
 from fairseq.models.fairseq_decoder import FairseqDecoder, NetOutput
 from fairseq.models.fairseq_model import FairseqLanguageModel
+from fairseq.models.huggingface.activations import Collector, hidden_states
 from fairseq.models.huggingface.folders import library
-from fairseq.models.huggingface.structure import (
-    MODULE_FLAG,
-    decoder_layers,
-    feed_forward,
-    first_called_module,
-    first_tensor,
-    named_module,
-    text_config,
-)
+from fairseq.models.huggingface.structure import text_config
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")  # in configurations
 
@@ -47,14 +38,9 @@ class HuggingFaceDecoder(FairseqDecoder):
     def __init__(self, network: Any, dictionary: Any, key_type: str | None = None, module: str | None = None) -> None:
         super().__init__(dictionary)
         self.network = network
-        self.layers = decoder_layers(network)
-        self._needs = () if key_type is None else key_type_named(key_type).needs
-        self._ffn: list[nn.Module] = []  # in a list, so that it is no second child
-        if FFN_INPUT in self._needs or module is not None:
-            found = feed_forward(network) if module is None else named_module(network, module)
-            self._ffn = [] if found is None else [found]
-        self._check_needs(key_type)
-        self._below = [first_called_module(network)]
+        self.collector = Collector(network, key_type, module)
+        self.layers = self.collector.layers
+        self._below = [self.collector.below]  # in a list, so that it is no second child
         parameters = inspect.signature(self._below[0].forward).parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         self._settings = {"use_cache": False} if takes_any or "use_cache" in parameters else {}
@@ -71,19 +57,6 @@ class HuggingFaceDecoder(FairseqDecoder):
         if not torch.allclose(whole, parts, atol=0.1, rtol=0.02):
             found = f"{type(self.network).__name__}, whose head is more than its last step"
             raise BadFlag("--path", found, "a model of layers with a head on top", "this family is not supported")
-
-    def _check_needs(self, key_type: str | None) -> None:
-        has = self._available()
-        if any(not has(need) for need in self._needs):
-            names = [name for name, cls in sorted(KEY_TYPES.items()) if all(map(has, cls.needs))]
-            kind = type(self.network).__name__
-            found = f"{key_type} for {kind}, whose last layer has no feed-forward block or which has fewer layers"
-            raise BadFlag(FLAG, found, "one of " + ", ".join(names), f"or name a module with {MODULE_FLAG}")
-
-    def _available(self) -> Any:
-        layers = 0 if self.layers is None else len(self.layers)
-        given = {FINAL_HIDDEN, *([FFN_INPUT] if self._ffn else [])}
-        return lambda need: need in given if isinstance(need, str) else -layers - 1 <= need <= layers
 
     def forward(
         self, prev_output_tokens: Tensor, encoder_out: Any = None, features_only: bool = False, **kwargs: Any
@@ -115,24 +88,12 @@ class HuggingFaceDecoder(FairseqDecoder):
                     settings["position_ids"] = settings["position_ids"][:, first_needed:]
                 tokens, first_needed = tokens[:, first_needed:], 0
         rows, length = tokens.shape
-        with self._collecting() as collected:
+        with self.collector.collecting() as collected:
             output = self._below[0](input_ids=tokens, **settings)
-        features = first_tensor(output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0])
-        assert features is not None
-
-        def time_first(value: Tensor) -> Tensor:
-            return value.reshape(rows, length, -1).transpose(0, 1)[first_needed:]
-
-        extra: dict[str, Any] = {"attn": [None]}
-        if self._needs:
-            count = 0 if self.layers is None else len(self.layers) + 1
-            states: list[Any] = [None] * count
-            for number, value in collected.items():
-                if isinstance(number, int):
-                    states[number] = time_first(value)
-            extra |= {"inner_states": states, FINAL_HIDDEN: features.transpose(0, 1)[first_needed:]}
-            if FFN_INPUT in collected:
-                extra[FFN_INPUT] = time_first(collected[FFN_INPUT])
+        features = hidden_states(output)
+        extra: dict[str, Any] = {"attn": [None], **self.collector.extra(collected, rows, length, first_needed)}
+        if "inner_states" in extra:
+            extra[FINAL_HIDDEN] = features.transpose(0, 1)[first_needed:]
         return features[:, first_needed:], extra
 
     def _left_padding(self, tokens: Tensor) -> dict[str, Tensor]:
@@ -158,42 +119,6 @@ class HuggingFaceDecoder(FairseqDecoder):
         incremental_state["seen"] -= count
         if "cache" in incremental_state and count:
             incremental_state["cache"].crop(-count)
-
-    @contextlib.contextmanager
-    def _collecting(self) -> Iterator[dict[str | int, Tensor]]:
-        """While it lasts, what the key type needs is put into the dict that it gives."""
-        collected: dict[str | int, Tensor] = {}
-        handles: list[Any] = []
-
-        def inputs_to(name: str | int) -> Any:
-            def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                value = first_tensor(args) if args else None
-                values = (v for v in kwargs.values() if isinstance(v, Tensor))
-                collected[name] = next(values) if value is None else value
-
-            return note
-
-        def outputs_as(name: int) -> Any:
-            def note(module: Any, args: Any, output: Any) -> None:
-                collected[name] = first_tensor(output)  # type: ignore[assignment]
-
-            return note
-
-        try:
-            if FFN_INPUT in self._needs and self._ffn:
-                handles.append(self._ffn[0].register_forward_pre_hook(inputs_to(FFN_INPUT), with_kwargs=True))
-            for number in self._needs:
-                if not isinstance(number, int) or self.layers is None:
-                    continue
-                place = number if number >= 0 else len(self.layers) + 1 + number
-                if place == 0:
-                    handles.append(self.layers[0].register_forward_pre_hook(inputs_to(0), with_kwargs=True))
-                else:
-                    handles.append(self.layers[place - 1].register_forward_hook(outputs_as(place)))
-            yield collected
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def output_layer(self, features: Tensor) -> Tensor:
         """Features (..., D) -> logits (..., V), by the network's own forward pass with the part below the head left

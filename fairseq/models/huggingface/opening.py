@@ -35,9 +35,14 @@ def open_language_model(
     if size is not None and len(dictionary) > size:
         found = f"{len(dictionary)} token ids"
         raise BadFile(data, found, f"at most the {size} that the head of {name} has", "use the model's own tokenizer")
-    decoder = HuggingFaceDecoder(network, dictionary, args.knn_keytype, getattr(args, "knn_module", None))
-    stored = _options(args, overrides, decoder.max_positions(), config)
-    return HuggingFaceLM(decoder), stored, folder_fingerprint(folder)
+    lm = wrapped(network, dictionary, args.knn_keytype, getattr(args, "knn_module", None))
+    stored = _options(args, overrides, lm.max_positions(), config)
+    return lm, stored, folder_fingerprint(folder)
+
+
+def wrapped(network: Any, dictionary: Any, key_type: str | None, module: str | None = None) -> HuggingFaceLM:
+    """A network of transformers with the methods of our language models. key_type, module: see `Collector`."""
+    return HuggingFaceLM(HuggingFaceDecoder(network, dictionary, key_type, module))
 
 
 def _options(
