@@ -21,7 +21,7 @@ from fairseq.errors import UserError
 from fairseq.evaluation import datastore_checks
 from fairseq.evaluation.datastore_checks import OK, SUSPICIOUS, UNKNOWN, WRONG, Finding
 from fairseq.evaluation.datastore_pass import check_source, stored_rows
-from fairseq.evaluation.lm_scoring import LMScoring
+from fairseq.evaluation.lm_scoring import WINDOWS, LMScoring
 from fairseq.knnlm import Stores, build_knnlm, open_stores
 from fairseq.retrieval.datastore import Datastore, keys_path
 from fairseq.retrieval.index.open_index import open_index
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 SAMPLED_TOKENS = 4096
 LOOK_AHEAD = 200  # number of batches of the stored text from which samples are drawn
+MOST_BATCHES, FEWEST_BATCHES = 16, 4  # of these that are drawn: as many as have about four times SAMPLED_TOKENS
 KEY_TOLERANCE = 2e-2  # relative; float16 rounds to 1e-3, and other batch shapes and devices add to the error
 MOST_OFF = 0.01  # share of keys that may have a larger error
 ALIGNMENT = 64
@@ -152,8 +153,8 @@ def _tokens(scoring: LMScoring, count: int) -> NDArray[np.int64]:
     """The first `count` targets of a split, in the order of its text."""
     parts, total = [], 0
     for number in range(len(scoring.dataset)):
-        sample = scoring.task.dataset(scoring.args.gen_subset)[number]["target"]
-        parts.append(sample.numpy())
+        sample = scoring.task.dataset(scoring.args.gen_subset)[number]
+        parts.append(sample["target"][sample.get("start", 0) :].numpy())  # what stands before is context
         total += len(parts[-1])
         if total >= count:
             break
@@ -180,7 +181,10 @@ def _of_keys(args: argparse.Namespace, stores: Stores, scoring: LMScoring) -> It
         return
     info = stores.datastore.info
     split, mode = info.get("split") or "train", info.get("sample_break_mode")
-    modes = [mode] if mode else list(dict.fromkeys([args.sample_break_mode or "none", "none", "complete", "eos"]))
+    if mode or args.max_length is not None:  # windows of --max-length are not cut by modes
+        modes = [mode or args.sample_break_mode]
+    else:
+        modes = list(dict.fromkeys([args.sample_break_mode or "none", "none", "complete", "eos"]))
     tried: list[_Comparison] = []
     for mode in modes:
         given = argparse.Namespace(**{**vars(args), "sample_break_mode": mode})
@@ -191,7 +195,8 @@ def _of_keys(args: argparse.Namespace, stores: Stores, scoring: LMScoring) -> It
             if window is not None:
                 tried.append(_compare(_saving(given, info, split, int(window), scoring), stores, mode))
         except UserError as error:
-            yield Finding(SUSPICIOUS, f"the keys could not be made again with --sample-break-mode {mode}: {error}")
+            how = f" with --sample-break-mode {mode}" if len(modes) > 1 else ""
+            yield Finding(SUSPICIOUS, f"the keys could not be made again{how}: {error}")
         if tried and tried[-1].matches:
             break
     if not tried:
@@ -221,7 +226,10 @@ def _saving(
     there."""
     block = info.get("tokens_per_sample")
     overrides = f"{{'tokens_per_sample': {int(block) + window}}}" if isinstance(block, int) else args.model_overrides
+    known = "context_window" in info
+    windows = {name: info.get(name, default) for name, default in WINDOWS.items()} if known else {}
     changes = {
+        **windows,
         "gen_subset": split,
         "context_window": window,
         "sample_break_mode": info.get("sample_break_mode") or args.sample_break_mode,
@@ -273,7 +281,9 @@ def _compare(saved: LMScoring, stores: Stores, mode: str) -> _Comparison:
     lengths = np.asarray(saved.dataset.sizes, np.int64)[samples]
     entries = dict(zip(samples.tolist(), stored_rows(lengths, saved.args.context_window, tokens).tolist()))
     keys, values = stores.datastore.require_keys("looking at them"), stores.datastore.values
-    chosen = set(datastore_checks.sampled_rows(min(len(saved), LOOK_AHEAD), 16).tolist())
+    per_batch = max(1, saved.expected_tokens // max(1, len(saved)))
+    batches = min(MOST_BATCHES, max(FEWEST_BATCHES, 4 * SAMPLED_TOKENS // per_batch))
+    chosen = set(datastore_checks.sampled_rows(min(len(saved), LOOK_AHEAD), batches).tolist())
     position, compared, others = 0, 0, 0
     apart = [np.zeros(0, np.float32)]
     for number, batch in enumerate(saved.batches()):

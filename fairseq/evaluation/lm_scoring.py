@@ -26,9 +26,10 @@ from fairseq.sequence_scorer import SequenceScorer
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MAX_TOKENS = 36000
 # The checkpoint's values of these are used, not the command line's: published numbers depend on this.
 FROM_CHECKPOINT = ("self_target", "future_target", "past_target", "tokens_per_sample", "add_bos_token")
+# The flags that say how windows of `--max-length` are cut, with their defaults.
+WINDOWS = {"max_length": None, "stride": None, "drop_remainder": False, "group_documents": None, "rolling": False}
 
 
 class LMScoring:
@@ -109,7 +110,7 @@ class LMScoring:
         self.dataset = dataset
         self.iterator = self.task.get_batch_iterator(
             dataset=dataset,
-            max_tokens=DEFAULT_MAX_TOKENS if args.max_tokens is None else args.max_tokens,
+            max_tokens=self._default_max_tokens(longest) if args.max_tokens is None else args.max_tokens,
             max_sentences=args.max_sentences,
             max_positions=longest,
             ignore_invalid_inputs=True,
@@ -117,6 +118,12 @@ class LMScoring:
             shard_id=args.shard_id,
             num_workers=args.num_workers if args.context_window == 0 and args.num_workers > 1 else 0,
         )
+
+    def _default_max_tokens(self, longest: Any) -> int:
+        """Tokens of a batch without `--max-tokens`: the model's default, or one sample of up to `longest` tokens."""
+        sizes = np.asarray(self.dataset.num_tokens_vec(np.arange(len(self.dataset))), np.int64)
+        sizes = sizes[sizes <= np.min(longest)] if longest is not None else sizes
+        return max(min(model.default_max_tokens for model in self.models), int(sizes.max(initial=0)))
 
     def _effective_args(self, stored: argparse.Namespace) -> argparse.Namespace:
         """The checkpoint's options, overwritten by all command-line values (defaults included) except
@@ -179,8 +186,7 @@ class LMScoring:
         """What `--max-length` and the flags beside it say; nothing without them."""
         if self.args.max_length is None:
             return {}
-        names = ("max_length", "stride", "drop_remainder", "group_documents", "rolling")
-        return {name: getattr(self.args, name) for name in names}
+        return {name: getattr(self.args, name) for name in WINDOWS}
 
     @property
     def convention(self) -> dict[str, Any]:

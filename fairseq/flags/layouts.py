@@ -119,7 +119,7 @@ EVALUATION = Layout(
         --future-target --past-target""",
     hidden=f"--tokenizer --skip-invalid-size-inputs-valid-test --required-batch-size-multiple {_TRAINING_ONLY}",
     texts={
-        "--max-tokens": "most tokens in a batch (default: 36000)",
+        "--max-tokens": "most tokens in a batch (default: 36000, with Hugging Face models 4096)",
         "--task": "language_modeling, the only one here and the default",
         "--bpe": "how words were cut, with --remove-bpe of the same name: fastbpe, gpt2, sentencepiece, subword_nmt",
         "--memory-efficient-fp16": "the same as --fp16 here",

@@ -28,9 +28,12 @@ class BaseFairseqModel(nn.Module):
     supports_features_only: whether `forward` takes features_only=True, leaves the output layer out then, and
     `get_target_log_probs` works from the features; scoring uses it to make no tensor as wide as the vocabulary. Such a
     `forward` also takes first_needed=n, and leaves out what is only needed for the outputs of the first n positions. A
-    subclass whose `forward` does not take both sets it back to False."""
+    subclass whose `forward` does not take both sets it back to False.
+
+    default_max_tokens: the most tokens of a batch in evaluation, unless `--max-tokens` says otherwise; fairseq's."""
 
     supports_features_only = False
+    default_max_tokens = 36000
 
     def __init__(self) -> None:
         super().__init__()

@@ -114,6 +114,29 @@ def test_measures_belong_together(binarised: Any, golden_hf: Path, evaluate: Any
     assert found["convention"]["context"] == 64 and found["convention"]["first_token"] == "scored"
 
 
+def test_batches_are_small_unless_asked_for(
+    binarised: Any, golden_hf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --max-tokens a batch has at most the model's default, or one sample that is longer."""
+    from fairseq import options
+    from fairseq.evaluation.lm_scoring import LMScoring
+    from fairseq.models.huggingface.language_model import HuggingFaceLM
+
+    def widths(*flags: str) -> list[int]:
+        words = [str(binarised(golden_hf / "gpt2")), "--path", str(golden_hf / "gpt2"), "--gen-subset", "valid", *flags]
+        args = options.parse_args_and_arch(options.get_eval_lm_parser(), [*words, *QUIET])
+        return [batch["ntokens"] for batch in LMScoring(args).batches()]
+
+    cut = ["--tokens-per-sample", "64"]
+    assert widths(*cut) == [1801]
+    monkeypatch.setattr(HuggingFaceLM, "default_max_tokens", 200)
+    assert widths(*cut) == [9 + 2 * 64, *[192] * 8, 128]
+    assert widths(*cut, "--max-tokens", "640") == [9 + 9 * 64, 640, 576]
+    monkeypatch.setattr(HuggingFaceLM, "default_max_tokens", 20)
+    assert widths(*cut) == [9, *[64] * 28]
+    assert widths("--max-length", "128", "--stride", "64")[:2] == [63, 64]
+
+
 # -- a datastore
 
 

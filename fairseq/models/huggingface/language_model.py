@@ -152,6 +152,7 @@ class HuggingFaceLM(FairseqLanguageModel):
     """A causal language model of transformers."""
 
     supports_features_only = True
+    default_max_tokens = 4096  # such models are large: more tokens at a time take memory and give no more speed
 
     def __init__(self, decoder: HuggingFaceDecoder) -> None:
         super().__init__(decoder)
