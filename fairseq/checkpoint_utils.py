@@ -22,8 +22,9 @@ from torch.overrides import TorchFunctionMode
 from fairseq import training_state
 from fairseq.errors import BadFile, BadFlag, MissingFile, UserError
 from fairseq.files import safe_pickle, torch_files
-from fairseq.models import ARCH_MODEL_REGISTRY, ArchitectureMismatch
-from fairseq.registry import REGISTRIES, is_built_in, set_defaults
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY, ArchitectureMismatch
+from fairseq.option_checks import actions_of, expected_instead, old_options
+from fairseq.registry import REGISTRIES, declared_defaults, is_built_in, set_defaults
 
 logger = logging.getLogger(__name__)
 
@@ -220,6 +221,9 @@ def load_ensemble(
             raise MissingFile(filename, "check --path")
         state = load_checkpoint_to_cpu(filename, arg_overrides, mmap=True)
         args, parameters = state["args"], state["model"]
+        check_options(filename, args, arg_overrides)
+        if kept := getattr(args, "decoder_layers_to_keep", None):
+            logger.warning("%s: only the layers %s are used, as its options or the overrides say", filename, kept)
         all_args.append(args)
         stored.update(state["stored_options"])
         del state  # the optimizer's part is as large as the weights, or larger
@@ -229,6 +233,41 @@ def load_ensemble(
             task = tasks.setup_task(args)
         models.append(_build_and_load(filename, args, task, parameters))
     return models, all_args, stored, task
+
+
+def check_options(filename: str, args: argparse.Namespace, overrides: dict[str, Any] | None = None) -> None:
+    """BadFile when an option in `args` that building the model or the task reads is nothing that its flag could have
+    given; BadFlag when it is one of `overrides`."""
+    from fairseq import tasks
+
+    arch, task = getattr(args, "arch", None), getattr(args, "task", None)
+    classes: list[Any] = []
+    required: dict[str, Any] = {}
+    if isinstance(task, str) and task in tasks.TASK_REGISTRY:
+        classes.append(tasks.TASK_REGISTRY[task])
+        required |= declared_defaults(tasks.TASK_REGISTRY[task])
+    if isinstance(arch, str) and arch in ARCH_MODEL_REGISTRY:
+        classes.append(ARCH_MODEL_REGISTRY[arch])
+        if _is_own(args):
+            required |= vars(_architecture_defaults(arch))
+    for name, action in (old_options() | actions_of(classes)).items():
+        value = getattr(args, name, None)
+        expected = expected_instead(action, value)
+        if value is None and hasattr(args, name) and required.get(name) is not None:
+            expected = f"a value, such as {required[name]!r:.80}"
+        if expected is None:
+            continue
+        found = f"{name} {value!r:.80}"
+        if name in (overrides or {}):
+            raise BadFlag("the overrides of the model's options", found, expected)
+        remedy = "set another by --model-overrides, or copy the file again"
+        raise BadFile(filename, f"the option {found}", expected, remedy)
+
+
+def _architecture_defaults(arch: str) -> argparse.Namespace:
+    defaults = argparse.Namespace()
+    ARCH_CONFIG_REGISTRY[arch](defaults)
+    return defaults
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

@@ -182,7 +182,7 @@ class Evaluation:
     def _check_counts(self) -> None:
         """UserError unless every target of every scored sample was counted once; logs the unit of the results, and how
         many samples were left out."""
-        expected, skipped, args = self.scoring.expected_tokens, self.scoring.skipped, self.args
+        expected, args = self.scoring.expected_tokens, self.args
         if self.scored != expected:
             refuse(
                 UserError(
@@ -190,9 +190,7 @@ class Evaluation:
                     "samples; the text may contain the padding symbol: preprocess it again, or go on with --force"
                 )
             )
-        if len(skipped):
-            tokens = int(np.asarray(self.scoring.dataset.sizes, np.int64)[skipped].sum())
-            logger.warning("%d samples (%d tokens) were skipped: %s", len(skipped), tokens, skipped[:10].tolist())
+        self.scoring.warn_of_skipped()
         logger.info(
             "scored %d tokens, counted per %s (%d); samples of up to %d tokens after at least %d of context",
             self.scored,

@@ -26,6 +26,7 @@ BASE: dict[str, set[str]] = {
     "flag_types": {"errors", "files", "flag_help", "registry"},
     "registry": {"errors"},
     "distributed_utils": {"errors"},
+    "option_checks": {"flag_types", "registry"},
     "key_types": {"errors", "registry"},
     "training_state": {"errors"},
     "training_flags": {"errors"},

@@ -54,6 +54,10 @@ def save_datastore(scoring: LMScoring, args: argparse.Namespace) -> dict[str, An
     lengths = np.asarray(scoring.dataset.sizes, np.int64)[samples]
     per_sample = dict(zip(samples.tolist(), stored_rows(lengths, args.context_window, tokens).tolist(), strict=True))
     available = sum(per_sample.values())
+    scoring.warn_of_skipped()
+    if left_out := int(lengths.sum()) - available:
+        window = args.context_window
+        logger.info("%d tokens are not stored: their context is not --context-window %d long", left_out, window)
     if available == 0:
         raise UserError(
             f"{args.data} {args.gen_subset}: found {lengths.sum()} tokens, none of which has the full context of "

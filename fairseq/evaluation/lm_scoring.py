@@ -89,6 +89,7 @@ class LMScoring:
         self.weights = [checkpoint_utils.weights_fingerprint(model) for model in self.models] if wants_keys else []
         self.effective_args = self._effective_args(stored)
         self.task = tasks.setup_task(self.effective_args)
+        self._check_targets(stored)
         for model in self.models:
             model.make_generation_fast_()
             if args.fp16 or getattr(args, "bf16", False):
@@ -163,6 +164,25 @@ class LMScoring:
             if any(bool(value) != bool(values[-1]) or (value and value != values[-1]) for value in values):
                 logger.warning("--path: the models have %s %s; the last one's counts for all", name, values)
 
+    def _check_targets(self, stored: argparse.Namespace) -> None:
+        """BadFile for models that are not made for the targets that the options of the last one name. Warns where the
+        command line has other switches of this kind, and the checkpoint's count."""
+        path = utils.split_paths(self.args.path)[-1]
+        targets = getattr(self.task, "targets", ["future"])
+        for model in self.models:
+            supported = getattr(model, "supported_targets", {"future"})
+            if len(targets) != 1 or not set(targets) <= set(supported):
+                found = " and ".join(f"{target}_target" for target in targets)
+                expected = "; ".join(f"{target}_target alone" for target in sorted(supported))
+                remedy = "set the others to False by --model-overrides"
+                raise BadFile(path, f"a model to be evaluated by its option {found}", expected, remedy)
+        for name in FROM_CHECKPOINT:
+            ours, theirs = getattr(self.args, name, False), getattr(stored, name, False)
+            harmless = name in ("tokens_per_sample", "future_target" if targets == ["future"] else "")  # the default
+            if not harmless and bool(ours) != bool(theirs):
+                said = "%s: the checkpoint's %s %s counts, as in fairseq, not the command line's %s; to change it, add "
+                logger.warning(said + "'%s': %s to --model-overrides", path, name, theirs, ours, name, bool(ours))
+
     def _warn_of_parts(self, stored: argparse.Namespace) -> None:
         """Warns when `--gen-subset` has further parts: training reads `train`, `train1`, ... as one text, evaluation
         reads only the split that is named."""
@@ -228,6 +248,12 @@ class LMScoring:
         """Dataset indices that are in no batch of any shard: too long, or empty."""
         batched = [np.asarray(batch, np.int64) for batch in self.iterator.frozen_batches if len(batch)]
         return np.setdiff1d(np.arange(len(self.dataset)), np.concatenate(batched or [np.zeros(0, np.int64)]))
+
+    def warn_of_skipped(self) -> None:
+        """Warns of samples that are too long for the model, or empty, and are left out."""
+        if len(skipped := self.skipped):
+            tokens = int(np.asarray(self.dataset.sizes, np.int64)[skipped].sum())
+            logger.warning("%d samples (%d tokens) are skipped: %s", len(skipped), tokens, skipped[:10].tolist())
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """Collated batches in order, on the CPU; empty ones are left out."""

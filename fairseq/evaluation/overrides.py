@@ -11,7 +11,7 @@ from typing import Any
 from fairseq.errors import BadFlag
 from fairseq.flag_types import literal_dict
 from fairseq.models import ARCH_MODEL_REGISTRY
-from fairseq.registry import declared_actions
+from fairseq.option_checks import actions_of, expected_instead
 from fairseq.tasks import TASK_REGISTRY
 
 logger = logging.getLogger(__name__)
@@ -28,8 +28,8 @@ def read_overrides(args: argparse.Namespace) -> dict[str, Any]:
     for name, value in overrides.items():
         if not isinstance(name, str):
             raise BadFlag(FLAG, repr(name), "names of options as keys")
-        if name in actions:
-            _check_value(actions[name], name, value)
+        if name in actions and (expected := expected_instead(actions[name], value)) is not None:
+            raise BadFlag(FLAG, f"{name} {value!r}", expected)
     key_type = overrides.get("knn_keytype")
     if key_type is not None and args.knn_keytype not in (None, key_type):
         raise BadFlag(FLAG, f"knn_keytype {key_type!r}", f"--knn-keytype {args.knn_keytype}, which is given too")
@@ -39,25 +39,7 @@ def read_overrides(args: argparse.Namespace) -> dict[str, Any]:
 
 def _actions() -> dict[str, argparse.Action]:
     """The flags that registered models and tasks declare, by name."""
-    classes = dict.fromkeys([*ARCH_MODEL_REGISTRY.values(), *TASK_REGISTRY.values()])
-    return {action.dest: action for cls in classes for action in declared_actions(cls)}
-
-
-def _check_value(action: argparse.Action, name: str, value: Any) -> None:
-    found = f"{name} {value!r}"
-    if value is None:
-        return
-    if action.nargs == 0:
-        if not isinstance(value, bool):
-            raise BadFlag(FLAG, found, "True or False")
-        return
-    if callable(action.type) and not isinstance(value, list | tuple | dict):
-        try:
-            action.type(str(value))
-        except (argparse.ArgumentTypeError, ValueError) as error:
-            raise BadFlag(FLAG, found, f"what {action.option_strings[0]} accepts ({error})") from None
-    if action.choices is not None and value not in action.choices:
-        raise BadFlag(FLAG, found, f"one of {', '.join(map(str, action.choices))}")
+    return actions_of([*ARCH_MODEL_REGISTRY.values(), *TASK_REGISTRY.values()])
 
 
 def warn_of_effectless(

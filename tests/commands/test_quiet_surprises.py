@@ -33,7 +33,14 @@ def test_long_blocks_are_skipped_in_evaluation(run_cli: Any, golden: Any) -> Non
     overrides = "--model-overrides \"{'tokens_per_sample': 8, 'max_target_positions': 8}\" --sample-break-mode eos"
     said, counted = warnings(run_cli, golden, "eval_lm", LM + overrides)
     assert re.match(r"\d+ samples have invalid sizes and will be skipped, max_positions=8, first few", said)
-    assert re.match(r"36 samples \(483 tokens\) were skipped", counted)
+    assert re.match(r"36 samples \(483 tokens\) are skipped", counted)
+
+
+def test_long_blocks_are_skipped_in_a_datastore(run_cli: Any, golden: Any, tmp_path: Any) -> None:
+    overrides = "--model-overrides \"{'tokens_per_sample': 8, 'max_target_positions': 8}\" --sample-break-mode eos "
+    flags = f"--save-knnlm-dstore --dstore-mmap {tmp_path}/d --dstore-fp16"
+    said = warnings(run_cli, golden, "eval_lm", LM + overrides + flags)
+    assert any(re.match(r"36 samples \(483 tokens\) are skipped", line) for line in said)
 
 
 def test_long_blocks_are_skipped_in_training(run_cli: Any, golden: Any) -> None:
