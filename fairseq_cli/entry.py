@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from fairseq import __version__, refusals
-from fairseq.errors import BadFlag, UserError
+from fairseq.errors import BadFlag, UserError, is_out_of_memory
 from fairseq.files.atomic_io import is_full
 from fairseq.files.folders import forget_folders, remove_empty_folders
 from fairseq.files.output_lock import release_all
-from fairseq_cli.starting import OUT_OF_MEMORY, is_out_of_memory, is_program
+from fairseq_cli.starting import OUT_OF_MEMORY, is_program
 
 LOG_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
 DATE_FORMAT = "%Y-%m-%d %H:%M:%S"

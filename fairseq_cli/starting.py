@@ -9,19 +9,11 @@ import signal
 import sys
 from types import TracebackType
 
+from fairseq.errors import is_out_of_memory
+
 PROGRAMS = ("preprocess.py", "train.py", "eval_lm.py", "build_dstore.py", "kmeans.py")
 OUT_OF_MEMORY = "the memory that this process may have (ulimit -v, a container's limit, the machine's) does not suffice"
 OUT_OF_MEMORY += "; raise the limit, or lower batch sizes, --k or the number of threads (OMP_NUM_THREADS)"
-NO_MEMORY = (
-    "not enough memory",
-    "can't allocate memory",
-    "CUDA out of memory",
-    "bad_alloc",
-    "Cannot allocate memory",
-    "can't start new thread",
-    "Resource temporarily unavailable",
-    "failed to map segment",
-)
 
 
 def is_program() -> bool:
@@ -30,13 +22,6 @@ def is_program() -> bool:
     name = os.path.basename(sys.argv[0]) if sys.argv else ""
     module = words[words.index("-m") + 1 :][:1] if "-m" in words else []
     return name in PROGRAMS or name.startswith("fairseq-") or any(word.startswith("fairseq_cli.") for word in module)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory or threads could not be allocated; Python, torch and FAISS raise different
-    ones."""
-    said = str(error)
-    return isinstance(error, MemoryError) or any(words in said for words in NO_MEMORY)
 
 
 def prepare() -> None:

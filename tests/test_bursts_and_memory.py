@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -13,9 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faiss
+import numpy as np
 import pytest
 import torch
 
+from fairseq.errors import UserError
+from fairseq.files.array_files import read_sealed, write_sealed
+from fairseq.retrieval.index import FaissIndex
 from fairseq_cli import entry
 from tests.kill.stages import STAGES
 from tests.test_no_half_files import in_child, one_sentence
@@ -85,6 +91,51 @@ def test_a_limit_on_memory(tmp_path: Path) -> None:
     assert status in (0, 2), text
     if status:
         assert "does not suffice" in one_sentence(text)
+
+
+def faiss_index(path: str, size: int) -> None:
+    FaissIndex(path, size)
+
+
+def array(path: str, size: int) -> None:
+    read_sealed(path)
+
+
+BIG = 1 << 20
+LARGE_FILES: dict[str, tuple[Callable[[str], object], Callable[[str, int], None]]] = {
+    "faiss": (lambda path: faiss.write_index(index_of(np.zeros((BIG, 16), np.float32)), path), faiss_index),
+    "sealed arrays": (lambda path: write_sealed(path, {}, {"a": np.zeros(16 * BIG, np.float32)}), array),
+}
+
+
+def index_of(keys: np.ndarray) -> Any:
+    index = faiss.IndexFlatL2(keys.shape[1])
+    index.add(keys)
+    return index
+
+
+@pytest.mark.parametrize("kind", LARGE_FILES)
+def test_a_good_file_that_does_not_fit_is_not_called_damaged(kind: str, tmp_path: Path) -> None:
+    """`ulimit -v` while a file of 64 MB is opened; in a process of its own, which has the limit."""
+    write, read = LARGE_FILES[kind]
+    write(str(tmp_path / "file"))
+
+    def limited() -> None:
+        with open("/proc/self/statm") as stream:
+            now = int(stream.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + (8 << 20), now + (8 << 20)))
+        try:
+            read(str(tmp_path / "file"), BIG)
+        except UserError as error:
+            os._exit(0 if "file: using it needs more memory" in str(error) and "ulimit -v" in str(error) else 3)
+        except BaseException:
+            os._exit(4)
+        os._exit(5)
+
+    child = multiprocessing.get_context("fork").Process(target=limited)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
 
 
 def test_interrupts_while_libraries_are_loaded(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from fairseq.data.binarization import Encoder
 from fairseq.data.dictionary import Dictionary
 from fairseq.data.fairseq_dataset import SizedDataset
-from fairseq.errors import MissingFile
+from fairseq.files.inputs import regular_size
 from fairseq.files.odd_characters import odd_sentences, refuse_other_encodings
 
 logger = logging.getLogger(__name__)
@@ -23,8 +23,7 @@ class IndexedRawTextDataset(SizedDataset):
 
     def __init__(self, path: str, dictionary: Dictionary, append_eos: bool = True, reverse_order: bool = False) -> None:
         super().__init__()
-        if not os.path.isfile(path):
-            raise MissingFile(path)
+        regular_size(path)
         refuse_other_encodings(path)
         self.path = path
         self.append_eos, self.reverse_order = append_eos, reverse_order

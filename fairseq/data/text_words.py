@@ -5,14 +5,14 @@ U+0085 and U+2028 separate words but end no line. Offsets are in bytes, so that 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 
-from fairseq.errors import BadFile, MissingFile
+from fairseq.errors import BadFile
+from fairseq.files.inputs import regular_size
 
 PIECE = 1 << 19  # bytes: small enough that a piece's arrays stay in the cache
 PADDING = 8  # bytes after the last word, so that words can be loaded eight bytes at a time
@@ -72,10 +72,8 @@ def part_offsets(path: str, parts: int) -> list[int]:
 
 
 def file_size(path: str) -> int:
-    """Bytes of a text file; MissingFile where there is none."""
-    if not os.path.isfile(path):
-        raise MissingFile(path, "check --trainpref, --validpref and --testpref")
-    return os.path.getsize(path)
+    """Bytes of a text file; errors as `regular_size`."""
+    return regular_size(path, "check --trainpref, --validpref and --testpref")
 
 
 def _next_line(stream: BinaryIO, position: int) -> int:

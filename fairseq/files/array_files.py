@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairseq.errors import BadFile, UserError
+from fairseq.errors import BadFile, UserError, unreadable
 from fairseq.files.atomic_io import atomic_write
 from fairseq.files.inputs import open_input
 
@@ -42,7 +42,7 @@ def map_array(path: str, remedy: str = "make it again") -> NDArray[Any]:
             shape, fortran, dtype = _header(stream)
         except UNREADABLE as error:
             found = f"a file that cannot be opened ({_reason(error)})"
-            raise BadFile(path, found, "a numpy array", remedy) from error
+            raise unreadable(path, error, found, "a numpy array", remedy) from error
         start = stream.tell()
         announced = math.prod(shape) * dtype.itemsize
         if size - start != announced:
@@ -98,7 +98,8 @@ def read_digested(path: str) -> tuple[Any, dict[str, NDArray[Any]]]:
     except UserError:
         raise
     except UNREADABLE as error:
-        raise BadFile(path, f"a file that cannot be read ({_reason(error)})", expected, "delete it") from error
+        found = f"a file that cannot be read ({_reason(error)})"
+        raise unreadable(path, error, found, expected, "delete it") from error
 
 
 def same_identity(stored: Any, wanted: Mapping[str, Any]) -> bool:

@@ -7,14 +7,7 @@ import os
 import stat
 from typing import IO
 
-from fairseq.errors import BadFile, MissingFile
-
-_KINDS = {
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+from fairseq.errors import NODES, BadFile, MissingFile
 
 
 def regular_size(path: str | os.PathLike[str], remedy: str = "") -> int:
@@ -45,4 +38,5 @@ def open_input(path: str | os.PathLike[str], remedy: str = "") -> IO[bytes]:
 def _require_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
     kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFREG:
-        raise BadFile(path, _KINDS.get(kind, "something else than a file"), "a regular file", "check the path")
+        remedy = "write what it gives to a file, and name that" if kind == stat.S_IFIFO else "check the path"
+        raise BadFile(path, NODES.get(kind, "something else than a file"), "a regular file", remedy)

@@ -20,7 +20,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 import torch
 
-from fairseq.errors import BadFile, MissingFile, UserError
+from fairseq.errors import BadFile, MissingFile, UserError, unreadable
 from fairseq.files.inputs import open_input
 from fairseq.files.pickle_calls import call_checks, is_key, is_state
 
@@ -300,9 +300,8 @@ def pickle_errors(file: str | os.PathLike[str], expected: str) -> Iterator[None]
         MemoryError,
     ) as error:
         detail = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise BadFile(
-            file, f"damaged or foreign content ({detail})", expected, "copy or make the file again"
-        ) from error
+        found = f"damaged or foreign content ({detail})"
+        raise unreadable(file, error, found, expected, "copy or make the file again") from error
 
 
 def load(path: str | os.PathLike[str]) -> Any:

@@ -7,10 +7,10 @@ from __future__ import annotations
 import codecs
 import importlib
 import json
-import os
 from typing import Any
 
-from fairseq.errors import BadFile, BadFlag, MissingDependency, MissingFile
+from fairseq.errors import BadFile, BadFlag, MissingDependency
+from fairseq.files.inputs import open_input
 
 LARGEST = 64 << 20  # bytes; published models and codes have at most about 15 MB
 
@@ -27,11 +27,7 @@ def read_bytes(path: str | None, flag: str, what: str) -> bytes:
     """The content of the file that `flag` names and that should be `what` ("a SentencePiece model")."""
     if not path:
         raise BadFlag(flag, "nothing", f"the path of {what}")
-    if not os.path.exists(path) or os.path.isdir(path):
-        raise MissingFile(path, f"give {what} with {flag}")
-    if not os.path.isfile(path):
-        raise BadFile(path, "a device or pipe", what, f"give it with {flag}")
-    with open(path, "rb") as stream:
+    with open_input(path, f"give {what} with {flag}") as stream:
         content = stream.read(LARGEST + 1)
     if not content:
         raise BadFile(path, "an empty file", what, f"give it with {flag}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from fairseq.errors import BadFile, MissingDependency, MissingFile, UserError
 from fairseq.files.fingerprint import file_fingerprint
-from fairseq.files.inputs import open_input
+from fairseq.files.inputs import open_input, regular_size
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 CONFIG = "config.json"
@@ -67,15 +67,24 @@ def weight_files(folder: str) -> list[str]:
     return []
 
 
+def require_regular_files(folder: str) -> None:
+    """BadFile for a FIFO, socket or device in a folder that transformers is to open: reading it might never end."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir() and os.path.exists(entry.path):
+                regular_size(entry.path)
+
+
 def read_config(folder: str) -> dict[str, Any]:
     """What config.json says; MissingFile or BadFile unless it describes a model that transformers knows by itself."""
     path = os.path.join(folder, CONFIG)
-    if not os.path.isfile(path):
-        raise MissingFile(path, f"{folder} is no model folder: it needs {CONFIG}, model.safetensors and tokenizer.json")
     try:
-        with open_input(path) as stream:
+        needed = f"it needs {CONFIG}, model.safetensors and tokenizer.json"
+        with open_input(path, f"{folder} is no model folder: {needed}") as stream:
             config = json.loads(stream.read())
-    except ValueError:
+    except UserError:
+        raise
+    except (ValueError, RecursionError):
         raise BadFile(path, "no JSON", "the configuration of a model", "copy the folder again") from None
     kind = config.get("model_type") if isinstance(config, dict) else None
     if not isinstance(kind, str):

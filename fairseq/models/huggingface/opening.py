@@ -8,7 +8,14 @@ from typing import Any
 
 from fairseq import training_state
 from fairseq.errors import BadFile, BadFlag
-from fairseq.models.huggingface.folders import folder_fingerprint, library, read_config, resolve, weight_files
+from fairseq.models.huggingface.folders import (
+    folder_fingerprint,
+    library,
+    read_config,
+    require_regular_files,
+    resolve,
+    weight_files,
+)
 from fairseq.models.huggingface.language_model import HuggingFaceDecoder, HuggingFaceLM
 from fairseq.models.huggingface.tokenizers import check_same_tokenizer
 
@@ -68,6 +75,7 @@ def _load(folder: str, args: argparse.Namespace) -> Any:
     """The network with all its weights; UserError when some are missing, of another shape, or not finite."""
     if not weight_files(folder):
         raise BadFile(folder, "no weights", "model.safetensors or pytorch_model.bin", "copy the folder again")
+    require_regular_files(folder)
     dtype = getattr(args, "hf_dtype", None) or "auto"
     settings: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "trust_remote_code": False}
     if getattr(args, "hf_device_map", None):

@@ -18,8 +18,9 @@ from fairseq.data.parquet_files import ParquetFile
 from fairseq.data.text_description import check_text, describe_text, text_counts
 from fairseq.data.token_ids import FOLDER, NAME, TokenIds
 from fairseq.data.workers import in_order
-from fairseq.errors import BadFile, BadFlag, MissingFile, UserError
+from fairseq.errors import BadFile, BadFlag, UserError
 from fairseq.files.fingerprint import file_fingerprint
+from fairseq.files.inputs import regular_size
 from fairseq.files.odd_characters import refuse_other_encodings
 from fairseq.files.outputs import ARRAY, ITEMS_INDEX, LOG, PROGRESS, RAW, Kind
 from fairseq.models.huggingface.encoding import ODD, DocumentEncoder, added_tokens, one_thread, safe_cut
@@ -68,8 +69,7 @@ class TokenizedText:
         self.args, self.splits = args, splits
         self._refuse_flags()
         for _, path in splits:
-            if not os.path.isfile(path):
-                raise MissingFile(path, "check --trainpref, --validpref and --testpref")
+            regular_size(path, "check --trainpref, --validpref and --testpref")
             if records_of(path) is not ParquetFile:
                 refuse_other_encodings(path)
         self._refuse_flags_of_documents()

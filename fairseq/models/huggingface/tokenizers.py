@@ -14,7 +14,7 @@ from fairseq.data.token_ids import DEFINITION, FOLDER, KIND, NAME, TokenIds
 from fairseq.errors import BadFile, MissingFile
 from fairseq.files.atomic_io import atomic_write
 from fairseq.files.sidecar import write_sidecar
-from fairseq.models.huggingface.folders import TOKENIZER_FILES, library
+from fairseq.models.huggingface.folders import TOKENIZER_FILES, library, require_regular_files
 from fairseq.refusals import refuse
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ LIMIT = 64 << 20  # bytes of a file that can belong to a tokenizer
 
 def open_tokenizer(folder: str) -> Any:
     """The tokenizer of a folder, as transformers opens it; UserError when there is none that can be opened."""
+    require_regular_files(folder)
     others = glob.glob(os.path.join(glob.escape(folder), "*.model"))
     if not others and not os.path.isfile(os.path.join(folder, DEFINITION)):
         raise MissingFile(os.path.join(folder, DEFINITION), "give a folder that holds a tokenizer")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fairseq.errors import BadFile
+from fairseq.errors import BadFile, unreadable
 from fairseq.files.inputs import regular_size
 from fairseq.files.names import is_utf8
 from fairseq.files.nearby import input_size
@@ -55,7 +55,8 @@ def faiss_errors(path: str, action: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError, OverflowError, AttributeError, TypeError) as error:  # unknown kinds: the last
-        raise BadFile(path, f"a file that FAISS cannot {action} ({reason(error)})", "a FAISS index", REMEDY) from error
+        found = f"a file that FAISS cannot {action} ({reason(error)})"
+        raise unreadable(path, error, found, "a FAISS index", REMEDY) from error
 
 
 def reason(error: Exception) -> str:
