@@ -29,8 +29,9 @@ from fairseq.data.text_description import describe_text
 from fairseq.data.text_encoder import TextEncoder
 from fairseq.data.text_words import read_pieces
 from fairseq.data.vocabulary import Progress, build_dictionary
-from fairseq.errors import BadFile, BadFlag, MissingFile, UserError
-from fairseq.files.atomic_io import atomic_write, open_log
+from fairseq.errors import BadFile, BadFlag, UserError
+from fairseq.files.atomic_io import atomic_write, open_log, writing
+from fairseq.files.inputs import regular_size
 from fairseq.files.odd_characters import MARKS, begins_with_mark, odd_sentences, refuse_other_encodings
 from fairseq.files.outputs import ITEMS_INDEX, LOG, RAW, Kind, claimed
 from fairseq.models.huggingface import TokenizedText
@@ -58,8 +59,7 @@ class Preprocessor:
     def text_path(self, prefix: str, lang: str | None) -> str:
         """The input file of a prefix: `prefix`, or `prefix.lang`."""
         path = prefix + (f".{lang}" if lang else "")
-        if not os.path.isfile(path):
-            raise MissingFile(path, "check --trainpref, --validpref, --testpref and the languages")
+        regular_size(path, "check --trainpref, --validpref, --testpref and the languages")
         return path
 
     def dict_path(self, lang: str | None) -> str:
@@ -146,8 +146,10 @@ class Preprocessor:
                     logger.warning("%s begins with a byte order mark, which becomes part of its first word", path)
         given = [] if self.args.joined_dictionary and self.args.tgtdict else [self.args.srcdict, self.args.tgtdict]
         for path in given:
-            if path and not os.path.isfile(path):
-                raise MissingFile(path, "give the dictionary that preprocess wrote")
+            if path:
+                regular_size(path, "give the dictionary that preprocess wrote")
+        for path in self._alignments():
+            regular_size(path)
         if not self._unfinished(log):
             self._refuse_to_replace_dictionaries()
 
@@ -234,12 +236,16 @@ class Preprocessor:
                     stream.write(encoder.encode(piece, odd))
         describe_text(output, dictionary)
 
+    def _alignments(self) -> dict[str, str]:
+        """The alignment files beside the texts, and their splits."""
+        if not self.args.align_suffix:
+            return {}
+        files = {f"{prefix}.{self.args.align_suffix}": split for split, prefix in self.splits()}
+        return {path: split for path, split in files.items() if os.path.lexists(path)}
+
     def write_alignments(self) -> None:
         """Binarises the alignment files beside the text, where there are any."""
-        for split, prefix in self.splits():
-            text = f"{prefix}.{self.args.align_suffix}"
-            if not os.path.isfile(text):
-                continue
+        for text, split in self._alignments().items():
             output = os.path.join(self.args.destdir, f"{split}.align.{self.args.source_lang}-{self.args.target_lang}")
             builder = make_builder(output + ".bin", self.args.dataset_impl)
             try:
@@ -296,7 +302,8 @@ def _log_file(path: str, args: argparse.Namespace) -> Iterator[None]:
         logger.setLevel(level)
         logger.removeHandler(handler)
         handler.close()
-        handler.stream.close()
+        with writing(path):  # what it could not write before, it tries again
+            handler.stream.close()
 
 
 def main(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import ctypes
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -115,7 +116,7 @@ def again(finished: Callable[[str], Path], tmp_path: Path) -> Callable[[str], tu
 
 
 @pytest.mark.parametrize("name", FAILING)
-@pytest.mark.parametrize("limit", [1 << 9, 20_000])
+@pytest.mark.parametrize("limit", [0, 1 << 9, 20_000])
 def test_a_limit_on_file_sizes(name: str, limit: int, again: Any) -> None:
     folder, flags = again(name)
     before = contents(folder)
@@ -130,6 +131,7 @@ def test_a_limit_on_file_sizes(name: str, limit: int, again: Any) -> None:
     assert status == 2, text
     sentence = one_sentence(text)
     assert "File too large" in sentence or "cannot be written" in sentence or "could not write" in sentence
+    assert "out/" in sentence  # the file is named
     assert changed(before, contents(folder)) <= TRAINED
 
 
@@ -162,7 +164,7 @@ def job_on(disk: Path, name: str, tmp_path: Path) -> Path:
     return folder
 
 
-FULL = [("preprocess", "1200k"), ("train", "200k"), ("k-means", "80k"), ("k-means", "20k")]
+FULL = [("preprocess", "4k"), ("preprocess", "1200k"), ("train", "200k"), ("k-means", "80k"), ("k-means", "20k")]
 FULL += [("two-level k-means", "300k"), ("greedy merging", "1800k"), ("AdaptRet", "40k"), ("sweep", "40k")]
 
 
@@ -173,6 +175,7 @@ def test_a_full_disk(name: str, size: str, small_disk: Any, tmp_path: Path) -> N
     status, text = in_child(STAGES[name].command, flags_of(name), folder, lambda: None)
     assert status == 2, text
     assert "No space left on device" in one_sentence(text) or "free some space" in one_sentence(text)
+    assert re.search(r"\b(out|disk)/", one_sentence(text))  # the file is named
 
 
 @pytest.mark.parametrize("name", ["save datastore", "build index"])

@@ -30,7 +30,7 @@ from fairseq.files.atomic_io import (
 )
 from fairseq.files.checksums import describe_content
 from fairseq.files.folders import make_parent
-from fairseq.files.progress import read_progress, rows_noted
+from fairseq.files.progress import read_progress, rows_noted, warn_of_other_run
 
 READ = 1 << 22
 REMEDY = "delete the folder and make it again"
@@ -160,6 +160,7 @@ def rows_done(path: str, description: dict[str, Any], streams: int = 1) -> tuple
     same = noted == {**description, "rows": rows, "digests": digests}
     if rows and same and isinstance(digests, list) and len(digests) == streams:
         return rows, digests
+    warn_of_other_run(path, noted)
     return 0, [""] * streams
 
 

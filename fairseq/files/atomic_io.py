@@ -86,7 +86,8 @@ def open_temporary(path: str | os.PathLike[str], mode: str = "wb", encoding: str
     if mode != "r+b":
         discard([temporary, *leftovers(path)])
         flags |= os.O_CREAT | os.O_EXCL
-    return open(os.open(temporary, flags, 0o666), mode, encoding=encoding)
+    with writing(path):
+        return open(os.open(temporary, flags, 0o666), mode, encoding=encoding)
 
 
 def open_log(path: str | os.PathLike[str]) -> IO[str]:
@@ -227,15 +228,16 @@ def torch_writing(stream: IO[bytes]) -> Iterator[Any]:
 
 def sync(path: str | os.PathLike[str]) -> None:
     """Flushes a file that another library has written to disk."""
-    with open(path, "rb") as stream:
+    with writing(path), open(path, "rb") as stream:
         os.fsync(stream.fileno())
 
 
 def publish(temporary: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """Flushes a temporary file to disk and renames it to `path`."""
-    sync(temporary)
-    require_replaceable(path)
-    os.replace(temporary, path)
+    with writing(path):
+        sync(temporary)
+        require_replaceable(path)
+        os.replace(temporary, path)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from fairseq.refusals import refuse
 FAISS_CODES = (b"Ix", b"Iw", b"Iv", b"IH", b"IF", b"IB", b"Il", b"IL")  # with which its index files begin
 HEAD = 4096  # bytes by which a kind is recognised
 LARGEST_JSON = 1 << 30
+LARGEST_PROGRESS = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ DESCRIPTION = Kind(
     "a description that this package wrote",
     lambda path, head: head[:1] == b"{" and {"kind", "format_version"} <= set(_json(path)),
 )
-PROGRESS = Kind("the progress of an unfinished run", lambda path, head: head[:1] == b"{" and len(_json(path)) > 0)
+# Of a name that no user chooses. A damaged one is not refused: the job starts from the beginning, and says so.
+PROGRESS = Kind("the progress of an unfinished run", lambda path, head: os.path.getsize(path) <= LARGEST_PROGRESS)
 INDEX = Kind("a FAISS index", lambda path, head: head[:2] in FAISS_CODES and head[2:4].isalnum())
 ARRAY = Kind("a NumPy array", lambda path, head: head.startswith(b"\x93NUMPY"))
 RAW = Kind("raw numbers", _raw)

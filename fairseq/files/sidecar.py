@@ -29,10 +29,11 @@ def sidecar_path(artefact: str) -> str:
 def write_sidecar(artefact: str, kind: str, fields: dict[str, Any]) -> None:
     """Writes the sidecar; to be called last, when the artefact is complete."""
     content = json.loads(json.dumps({"kind": kind, "format_version": FORMAT_VERSION, **fields}))
-    write_json(sidecar_path(artefact), {**content, OWN_DIGEST: _digest_of(content)})
+    write_json(sidecar_path(artefact), {**content, OWN_DIGEST: digest_of_fields(content)})
 
 
-def _digest_of(content: dict[str, Any]) -> str:
+def digest_of_fields(content: dict[str, Any]) -> str:
+    """The digest of fields that JSON can spell."""
     text = json.dumps(content, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -43,7 +44,7 @@ def _read(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BadFile(path, repr(content)[:80], "a description", "make the artefact again")
     digest = content.pop(OWN_DIGEST, None)
-    if digest is not None and digest != _digest_of(content):
+    if digest is not None and digest != digest_of_fields(content):
         found, expected = "fields that differ from those that were written", "the description of the artefact beside it"
         remedy = f'make the artefact again (or, if you changed it on purpose, remove "{OWN_DIGEST}" from it)'
         refuse(BadFile(path, found, expected, remedy))

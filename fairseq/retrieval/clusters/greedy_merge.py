@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from fairseq.errors import BadFile
 from fairseq.files.array_stream import ArrayStream, open_array, progress, rows_done
-from fairseq.files.atomic_io import require_free_space, staged, temporary_path, write_json
+from fairseq.files.atomic_io import require_free_space, staged, temporary_path
 from fairseq.files.checksums import check_opened
 from fairseq.files.number_checks import require_range
+from fairseq.files.progress import write_progress
 from fairseq.files.sidecar import read_sidecar, write_sidecar
 from fairseq.retrieval import kernels
 from fairseq.retrieval.datastore import Datastore, weights_path
@@ -190,7 +191,7 @@ def _search_all(
             bar.update(len(queries))
             if time.monotonic() - safe > SAFE_POINT_SECONDS:
                 stream.flush()
-                write_json(progress_path, progress(info, [stream]))
+                write_progress(progress_path, progress(info, [stream]))
                 safe = time.monotonic()
     write_sidecar(path, KIND, {**info, "content": {"neighbours": stream.finish()}})
     if os.path.exists(progress_path):

@@ -99,9 +99,10 @@ class Assignment:
         self._synced = time.monotonic()
         if path is not None:
             whole = self._take_over(batch, clusters) if take_over_temporary(path) else 0
-            self._stream = open_temporary(path, "r+b" if whole else "wb")
-            self._stream.truncate(whole)
-            self._stream.seek(0, os.SEEK_END)
+            with writing(path):
+                self._stream = open_temporary(path, "r+b" if whole else "wb")
+                self._stream.truncate(whole)
+                self._stream.seek(0, os.SEEK_END)
 
     def _take_over(self, batch: int, clusters: int) -> int:
         """Reads the complete batches at the start of the file, and returns their size in bytes."""

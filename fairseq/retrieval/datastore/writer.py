@@ -23,13 +23,12 @@ from fairseq.files.atomic_io import (
     require_replaceable,
     take_over_temporary,
     temporary_path,
-    write_json,
     writing,
 )
 from fairseq.files.checksums import describe_content
 from fairseq.files.inputs import open_input
 from fairseq.files.output_lock import exclusive
-from fairseq.files.progress import read_progress, rows_noted
+from fairseq.files.progress import read_progress, rows_noted, warn_of_other_run, write_progress
 from fairseq.files.sidecar import remove_sidecar, write_sidecar
 from fairseq.retrieval.datastore.layout import keys_path, values_path
 from fairseq.retrieval.datastore.raw_arrays import KEY_DTYPES, VALUE_DTYPES
@@ -81,9 +80,10 @@ class DatastoreWriter:
             self._remove_if_empty()
             raise
         self._files = [open_temporary(path, "r+b") for path in self._names]
-        for stream, row_bytes in zip(self._files, self._row_bytes, strict=True):
-            stream.truncate(self.written * row_bytes)
-            stream.seek(0, os.SEEK_END)
+        for stream, row_bytes, path in zip(self._files, self._row_bytes, self._names, strict=True):
+            with writing(path):
+                stream.truncate(self.written * row_bytes)
+                stream.seek(0, os.SEEK_END)
 
     def _resume(self) -> None:
         """Continues after the flushed rows of an unfinished run with the same identity, else starts from the
@@ -99,6 +99,8 @@ class DatastoreWriter:
                     return
                 logger.warning("%s: rows that differ from those that were written; saving all again", self.prefix)
                 self._digests = [RowDigest(), RowDigest()]
+            else:
+                warn_of_other_run(self._progress, progress)
             os.unlink(self._progress)  # of another run, which must not continue from this run's rows
         for name in self._names:
             open_temporary(name).close()
@@ -167,7 +169,7 @@ class DatastoreWriter:
     def _note_progress(self, **more: bool) -> None:
         digests = [digest.text() for digest in self._digests]
         state = {"identity": self.identity, "written": self.written, "digests": digests}
-        write_json(self._progress, {**state, **more})
+        write_progress(self._progress, {**state, **more})
 
     def close(self) -> None:
         """Leaves an unfinished datastore in a state from which the same command continues; removes an empty one."""

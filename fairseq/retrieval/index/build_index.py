@@ -33,7 +33,6 @@ from fairseq.files.atomic_io import (
     sync,
     take_over_temporary,
     temporary_path,
-    write_json,
     writing,
 )
 from fairseq.files.checksums import check_opened, describe_content, sample_digest
@@ -41,7 +40,7 @@ from fairseq.files.inputs import open_input
 from fairseq.files.number_checks import require_range
 from fairseq.files.output_lock import exclusive
 from fairseq.files.outputs import check_files, index_files
-from fairseq.files.progress import read_progress, rows_noted
+from fairseq.files.progress import read_progress, rows_noted, warn_of_other_run, write_progress
 from fairseq.files.sidecar import read_sidecar, remove_sidecar, sidecar_path, write_sidecar
 from fairseq.refusals import require_memory
 from fairseq.retrieval.datastore import Datastore, keys_path, read_keys, values_path
@@ -318,7 +317,7 @@ class IndexBuilder:
         stream.flush()
         os.fsync(stream.fileno())
         state = {**self._codes_identity(), "encoded": done, "digest": digest.text()}
-        write_json(self.progress_path, json.loads(json.dumps(state)))
+        write_progress(self.progress_path, state)
 
     def _codes_identity(self) -> dict[str, Any]:
         """Identifies what codes are made from: the keys, the recipe, and the trained index."""
@@ -334,6 +333,7 @@ class IndexBuilder:
         wanted = json.loads(json.dumps(self._codes_identity()))
         done, digest = rows_noted(progress, "encoded"), RowDigest()
         if not 0 < done <= self.size or {**progress, **wanted} != progress:
+            warn_of_other_run(self.progress_path, progress)
             return nothing
         with open_input(temporary_path(self.codes_path)) as stream:
             digest.add_from(stream, done * width)

@@ -26,11 +26,12 @@ from tqdm import tqdm
 
 from fairseq.errors import BadFile, BadFlag
 from fairseq.files.array_stream import ArrayStream, open_array, progress, rows_done
-from fairseq.files.atomic_io import require_free_space, write_json
+from fairseq.files.atomic_io import require_free_space
 from fairseq.files.checksums import check_opened
 from fairseq.files.fingerprint import quick_fingerprint
 from fairseq.files.number_checks import require_no_nan, require_range
 from fairseq.files.output_lock import exclusive
+from fairseq.files.progress import write_progress
 from fairseq.files.sidecar import read_sidecar, remove_sidecar, write_sidecar
 from fairseq.registry import declared_actions, is_built_in
 from fairseq.retrieval.clusters.members import index_dtype
@@ -193,7 +194,7 @@ def _search_all(
             if time.monotonic() - last_safe_point > SAFE_POINT_SECONDS:
                 for stream in streams:
                     stream.flush()
-                write_json(progress_path, progress(description, streams))
+                write_progress(progress_path, progress(description, streams))
                 last_safe_point = time.monotonic()
     content = {name: stream.finish() for name, stream in zip(("ids", "distances"), streams, strict=True)}
     write_sidecar(os.path.join(folder, KIND), KIND, {**description, "content": content})
