@@ -16,6 +16,9 @@ def infer_init_method(args: argparse.Namespace) -> None:
         raise UserError(
             f"WORLD_SIZE: found {world}, expected 1; this package trains in one process: start it without a launcher"
         )
+    if not is_master(args):
+        remedy = "drop it: only rank 0 saves checkpoints, and this package trains in one process"
+        raise BadFlag("--distributed-rank", args.distributed_rank, "0", remedy)
     if args.distributed_world_size > 1:
         raise BadFlag(
             "--distributed-world-size",

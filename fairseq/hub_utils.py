@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fairseq import checkpoint_utils
 from fairseq.errors import MissingFile
+from fairseq.files.odd_characters import warn_of_odd_characters
 from fairseq.sequence_generator import SequenceGenerator
 
 BPE_FILES = {"code": "bpe_codes", "bpecodes": "bpe_codes", "sentencepiece.bpe.model": "sentencepiece_vocab"}
@@ -99,7 +100,8 @@ class GeneratorHubInterface(nn.Module):
         return self.tgt_dict.string(tokens)
 
     def encode(self, sentence: str) -> Tensor:
-        """Raw text -> token ids (T,) with eos."""
+        """Raw text -> token ids (T,) with eos; a warning counts characters that are hardly ever intended."""
+        warn_of_odd_characters("the text", sentence, lines=False)
         return self.binarize(self.apply_bpe(self.tokenize(sentence)))
 
     def decode(self, tokens: Tensor) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 from fairseq import options, utils
 from fairseq.errors import UserError
 from fairseq.evaluation.lm_scoring import LMScoring
+from fairseq.files.odd_characters import warn_of_odd_characters
 from fairseq.hub_utils import sample_word
 from fairseq.key_types import keys_of
 from fairseq.knnlm import KNNLM, build_knnlm
@@ -174,10 +175,13 @@ class RetrievalLM:
     def _lines(self, text: str) -> list[Tensor]:
         if not text.split():
             raise UserError(f"text: found {text!r}, expected at least one word; give a text")
-        return [self.dictionary.encode_line(line, add_if_not_exist=False) for line in text.splitlines()]
+        warn_of_odd_characters("text", text)
+        lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+        return [self.dictionary.encode_line(line, add_if_not_exist=False) for line in lines]
 
     def _scored(self, lines: list[Tensor]) -> list[ScoredSequence]:
         scoring = self.scoring.on_text(lines)
+        scoring.warn_of_skipped()
         sequences = [sequence for batch in scoring.batches() for sequence in scoring.score(batch)]
         return sorted(sequences, key=lambda sequence: sequence.sample_id)
 
@@ -202,6 +206,7 @@ class RetrievalLM:
         its log-probabilities (V,) of the token after. An empty prompt has the start alone."""
         if len(self.scoring.models) > 1:
             raise UserError("path: found several models, expected one to look at prompts; name one checkpoint")
+        warn_of_odd_characters("text", text, lines=False)
         tokens = self.dictionary.encode_line(" ".join(text.split()), add_if_not_exist=False, append_eos=False).long()
         if len(tokens) + 1 > self._longest():
             found = f"{len(tokens)} tokens"

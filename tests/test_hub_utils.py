@@ -106,3 +106,13 @@ def test_top_k_and_top_p_keep_the_likely_words():
 def test_a_missing_folder_says_what_to_do():
     with pytest.raises(MissingFile, match=r"transformer_lm\.wmt19\.en: no such file.*wmt19\.en\.tar"):
         TransformerLanguageModel.from_pretrained("transformer_lm.wmt19.en")
+
+
+def test_odd_characters_are_said(hub, caplog):
+    for use in (hub.score, lambda text: hub.sample(text, max_len_b=1)):
+        caplog.clear()
+        use("the\u200b word\0")
+        assert "found 1 zero-width spaces" in caplog.text and "found 1 NUL bytes" in caplog.text
+    caplog.clear()
+    hub.score("the\r\nword\rthe")
+    assert "found" not in caplog.text

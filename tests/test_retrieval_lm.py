@@ -157,3 +157,22 @@ def test_state_is_not_shared_between_texts(lm: RetrievalLM) -> None:
     again = lm.score_text(text)
     np.testing.assert_array_equal(first.log_probs, again.log_probs)
     assert torch.equal(torch.from_numpy(first.searched), torch.from_numpy(again.searched))
+
+
+ODD = {"a\0b": "1 NUL bytes", "\ufeffa b": "1 byte order marks", "a\u200bb": "1 zero-width spaces"}
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_odd_characters_are_said(text: str, lm: RetrievalLM, caplog: pytest.LogCaptureFixture) -> None:
+    for use in (lm.score_text, lm.neighbours, lambda text: lm.continue_text(text, max_len_b=1)):
+        caplog.clear()
+        use(text)
+        assert f"text: found {ODD[text]}" in caplog.text
+
+
+def test_lines_end_as_preprocess_ends_them(lm: RetrievalLM, caplog: pytest.LogCaptureFixture) -> None:
+    """U+2028, U+0085 and the like separate words; a carriage return alone ends a line, with a warning."""
+    tokens = lm.score_text("the\u2028the\x85the\x0cthe\nthe\r\nthe\n").tokens
+    assert tokens == ["the"] * 4 + ["</s>", "the", "</s>", "the", "</s>"] and "found" not in caplog.text
+    assert lm.score_text("the\rthe").tokens == ["the", "</s>"] * 2
+    assert "1 carriage returns that no line feed follows, which end lines" in caplog.text

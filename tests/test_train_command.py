@@ -181,6 +181,8 @@ def test_new_starts_from_old_weights(train, tmp_path) -> None:
     [
         (["--fp16"], ["--fp16", "GPU"]),
         (["--distributed-world-size", "2"], ["--distributed-world-size", "use one process"]),
+        (["--distributed-rank", "1"], ["--distributed-rank", "only rank 0 saves"]),
+        (["--distributed-rank", "-1"], ["--distributed-rank", "only rank 0 saves"]),
         (["--best-checkpoint-metric", "bleu"], ["--best-checkpoint-metric", "loss, ppl"]),
         (["--save-dir", "/dev/null/x"], ["--save-dir", "/dev/null/x"]),
         (["--train-subset", "nothing"], ["nothing"]),

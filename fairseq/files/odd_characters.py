@@ -5,9 +5,12 @@ warning. Text in another encoding than UTF-8 is refused."""
 from __future__ import annotations
 
 import codecs
+import logging
 from collections import Counter
 
 from fairseq.errors import BadFile
+
+logger = logging.getLogger(__name__)
 
 HEAD = 1 << 16  # number of bytes from which another encoding is detected
 # The four-byte marks come first: UTF-32's begins with UTF-16's.
@@ -65,3 +68,14 @@ def count_odd_characters(text: bytes, counts: Counter[str]) -> None:
 def odd_sentences(counts: Counter[str]) -> list[str]:
     """The clauses of a warning, one per kind of character: "2 NUL bytes, which become part of words"."""
     return [f"{counts[kind]} {kind}, which {meaning}" for kind, meaning in MEANING.items() if counts[kind]]
+
+
+def warn_of_odd_characters(name: str, text: str, lines: bool = True) -> None:
+    """Warns of such characters in the text that a program passes as `name`. lines: whether line ends are looked at, so
+    that carriage returns end lines; else they are spaces."""
+    counts: Counter[str] = Counter()
+    count_odd_characters(text.encode("utf-8", "surrogatepass"), counts)
+    if not lines:
+        del counts[RETURNS]
+    for sentence in odd_sentences(counts):
+        logger.warning("%s: found %s", name, sentence)

@@ -33,6 +33,7 @@ from fairseq.retrieval.datastore.writer import DatastoreWriter
 from fairseq.retrieval.entries import Entries
 from tests.descriptions import edit_description
 from tests.fuzz.retrieval_readers import ARTEFACTS
+from tests.fuzz.text_readers import TEXTS
 
 GOLDEN = Path(__file__).resolve().parent.parent / "fixtures" / "golden"
 ENTRIES, WIDTH = 60, 4
@@ -281,4 +282,5 @@ READERS: dict[str, Reader] = {
     "checkpoint, options": Reader(_options, _read_options),
     "flags": Reader(_flags, _read_flags),
     **{name: Reader(prepare, read, compares=True) for name, (prepare, read) in ARTEFACTS.items()},
+    **{name: Reader(*parts) for name, parts in TEXTS.items()},
 }

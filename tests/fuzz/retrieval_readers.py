@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from fairseq.evaluation.sweep import SettingResult
-from fairseq.files.array_stream import RowDigest
+from fairseq.files.array_stream import ArrayStream, RowDigest, progress
 from fairseq.files.atomic_io import temporary_path, write_json
+from fairseq.files.progress import write_progress
 from fairseq.retrieval.clusters.greedy_merge import dump_neighbours, merge
 from fairseq.retrieval.clusters.kmeans import KMeansRecipe, cluster_keys
 from fairseq.retrieval.clusters.members import Clusters, load_clusters, save_clusters, save_members_pickle
@@ -332,6 +333,41 @@ def read_neighbours(folder: Path, seed: int = 3) -> bytes:
     return _bytes(result.weights, result.absorber)
 
 
+def prepare_half_neighbours(folder: Path) -> list[Path]:
+    """The first 100 rows are there, and the progress file that says so."""
+    prepare_neighbours(folder)
+    info = json.loads((folder / "n.npy.json").read_text())
+    whole = np.load(folder / "n.npy")
+    for name in ("n.npy", "n.npy.json"):
+        (folder / name).unlink()
+    stream = ArrayStream(str(folder / "n.npy"), "<i4", (6,))
+    stream.append(whole[:100])
+    stream.flush()
+    described = {name: info[name] for name in ("k", "entries", "identity")}
+    write_progress(str(folder / "n.npy.progress.json"), progress(described, [stream]))
+    stream.close()
+    return [temporary_path(folder / "n.npy"), folder / "n.npy.progress.json"]
+
+
+def prepare_half_searches(folder: Path) -> list[Path]:
+    """The same of saved searches, of which there are two arrays."""
+    prepare_searches(folder)
+    (place,) = (path for path in (folder / "s").iterdir() if path.name.startswith("searches-"))
+    sidecar = json.loads((place / "searches.json").read_text())
+    whole = {name: np.load(place / f"{name}.npy") for name in ("ids", "distances")}
+    for path in files_in(place):
+        path.unlink()
+    streams = [ArrayStream(str(place / f"{name}.npy"), a.dtype.str, a.shape[1:]) for name, a in whole.items()]
+    for stream, array in zip(streams, whole.values(), strict=True):
+        stream.append(array[:8])
+        stream.flush()
+    described = {name: sidecar[name] for name in sidecar if name not in ("kind", "format_version", "content", "digest")}
+    write_progress(str(place / "progress.json"), progress(described, streams))
+    for stream in streams:
+        stream.close()
+    return [*(temporary_path(place / f"{name}.npy") for name in whole), place / "progress.json"]
+
+
 def row_digest(rows: np.ndarray) -> str:
     """As progress files keep it."""
     digest = RowDigest()
@@ -357,4 +393,6 @@ ARTEFACTS: dict[str, tuple[Part, Callable[[Path], bytes]]] = {
     "AdaptRet, half trained": (prepare_gate_state, read_gate_state),
     "n-grams": (prepare_ngrams, read_ngrams),
     "neighbours": (prepare_neighbours, read_neighbours),
+    "neighbours, half found": (prepare_half_neighbours, read_neighbours),
+    "searches, half done": (prepare_half_searches, read_searches),
 }

@@ -11,7 +11,7 @@ from tests.fuzz.campaign import run
 from tests.fuzz.readers import READERS
 
 BY_ITSELF = "index"  # a reader that is no part of the table
-SLOW = ("checkpoint, zip", "checkpoint, legacy", "checkpoint, options")  # each case builds a model
+SLOW = ("checkpoint, zip", "checkpoint, legacy", "checkpoint, options", "options, evaluated", "model folder")
 
 
 @pytest.mark.parametrize("name", [*READERS, BY_ITSELF])
@@ -23,5 +23,5 @@ def test_damage_is_read_or_refused(name: str) -> None:
     assert not outcome.failures, "\n".join(f"seed {seed}: {what}" for seed, what in outcome.failures[:3])
     if compares:
         assert outcome.counts["refused"] + outcome.counts["unharmed"] == cases
-    elif name != "k-means, unfinished":  # which begins anew instead
+    elif name not in ("k-means, unfinished", "tokenizer of a text"):  # which begins anew; of which one file is read
         assert outcome.counts["refused"], "no input was damaged enough to be refused"

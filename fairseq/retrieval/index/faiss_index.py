@@ -28,6 +28,7 @@ RECONSTRUCT_CHUNK = 1 << 24  # floats reconstructed at a time: 64 MB
 COMPARED_QUERIES, COMPARED_ENTRIES = 4, 8  # for the check that distances equal those of a search
 TOLERANCE = 1e-3  # relative; errors of single precision are far smaller, those of fast scans are larger
 OF_BITS = ("IndexLSH", "IndexIVFSpectralHash")  # kinds of index whose search returns Hamming distances
+REMOVED_EXAMINED = 1 << 16  # keys with which the last entry of an incomplete index is compared
 FAR = 1e30  # squared distance of an entry that the index lacks: its weight is 0, but the distance is finite
 
 
@@ -66,7 +67,36 @@ class FaissIndex:
             expected = f"at most the datastore's {size}"
             raise BadFile(path, f"{self.count} entries", expected, "check --dstore-size, or which index belongs to it")
         if self.count < size:
-            logger.warning("%s holds %d of the datastore's %d entries", path, self.count, size)
+            logger.warning("%s holds %d of the datastore's %d entries%s", path, self.count, size, self._numbering())
+
+    @property
+    def _by_position(self) -> bool:
+        """Whether the number of an entry is its position in the index, so that nothing tells which ones are missing."""
+        return self._id_map is None and self.ivf is None
+
+    def _numbering(self) -> str:
+        if not self._by_position:
+            return ""
+        return (
+            f": an {type(self.core).__name__} numbers its entries by position, so this is right only where the last "
+            "ones are missing; if others were removed, build it again, with an IndexIDMap or without removing any"
+        )
+
+    def check_positions(self, keys: NDArray[Any]) -> None:
+        """BadFile when entries were removed from the middle of an index whose numbers are positions: its last entry is
+        then a later row of `keys` (N, D) than its number says."""
+        faiss = require_faiss()
+        if not self._by_position or not 0 < self.count < self.size or not isinstance(self.core, faiss.IndexFlat):
+            return
+        last = self.count - 1
+        rows = np.asarray(keys[last : min(self.size, last + REMOVED_EXAMINED)], np.float32)
+        vectors = self._transformed(torch.from_numpy(rows)).cpu().numpy() if self._transforms else rows
+        own = self.core.reconstruct(last)
+        same = np.isclose(vectors, own, rtol=1e-3, atol=1e-5).all(1)
+        if not same[0] and same.any():
+            found = f"row {last + int(same.argmax())} of the keys as its entry {last}"
+            expected = f"row {last}: entries were removed from this index, after which FAISS numbers the others anew"
+            raise BadFile(self.path, found, expected, "build it again from all keys")
 
     def _require_known_metric(self) -> None:
         """BadFile unless the metric of the index and of `core` is squared L2 distance or inner product."""

@@ -35,7 +35,10 @@ def open_index(
         keys = datastore.require_keys(f"choosing from what {path} finds")
         return RefinedIndex(path, datastore.size, probe, device, keys, factor)
     kind = FaissIndex if torch.device(device).type == "cpu" else DeviceIndex
-    return kind(path, datastore.size, probe, device)
+    index = kind(path, datastore.size, probe, device)
+    if datastore.keys is not None:
+        index.check_positions(datastore.keys)
+    return index
 
 
 def refinement(path: str | None) -> float | None:

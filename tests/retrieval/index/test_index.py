@@ -106,6 +106,31 @@ def test_fewer_entries_than_the_datastore(tmp_path: Path, caplog: pytest.LogCapt
     assert "holds 300 of the datastore's 310 entries" in caplog.text
 
 
+REMOVED = {"first": [0], "middle": [100, 101, 7], "range": range(40, 90), "last": [299], "last ones": range(280, 300)}
+
+
+@pytest.mark.parametrize("kind", REMOVED)
+@pytest.mark.parametrize("transformed", [False, True])
+def test_entries_removed_from_a_flat_index(
+    kind: str, transformed: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """FAISS numbers what remains anew: right only where the last entries were removed."""
+    index = faiss.index_factory(DIMENSION, "PCAR8,Flat" if transformed else "Flat")
+    index.train(KEYS)
+    index.add(KEYS)
+    inner = faiss.downcast_index(index.index) if transformed else index
+    inner.remove_ids(np.array(REMOVED[kind], np.int64))
+    index.ntotal = inner.ntotal
+    faiss.write_index(index, str(tmp_path / "flat.index"))
+    opened = FaissIndex(str(tmp_path / "flat.index"), ENTRIES)
+    assert "an IndexFlat numbers its entries by position, so this is right only" in caplog.text.replace("L2", "")
+    if kind.startswith("last"):
+        opened.check_positions(KEYS)
+    else:
+        with pytest.raises(BadFile, match="entries were removed from this index.*build it again from all keys"):
+            opened.check_positions(KEYS)
+
+
 def test_unreadable(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="missing.index: no such file"):
         read_faiss_index(str(tmp_path / "missing.index"))
