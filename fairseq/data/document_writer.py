@@ -18,8 +18,8 @@ from fairseq.data.indexed_dataset import best_fitting_dtype
 from fairseq.data.mmap_dataset import data_file_path, index_file_path, write_index
 from fairseq.errors import BadFile
 from fairseq.files.array_stream import ArrayStream, open_array
-from fairseq.files.atomic_io import atomic_write, delay_interrupts, discard, write_json
-from fairseq.files.progress import read_progress
+from fairseq.files.atomic_io import atomic_write, delay_interrupts, discard
+from fairseq.files.progress import read_progress, warn_of_other_run, write_progress
 from fairseq.files.sidecar import remove_sidecar
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,9 @@ class DocumentWriter:
 
     def _resume(self) -> None:
         noted = read_progress(self._progress)
-        if noted.get("identity") == self.identity:
+        if noted.get("identity") != self.identity:
+            warn_of_other_run(self._progress, noted)
+        else:
             try:
                 self._streams = self._opened(noted["rows"], noted["digests"])
                 self.position, self.number, self.counts = noted["position"], noted["number"], noted["counts"]
@@ -146,7 +148,7 @@ class DocumentWriter:
         rows, digests = [s.rows for s in self._streams], [s.digest for s in self._streams]
         state = {"position": self.position, "number": self.number, "counts": self.counts}
         state |= {"odd": dict(self.odd), "open": self._open}
-        write_json(self._progress, {"identity": self.identity, "rows": rows, "digests": digests, **state})
+        write_progress(self._progress, {"identity": self.identity, "rows": rows, "digests": digests, **state})
         self._last_safe_point = time.monotonic()
 
     def close(self) -> None:
