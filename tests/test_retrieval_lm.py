@@ -14,7 +14,9 @@ import torch
 
 from fairseq import options
 from fairseq.errors import UserError
-from fairseq.retrieval_lm import RetrievalLM, _Mixture
+from fairseq.generation.positions import Positions
+from fairseq.retrieval_lm import RetrievalLM
+from fairseq.retrieval_steps import RetrievalSteps
 from fairseq_cli import eval_lm
 
 GOLDEN = Path(__file__).resolve().parent / "fixtures" / "golden"
@@ -98,16 +100,14 @@ def test_the_distribution_of_writing_is_that_of_scoring(strategy: str) -> None:
     lm = opened(strategy=strategy)
     text = " ".join(TEXT.split()[40:70])
     scored = lm.score_text(text)
-    tokens, queries, _, _ = lm._prompt(text)
-    mixture = _Mixture(lm.knnlm)
-    alone: dict[str, Any] = {}
-    for place, token in enumerate(tokens.tolist()):
-        words = torch.cat([torch.tensor([lm._start()]), tokens[:place]])
-        _, lm_log_probs = lm._forward(words, alone)
-        mixed = mixture.next_log_probs(queries[place], lm_log_probs)
+    tokens = lm._prompt(text)
+    positions = Positions(lm._lm, RetrievalSteps(lm.knnlm))
+    position = positions.begin([tokens[:0]])
+    for place, token in enumerate(tokens):
+        mixed = position.log_probs[0]
         assert float(mixed.exp().sum()) == pytest.approx(1, abs=1e-5)
         assert float(mixed[token]) == pytest.approx(float(scored.log_probs[place]), abs=1e-4)
-        mixture.observe(token)
+        position = positions.choose(token[None], torch.zeros(1, dtype=torch.int64))
 
 
 def test_what_is_written_begins_with_the_prompt_and_repeats(lm: RetrievalLM) -> None:

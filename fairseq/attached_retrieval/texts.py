@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq.errors import UserError
-from fairseq.scored_sequences import CONTEXT_TOKENS
+from fairseq.scored_sequences import contexts
 
 NO_TOKEN = -1  # at padding
 FROM_LOGITS = frozenset({"lm_max", "lm_entropy"})  # features that need the model's distribution at every token
@@ -79,8 +79,7 @@ def features_of(
     log_probs (R, m, V) at the places `wanted` (R, L). beginning: stands for the tokens before the start of a text."""
     features = {}
     if "context" in needs:
-        padded = F.pad(tokens, (CONTEXT_TOKENS - 1, 0), value=beginning)
-        features["context"] = padded.unfold(1, CONTEXT_TOKENS, 1).flip(2)
+        features["context"] = contexts(tokens, beginning)
     if FROM_LOGITS & set(needs):
         place = wanted.clamp(min=0).to(log_probs.device)
         largest = log_probs.amax(2).exp()

@@ -3,6 +3,7 @@ see each other, padding is no text, and the model is afterwards as it was before
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from fairseq.attached_retrieval import Retrieval
 from fairseq.errors import UserError
 from fairseq.evaluation.lm_scoring import LMScoring
 from fairseq.knnlm import build_knnlm
+from fairseq.retrieval_lm import RetrievalLM
 from tests.huggingface.attached import ByHand, opened, random_datastore
 from tests.huggingface.conftest import GOLDEN_HF
 from tests.huggingface.families import VOCABULARY, make
@@ -268,6 +270,10 @@ def test_a_datastore_of_another_model_is_refused(
         assert "not known" not in caplog.text
     with pytest.raises(UserError, match="weights"):
         retrieval.attached_to(models["llama"])
+    for model in ("gpt2", "llama"):
+        folder, data = str(GOLDEN_HF / model), str(binarised(GOLDEN_HF / model))
+        with contextlib.nullcontext() if model == "gpt2" else pytest.raises(UserError, match="weights"):
+            RetrievalLM.open(folder, data, dstore_filename=str(tmp_path / "d"), cpu=True, **settings)
     with pytest.raises(UserError, match="key type"):
         Retrieval.open(str(tmp_path / "d"), knn_keytype="final_hidden", **settings).attached_to(models["gpt2"])
     changed = loaded("gpt2")
