@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from fairseq import options
-from fairseq.data import Dictionary, data_utils
+from fairseq.data import data_utils
+from fairseq.data.token_ids import open_vocabulary
 from fairseq.errors import BadFile, BadFlag
 from fairseq.files.fingerprint import split_fingerprints
 from fairseq.files.outputs import ARCHIVE, GATE, claimed, described
@@ -164,7 +165,7 @@ def _ngrams(args: argparse.Namespace, scores: ScoreCache) -> NgramTable:
     """The n-gram counts of the training text; an existing folder is used again if it is of the same text."""
     if args.data is None:
         raise BadFlag("--data", "nothing", "the folder of the training text, or --features without freq and fert")
-    dictionary = Dictionary.load(os.path.join(args.data, "dict.txt"))
+    dictionary = open_vocabulary(args.data)
     path = os.path.join(args.data, args.ngram_split)
     dataset = data_utils.load_indexed_dataset(path, dictionary, "mmap")
     if dataset is None:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+from typing import Any
 
+from fairseq.data.dictionary import Dictionary
 from fairseq.errors import BadFile, MissingFile
 from fairseq.files.inputs import open_input
 from fairseq.files.sidecar import read_sidecar
@@ -80,3 +82,14 @@ class TokenIds:
             expected, remedy = "the file that preprocess copied", "preprocess the text again"
             raise BadFile(path, "no vocabulary", expected, remedy) from None
         return [str(names.get(number, f"<id {number}>")) for number in range(self.size)]
+
+
+def open_vocabulary(data: str) -> Any:  # Dictionary | TokenIds, which share no base
+    """What the numbers of a data folder's texts stand for: the words of its `dict.txt`, or the tokens of the tokenizer
+    that made them."""
+    path = os.path.join(data, "dict.txt")
+    if os.path.exists(path):
+        return Dictionary.load(path)
+    if TokenIds.described_in(data):
+        return TokenIds.load(data)
+    raise MissingFile(path, "give the folder that preprocess.py --only-source wrote")

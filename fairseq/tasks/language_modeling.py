@@ -21,8 +21,9 @@ from fairseq.data import (
     data_utils,
 )
 from fairseq.data.sliding_windows import SlidingWindowDataset
-from fairseq.data.token_ids import TokenIds
+from fairseq.data.token_ids import open_vocabulary
 from fairseq.errors import BadFile, BadFlag, MissingFile
+from fairseq.files.fingerprint import vocabulary_file
 from fairseq.flag_types import any_int, finite_float, positive_int, row_count
 from fairseq.key_types import DEFAULT as DEFAULT_KEY_TYPE
 from fairseq.key_types import KEY_TYPES
@@ -102,7 +103,7 @@ class LanguageModelingTask(FairseqTask):
     @classmethod
     def setup_task(cls, args: argparse.Namespace, **kwargs: Any) -> LanguageModelingTask:
         """Reads the dictionary of the (first) data folder."""
-        dictionary = cls._vocabulary(utils.split_paths(args.data)[0])
+        dictionary = open_vocabulary(utils.split_paths(args.data)[0])
         logger.info("dictionary: %d types", len(dictionary))
         size = getattr(args, "output_dictionary_size", -1)
         output_dictionary = TruncatedDictionary(dictionary, size) if size >= 0 else dictionary
@@ -110,16 +111,6 @@ class LanguageModelingTask(FairseqTask):
             args.self_target = not args.exclude_self_target
         targets = [kind for kind in ("self", "future", "past") if getattr(args, kind + "_target", False)]
         return cls(args, dictionary, output_dictionary, targets)
-
-    @staticmethod
-    def _vocabulary(folder: str) -> Any:
-        """The words of `dict.txt`, or the tokens of the tokenizer that the folder's texts were made with."""
-        path = os.path.join(folder, "dict.txt")
-        if os.path.exists(path):
-            return Dictionary.load(path)
-        if TokenIds.described_in(folder):
-            return TokenIds.load(folder)
-        raise MissingFile(path, "give the folder that preprocess.py --only-source wrote")
 
     def check_folders(self, split: str) -> None:
         """Refuses, before any work, a data folder of a later epoch that has another dictionary, or lacks `split`."""
@@ -129,10 +120,10 @@ class LanguageModelingTask(FairseqTask):
             if not data_utils.split_exists(path):
                 raise MissingFile(path + ".idx", f"the folder has no {split!r}; check it and --train-subset")
         for folder in folders[1:]:
-            path = os.path.join(folder, "dict.txt")
-            if Dictionary.load(path).symbols != self.dictionary.symbols:
+            if open_vocabulary(folder).symbols != self.dictionary.symbols:
                 expected = f"the words of {folders[0]}, in the same order"
-                raise BadFile(path, "another dictionary", expected, "preprocess the text again with --srcdict")
+                remedy = "preprocess the text again with --srcdict"
+                raise BadFile(vocabulary_file(folder), "another dictionary", expected, remedy)
         if len(folders) > 1:
             logger.info("%d data folders take turns; validation reads %s", len(folders), folders[0])
 

@@ -181,6 +181,11 @@ def test_save_index_use_and_go_on(
     assert evaluate(data, model, *use)["searches_saved_percent"] > 20
     doctor = run_cli("doctor", [data, "--path", model, *QUIET, *use])
     assert doctor.status == 0, doctor.stdout + doctor.stderr
+    evaluate(data, model, "--gen-subset", "valid", *how, "--save-scores", tmp_path / "scores", "--save-features")
+    gate = ["--scores", tmp_path / "scores", "--save", tmp_path / "gate.pt", "--data", data, "--epochs", 1, "--k", 32]
+    gate += ["--dstore-filename", store, "--indexfile", index, "--knn-sim-func", "do_not_recomp_l2", "--no-load-keys"]
+    trained = run_cli("adaptret", [*gate, "--no-progress-bar"])
+    assert trained.status == 0 and (tmp_path / "gate.pt").exists(), trained.stderr
     other = run_cli("eval_lm", [data, "--path", model, *QUIET, *use, "--knn-keytype", "final_hidden"])
     assert "key type" in other.error
     gpt2 = run_cli("eval_lm", [binarised(golden_hf / "gpt2"), "--path", golden_hf / "gpt2", *QUIET, *use])
