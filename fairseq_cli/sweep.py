@@ -369,9 +369,10 @@ def write_tables(prefix: str, results: dict[str, Any]) -> None:
 
 
 def method_name(point: dict[str, Any]) -> str:
-    """A strategy, with the values of the flags in which its points differ."""
+    """A strategy, with the values of the flags in which its points differ, as far as they are given."""
     columns = {*COLUMNS, *SHARES, "series", "seed", "max_knns", "count", "tokens", "searches"}
-    own = [f"{name} {point[name]}" for name in point if name not in columns and not isinstance(point[name], str)]
+    known = [name for name in point if name not in columns and point[name] is not None]
+    own = [f"{name} {point[name]}" for name in known if not isinstance(point[name], str)]
     return " ".join([point["strategy"], *own])
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from fairseq.evaluation import sweep as sweep_module
 from fairseq.retrieval.index import FaissIndex
+from fairseq_cli.sweep import method_name
 
 GOLDEN = Path(__file__).resolve().parents[1] / "fixtures" / "golden"
 MEMBERS = "checkpoints/kmeans_s40000000_k400_members.pkl"
@@ -186,6 +187,11 @@ def test_a_strategy_that_sets_its_own_weight_is_evaluated_for_each_lambda(
 )
 def test_mistakes_are_one_sentence(sweep: Any, flags: str, sentence: str) -> None:
     assert sentence in sweep(flags, 2).error
+
+
+def test_a_method_is_named_by_the_flags_that_were_given() -> None:
+    point = {"strategy": "retomaton_chains", "members": "a.pkl", "min_knns": 1, "chain_power": 4.0, "ngrams": None}
+    assert method_name(point) == "retomaton_chains chain_power 4.0"
 
 
 def test_help_shows_the_flags_of_the_strategies_named(run_cli: Any) -> None:
