@@ -19,7 +19,7 @@ from fairseq_cli.doctor import get_verify_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-OF_OTHER_PROGRAMS = {"--editable"}  # of pip
+OF_OTHER_PROGRAMS = {"--editable", "--model", "--model_args", "--tasks", "--batch_size"}  # pip, lm-evaluation-harness
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 
 

@@ -189,7 +189,7 @@ def test_flags_of_extensions_are_shown_where_they_were_declared() -> None:
     assert found == {"Known": ["--known"], "Its own": ["--grouped"], "Other flags": ["--help", "--of-an-extension"]}
 
 
-OF_OTHER_PROGRAMS = "--editable"
+OF_OTHER_PROGRAMS = "--editable --model --model_args --tasks --batch_size"  # of pip and lm-evaluation-harness
 
 
 def test_documents_name_flags_that_exist() -> None:

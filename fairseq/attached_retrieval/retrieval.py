@@ -119,14 +119,19 @@ def _fingerprint(model: Any, lm: Any) -> str:
     return _digests[model][1]
 
 
+def is_setting(name: str, strategy: str | None = None) -> bool:
+    """Whether `Retrieval.open` knows a setting of this name; strategy: the chosen one, which may have its own (of any
+    strategy without it)."""
+    known = {*" ".join(EVALUATION.groups[group] for group in GROUPS).split(), *OTHERS} - {*NOT_HERE}
+    parser = Parser(add_help=False, conflict_handler="resolve")
+    for chosen, cls in RETRIEVER_REGISTRY.items():
+        if strategy in (None, chosen):
+            cls.add_args(parser)
+    return flag(name) in known | {option for action in parser._actions for option in action.option_strings}
+
+
 def _refuse_others(settings: dict[str, Any]) -> None:
     """BadFlag for a setting that has nothing to do with retrieval."""
-    known = {*" ".join(EVALUATION.groups[name] for name in GROUPS).split(), *OTHERS} - {*NOT_HERE}
-    chosen = RETRIEVER_REGISTRY.get(settings.get("strategy") or "retomaton")
-    parser = Parser(add_help=False)
-    if chosen is not None:
-        chosen.add_args(parser)
-    known |= {option for action in parser._actions for option in action.option_strings}
     for name in settings:
-        if flag(name) not in known:
+        if not is_setting(name, settings.get("strategy") or "retomaton"):
             raise BadFlag(flag(name), "it here", "a setting of retrieval", "see docs/python.md")
