@@ -34,6 +34,7 @@ from fairseq.flag_types import (
 )
 from fairseq.knnlm import build_knnlm, open_stores
 from fairseq.refusals import add_force
+from fairseq.retrieval.datastore.peer_files import name_datastore
 from fairseq.retrieval.datastore.provenance import SOURCE, check_query_model
 from fairseq.retrieval.index.interface import add_index_arg
 from fairseq.retrieval.retrievers.adaptret_network import FEATURES, AdaptRetRecipe, TrainingData, train
@@ -49,7 +50,7 @@ held-out split that eval_lm.py --save-scores DIR --save-features kept. Afterward
 LAYOUT = Layout(
     {
         "Scores and datastore": """
-            --scores --dstore-filename --dstore-size --dstore-fp16 --no-load-keys --move-dstore-to-mem""",
+            --scores --dstore-filename --dstore-dir --dstore-size --dstore-fp16 --no-load-keys --move-dstore-to-mem""",
         "Search index": "--indexfile --index --k --probe --knn-sim-func --faiss-metric-type --knn-temp --knnlm-gpu",
         "Counts of n-grams": "--data --ngram-split --ngrams --ngram-memory",
         "Network and training": "",
@@ -70,7 +71,8 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("Files").add_argument
     add("--scores", required=True, metavar="DIR", help="scores of a held-out split with features")
     add("--save", required=True, type=output_name, metavar="FILE", help="checkpoint to write")
-    add("--dstore-filename", required=True, metavar="PREFIX", help="prefix of the datastore's files")
+    add("--dstore-filename", metavar="PREFIX", help="prefix of the datastore's files")
+    add("--dstore-dir", metavar="DIR", help="folder of knn-transformers' files, in place of their names")
     add("--indexfile", metavar="FILE", help="its index")
     add_index_arg(parser)
     add("--data", metavar="DIR", help="binarised data whose training text is counted for freq and fert")
@@ -109,6 +111,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Searches (or reads saved searches), counts n-grams, trains; returns the figures for the results file."""
+    name_datastore(args)
     files = described(args.save, GATE) | {args.save + ".last": ARCHIVE}
     with claimed("--save", args.save, files), claimed("--results-json", args.results_json):
         _train(args)

@@ -41,6 +41,7 @@ from fairseq.flag_types import (
 from fairseq.knnlm import open_stores
 from fairseq.refusals import add_force
 from fairseq.registry import declared_actions, unknown_name
+from fairseq.retrieval.datastore.peer_files import name_datastore
 from fairseq.retrieval.datastore.provenance import check_query_model, datastore_identity
 from fairseq.retrieval.index.interface import add_index_arg
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
@@ -70,7 +71,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="fairseq-sweep", description=DESCRIPTION, layout=Layout({}, example=EXAMPLE))
     add = parser.add_argument_group("Scores and datastore").add_argument
     add("--scores", required=True, metavar="DIR", help="what eval_lm.py --save-scores wrote")
-    add("--dstore-filename", required=True, metavar="PREFIX", help="prefix of the datastore's files")
+    add("--dstore-filename", metavar="PREFIX", help="prefix of the datastore's files")
+    add("--dstore-dir", metavar="DIR", help="folder of knn-transformers' files, in place of their names")
     add("--dstore-size", type=row_count, metavar="N", help="entries of the datastore (default: known from its files)")
     add("--dstore-fp16", action="store_true", help="the keys are float16")
     add("--no-load-keys", action="store_true", help="do not open the keys")
@@ -87,7 +89,8 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("What to combine (each takes several values)").add_argument
     add("--strategy", nargs="+", default=["retomaton"], metavar="'NAME FLAGS'",
         help="strategies, with their flags, which --strategy NAME --help shows")
-    add("--members", nargs="+", default=[NO_MEMBERS], metavar="FILE", help=f"clusters; {NO_MEMBERS}: without")
+    add("--members", nargs="+", metavar="FILE",
+        help=f"clusters; {NO_MEMBERS}: without (default: {NO_MEMBERS}, or those of --dstore-dir)")
     add("--min-knns", nargs="+", type=natural_int, default=[1], metavar="N", help="search below N kept entries")
     add("--k", nargs="+", type=positive_int, default=[1024], metavar="N", help="neighbours of a search")
     add("--lmbda", nargs="+", type=unit_float, default=[0.25], metavar="L",
@@ -250,6 +253,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates all settings, writing the results after each of them; returns the content of PREFIX.json."""
     utils.import_user_module(args)
     _refuse_figure_flags(args)
+    name_datastore(args)
+    if not isinstance(args.members, list):
+        args.members = [args.members or NO_MEMBERS]
     settings = list(settings_of(args))
     naming = naming_of(args, settings)
     if args.figure:

@@ -78,8 +78,8 @@ KMEANS = """
 --no-progress-bar --num-clusters --results-json --sample --save --seed -h
 """
 SWEEP = """
---column --force --dstore-filename --dstore-fp16 --dstore-size --faiss-metric-type --figure --help --index --indexfile
---k --knn-sim-func --knn-temp --knnlm-gpu --label --lmbda --lockstep-tokens --max-knns --members --min-knns
+--column --force --dstore-dir --dstore-filename --dstore-fp16 --dstore-size --faiss-metric-type --figure --help --index
+--indexfile --k --knn-sim-func --knn-temp --knnlm-gpu --label --lmbda --lockstep-tokens --max-knns --members --min-knns
 --move-dstore-to-mem --no-load-keys --no-progress-bar --output --paper --probe --scores --seed --strategy --title
 --user-dir -h
 """

@@ -48,7 +48,8 @@ def rolling_bounds(lengths: NDArray[np.int64], max_length: int) -> NDArray[np.in
 
 
 class SlidingWindowDataset(SizedDataset):
-    """Windows of a split's token stream. `sizes`: (windows,) scored tokens; `unscored`: tokens that no window scores.
+    """Windows of a split's token stream. `sizes`: (windows,) scored tokens; `dropped`: tokens of the remainders that
+    are left out.
 
     rolling: windows by `rolling_bounds`, the vocabulary's `eos()` before each text. group: the texts are so many items
     of `dataset` each, joined; None: all of them are one text."""
@@ -80,7 +81,8 @@ class SlidingWindowDataset(SizedDataset):
         else:
             self.bounds = window_bounds(lengths, max_length, stride, drop_remainder)
         self.sizes = self.bounds[:, 2] - self.bounds[:, 1]
-        self.unscored = int(items.sum() - self.sizes.sum())
+        remainder = lengths[lengths >= max_length] % max_length
+        self.dropped = int(remainder.sum()) if drop_remainder else 0
 
     def __len__(self) -> int:
         return len(self.bounds)

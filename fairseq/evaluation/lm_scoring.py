@@ -21,6 +21,7 @@ from fairseq.evaluation.open_models import open_models
 from fairseq.evaluation.overrides import read_overrides, warn_of_effectless
 from fairseq.key_types import DEFAULT as DEFAULT_KEY_TYPE
 from fairseq.key_types import key_type_named
+from fairseq.refusals import refuse
 from fairseq.scored_sequences import ScoredSequence, contexts
 from fairseq.sequence_scorer import SequenceScorer
 
@@ -109,6 +110,7 @@ class LMScoring:
                 dataset, self.effective_args.tokens_per_sample, args.context_window, self.task.source_dictionary.pad()
             )
         self.dataset = dataset
+        self._refuse_long_documents(longest)
         self.iterator = self.task.get_batch_iterator(
             dataset=dataset,
             max_tokens=self._default_max_tokens(longest) if args.max_tokens is None else args.max_tokens,
@@ -125,6 +127,17 @@ class LMScoring:
         sizes = np.asarray(self.dataset.num_tokens_vec(np.arange(len(self.dataset))), np.int64)
         sizes = sizes[sizes <= np.min(longest)] if longest is not None else sizes
         return max(min(model.default_max_tokens for model in self.models), int(sizes.max(initial=0)))
+
+    def _refuse_long_documents(self, longest: int) -> None:
+        """Refuses samples that are longer than a Hugging Face model reads and would be skipped: documents are long
+        there, and perplexity would be that of the short ones."""
+        sizes = np.asarray(self.dataset.sizes, np.int64)
+        if getattr(self.task.source_dictionary, "ends_lines", True) or not (sizes > longest).any():
+            return
+        found = f"{self.args.sample_break_mode}, with {int((sizes > longest).sum())} samples of more than {longest}"
+        expected = f"documents of at most the {longest} tokens that the model reads"
+        remedy = "give none, which divides them, or --max-length N --rolling --group-documents 1; --force skips them"
+        refuse(BadFlag("--sample-break-mode", f"{found} tokens (the longest: {sizes.max()})", expected, remedy))
 
     def _effective_args(self, stored: argparse.Namespace) -> argparse.Namespace:
         """The checkpoint's options, overwritten by all command-line values (defaults included) except
@@ -210,20 +223,32 @@ class LMScoring:
 
     @property
     def convention(self) -> dict[str, Any]:
-        """How the text is cut, in the words in which perplexities are compared."""
+        """How the text is cut, in the words in which perplexities are compared. context: the least number of tokens
+        that a scored token sees, except at the start of a text."""
         args, tokens = self.args, self.effective_args.tokens_per_sample
         before = self.task.source_dictionary[max(0, self.task.source_dictionary.eos())]
+        scored: dict[str, Any] = {"first_token": "scored", "remainder": "scored"}
+        if args.group_documents is not None:
+            scored["texts"] = f"of {args.group_documents} documents"
         if args.rolling:
-            context = {"block": args.max_length, "stride": args.max_length, "context": 1}
-            return {**context, "before_first_token": before, "first_token": "scored", "remainder": "scored"}
+            windows = {"block": args.max_length, "stride": args.max_length, "context": 1}
+            return {**windows, "before_first_token": before, **scored}
         if args.max_length is not None:
             stride = args.max_length if args.stride is None else args.stride
-            first = "not scored" if stride < args.max_length else "not scored, nor that of any window"
-            dropped = f"{self.dataset.unscored} tokens not scored" if args.drop_remainder else "scored"
-            context = {"block": args.max_length, "stride": stride, "context": args.max_length - stride}
-            return {**context, "before_first_token": "nothing", "first_token": first, "remainder": dropped}
-        context = {"block": tokens + args.context_window, "stride": tokens, "context": args.context_window}
-        return {**context, "before_first_token": before, "first_token": "scored", "remainder": "scored"}
+            windows = {"block": args.max_length, "stride": stride, "context": max(1, args.max_length - stride)}
+            if stride == args.max_length:
+                scored["first_token"] = "not scored, nor that of any window"
+            else:
+                scored["first_token"] = "not scored"
+            if args.drop_remainder:
+                scored["remainder"] = f"{self.dataset.dropped} tokens not scored"
+            return {**windows, "before_first_token": "nothing", **scored}
+        if args.sample_break_mode in (None, "none"):
+            samples = {"block": tokens + args.context_window, "stride": tokens}
+        else:  # of whole documents, or lines
+            before += " (before each sample)" if args.sample_break_mode == "eos" else ""
+            samples = {"samples": args.sample_break_mode, "longest_sample": int(np.max(self.dataset.sizes))}
+        return {**samples, "context": args.context_window + 1, "before_first_token": before, **scored}
 
     @property
     def precision(self) -> str:

@@ -65,7 +65,7 @@ def test_batches():
     assert batch["net_input"]["src_tokens"].tolist() == [[100, -1, -1], [100, 101, 102]]
     assert batch["target"].tolist() == [[101, -1, -1], [-1, 102, 103]]
     assert batch["start_indices"] == [0, 1] and batch["ntokens"] == 3
-    assert windows.unscored == 1 and windows.sizes.sum() == 6
+    assert windows.dropped == 0 and windows.sizes.sum() == 6
 
 
 def test_what_stands_before_a_rolling_text():

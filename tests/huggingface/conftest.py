@@ -3,6 +3,7 @@ ones that the tests make."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 GOLDEN_HF = Path(__file__).parent.parent / "fixtures" / "golden-hf"
+QUIET = ["--no-progress-bar", "--cpu"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,3 +45,14 @@ def binarised(tmp_path_factory: pytest.TempPathFactory, run_cli: Callable[..., A
         return made[key]
 
     return make
+
+
+@pytest.fixture
+def evaluate(run_cli: Callable[..., Any], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    def evaluate(data: Path, model: Path, *flags: Any) -> dict[str, Any]:
+        results = tmp_path / "results.json"
+        done = run_cli("eval_lm", [data, "--path", model, *QUIET, "--results-json", results, *flags])
+        assert done.status == 0, done.stderr
+        return json.loads(results.read_text())
+
+    return evaluate

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,20 +16,9 @@ import pytest
 
 from fairseq.data.indexed_dataset import MMapIndexedDataset
 from fairseq.files.sidecar import read_sidecar
+from tests.huggingface.conftest import GOLDEN_HF, QUIET
 
-EXPECTED = json.loads((Path(__file__).parent.parent / "fixtures/golden-hf/expected.json").read_text())
-QUIET = ["--no-progress-bar", "--cpu"]
-
-
-@pytest.fixture
-def evaluate(run_cli: Callable[..., Any], tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    def evaluate(data: Path, model: Path, *flags: Any) -> dict[str, Any]:
-        results = tmp_path / "results.json"
-        done = run_cli("eval_lm", [data, "--path", model, *QUIET, "--results-json", results, *flags])
-        assert done.status == 0, done.stderr
-        return json.loads(results.read_text())
-
-    return evaluate
+EXPECTED = json.loads((GOLDEN_HF / "expected.json").read_text())
 
 
 # -- text
@@ -68,40 +58,7 @@ def test_the_tokenizer_lies_beside_the_text(binarised: Any, golden_hf: Path) -> 
     assert known is not None and (known["size"], known["begin"], known["eos"]) == (1000, 1, 2)
 
 
-# -- perplexity, each convention
-
-
-@pytest.mark.parametrize("model", ["gpt2", "llama"])
-@pytest.mark.parametrize("number", [0, 1])
-def test_windows_of_the_hugging_face_docs(
-    binarised: Any, golden_hf: Path, tmp_path: Path, evaluate: Any, model: str, number: int
-) -> None:
-    expected = EXPECTED["lm_conventions"][model]["hf_docs"][number]
-    data = binarised(golden_hf / model, "file", "none")
-    if model == "llama":  # the page encodes without the BOS that was counted here
-        assert expected["tokens_in_text"] in (1801, 1762, MMapIndexedDataset(str(data / "valid")).sizes.sum())
-    flags = ["--gen-subset", "valid", "--max-length", expected["max_length"], "--stride", expected["stride"]]
-    results = evaluate(data, golden_hf / model, *flags)
-    if MMapIndexedDataset(str(data / "valid")).sizes.sum() != expected["tokens_in_text"]:
-        pytest.skip("the page's text has another number of tokens")
-    assert results["scored_tokens"] == expected["exact_n_tokens"]
-    assert results["perplexity"] == pytest.approx(expected["exact_token_perplexity"], rel=1e-5)
-
-
-@pytest.mark.parametrize("model", ["gpt2", "llama"])
-def test_rolling_log_likelihood_of_lm_evaluation_harness(
-    binarised: Any, golden_hf: Path, evaluate: Any, model: str
-) -> None:
-    expected = EXPECTED["lm_conventions"][model]["lm_eval_whole_text"]
-    data = binarised(golden_hf / model, "file", "none")
-    results = evaluate(data, golden_hf / model, "--gen-subset", "valid", "--max-length", 128, "--rolling")
-    assert results["scored_tokens"] == expected["tokens"][0]
-    assert -results["perplexities"]["nats"] == pytest.approx(expected["loglikelihood"][0], rel=1e-6)
-    assert results["perplexities"]["byte_perplexity"] == pytest.approx(expected["byte_perplexity"], rel=1e-6)
-    assert results["perplexities"]["bits_per_byte"] == pytest.approx(expected["bits_per_byte"], rel=1e-6)
-    words = results["perplexities"]["lm_eval_word_perplexity"]
-    assert words == pytest.approx(expected["word_perplexity"], rel=1e-5)
-    assert results["perplexities"]["bytes"] == expected["bytes"][0]
+# -- perplexity
 
 
 def test_measures_belong_together(binarised: Any, golden_hf: Path, evaluate: Any) -> None:
@@ -111,7 +68,7 @@ def test_measures_belong_together(binarised: Any, golden_hf: Path, evaluate: Any
     assert found["token_perplexity"] == pytest.approx(results["perplexity"])
     assert found["word_perplexity"] == pytest.approx(math.exp(found["nats"] / found["words"]))
     assert found["bits_per_byte"] == pytest.approx(found["nats"] / found["bytes"] / math.log(2))
-    assert found["convention"]["context"] == 64 and found["convention"]["first_token"] == "scored"
+    assert found["convention"]["context"] == 65 and found["convention"]["first_token"] == "scored"
 
 
 def test_batches_are_small_unless_asked_for(
@@ -217,6 +174,59 @@ def cut(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:5000])
 
 
+def replaced(folder: Path, model: Any) -> None:
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder)
+
+
+def as_encoder(folder: Path) -> None:
+    import torch
+    from transformers import BertConfig, BertLMHeadModel
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    torch.manual_seed(0)
+    replaced(folder, BertLMHeadModel(BertConfig(vocab_size=1000, max_position_embeddings=128, **sizes)))
+
+
+def with_small_head(folder: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 128}
+    replaced(folder, GPT2LMHeadModel(GPT2Config(vocab_size=900, bos_token_id=0, eos_token_id=0, **sizes)))
+
+
+def in_shards(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    places = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+def with_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
+
+
+class Code:
+    """What a pickle runs when it is loaded: it would write a file into this folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.folder / "was-run"), "w")
+
+
+def as_pickle_with_code(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Code(folder)}, protocol=2))
+
+
+def as_archive_with_code(folder: Path) -> None:
+    import torch
+
+    (folder / "model.safetensors").unlink()
+    torch.save({"transformer.wte.weight": torch.zeros(1000, 32), "a": Code(folder)}, folder / "pytorch_model.bin")
+
+
 BAD_MODELS: dict[str, tuple[dict[str, Any], Callable[[Path], None], list[Any], str]] = {
     "no configuration": ({}, without("config.json"), [], "config.json: no such file"),
     "no weights": ({}, without("model.safetensors"), [], "found no weights"),
@@ -235,6 +245,14 @@ BAD_MODELS: dict[str, tuple[dict[str, Any], Callable[[Path], None], list[Any], s
     "a stride beyond the window": ({}, lambda f: None, ["--max-length", 8, "--stride", 9], "at most --max-length 8"),
     "windows and context": ({}, lambda f: None, ["--max-length", 8, "--context-window", 4], "--max-length"),
     "pieces of words": ({}, lambda f: None, ["--remove-bpe"], "nothing with a Hugging Face model"),
+    "a type that is no causal model": ({"config": {"model_type": "t5"}}, lambda f: None, [], "the model type t5"),
+    "an encoder": ({}, as_encoder, [], "in which a position sees those after it"),
+    "a head smaller than the vocabulary": ({}, with_small_head, [], "1000 token ids, expected at most the 900"),
+    "a file of the index is missing": ({}, in_shards, [], "model-00002-of-00002.safetensors: no such file"),
+    "an index of nothing": ({}, with_index, [], "found no weight_map"),
+    "code in a pickle": ({}, as_pickle_with_code, [], "tensors alone: code in a file is never run"),
+    "code among tensors": ({}, as_archive_with_code, [], "tensors alone: code in a file is never run"),
+    "no such device map": ({}, lambda f: None, ["--hf-device-map", "all"], "--hf-device-map: found all"),
     "no such module": ({}, lambda f: None, ["--knn-module", "h.9", "--save-knnlm-dstore"], "--knn-module: found h.9"),
 }
 
@@ -247,7 +265,95 @@ def test_a_model_that_does_not_fit(binarised: Any, golden_hf: Path, tmp_path: Pa
     flags = [*flags, "--dstore-mmap", tmp_path / "d"] if "--save-knnlm-dstore" in flags else flags
     done = run_cli("eval_lm", [binarised(golden_hf / "gpt2"), "--path", model, "--gen-subset", "valid", *QUIET, *flags])
     assert sentence in done.error
-    assert not list(tmp_path.glob("d*"))
+    assert not list(tmp_path.glob("d*")) and not (model / "was-run").exists()
+
+
+def test_code_of_a_folder_is_not_run(binarised: Any, golden_hf: Path, tmp_path: Path, evaluate: Any) -> None:
+    """A folder of a known type that names code of its own: the library's class is used, and its file is not run."""
+    auto = {"config": {"auto_map": {"AutoModelForCausalLM": "own.Model", "AutoConfig": "own.Config"}}}
+    auto["tokenizer_config"] = {"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}}
+    model = copied(golden_hf / "gpt2", tmp_path / "model", **auto)
+    (model / "own.py").write_text(f"open({str(model / 'was-run')!r}, 'w')\n")
+    data, flags = binarised(golden_hf / "gpt2"), ["--gen-subset", "valid"]
+    assert evaluate(data, model, *flags)["loss_base2"] == evaluate(data, golden_hf / "gpt2", *flags)["loss_base2"]
+    assert not (model / "was-run").exists()
+
+
+@pytest.mark.parametrize("how", ["pytorch_model.bin", "shards", "--hf-device-map cpu", "--hf-device-map auto"])
+def test_weights_in_every_form(
+    how: str, binarised: Any, golden_hf: Path, tmp_path: Path, evaluate: Any
+) -> None:
+    """The same results from an archive of tensors, from several files, and with a device map."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    model = copied(golden_hf / "gpt2", tmp_path / "model")
+    flags = ["--gen-subset", "valid"]
+    if how.startswith("--"):
+        pytest.importorskip("accelerate")
+        flags += how.split()
+    else:
+        (model / "model.safetensors").unlink()
+        if how == "shards":
+            AutoModelForCausalLM.from_pretrained(golden_hf / "gpt2").save_pretrained(model, max_shard_size="100KB")
+            assert len(list(model.glob("model-*.safetensors"))) > 1
+        else:
+            torch.save(load_file(golden_hf / "gpt2/model.safetensors"), model / how)
+    found = evaluate(binarised(golden_hf / "gpt2"), model, *flags)
+    assert found["loss_base2"] == evaluate(binarised(golden_hf / "gpt2"), golden_hf / "gpt2", *flags[:2])["loss_base2"]
+
+
+def test_a_model_that_is_spread_over_devices_stays_there(golden_hf: Path) -> None:
+    """The device of the evaluation does not take back what a device map has spread; hooks of accelerate survive."""
+    pytest.importorskip("accelerate")
+    import torch
+    from accelerate import hooks
+    from transformers import AutoModelForCausalLM
+
+    from fairseq.data.token_ids import TokenIds
+    from fairseq.models.huggingface.language_model import HuggingFaceDecoder, HuggingFaceLM
+
+    network = AutoModelForCausalLM.from_pretrained(golden_hf / "gpt2", dtype=torch.float32).eval()
+    tokens = torch.arange(12)[None]
+    expected = network(tokens).logits
+    calls = []
+
+    class Hook(hooks.ModelHook):
+        def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+            calls.append(module)
+            return args, kwargs
+
+    hooks.add_hook_to_module(network.transformer, Hook())
+    spread = HuggingFaceLM(HuggingFaceDecoder(network, TokenIds(1000, "", 0, ""), "last_ffn_input"))
+    network.hf_device_map = {"transformer.wte": "cpu", "lm_head": "meta"}
+    assert spread.to(torch.device("meta")) is spread
+    for _ in range(2):
+        calls.clear()
+        torch.testing.assert_close(spread.decoder(tokens)[0], expected)
+        assert calls
+
+
+MODES = ["none", "complete", "complete_doc", "eos"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("context", [0, 32])
+def test_documents_longer_than_the_model_reads(
+    mode: str, context: int, binarised: Any, golden_hf: Path, evaluate: Any, run_cli: Any
+) -> None:
+    """One document of 1,802 tokens, a model of 128 positions: divided into blocks, or refused."""
+    data = binarised(golden_hf / "gpt2", "file", "document")
+    flags = ["--gen-subset", "valid", "--sample-break-mode", mode, "--context-window", context]
+    if mode == "none":
+        assert evaluate(data, golden_hf / "gpt2", *flags)["scored_tokens"] == 1802
+        return
+    done = run_cli("eval_lm", [data, "--path", golden_hf / "gpt2", *QUIET, *flags])
+    found = f"{mode}, with 1 samples of more than 128 tokens (the longest: 1802)"
+    assert f"--sample-break-mode: found {found}" in done.error
+    assert "--max-length N --rolling --group-documents 1" in done.error
+    rolled = ["--gen-subset", "valid", "--max-length", 128, "--rolling", "--group-documents", 1]
+    assert evaluate(data, golden_hf / "gpt2", *rolled)["scored_tokens"] == 1802
 
 
 def test_another_tokenizer_is_refused(binarised: Any, golden_hf: Path, run_cli: Any) -> None:

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from fairseq.errors import BadFile, MissingDependency, MissingFile, UserError
+from fairseq.files.atomic_io import read_json
 from fairseq.files.fingerprint import file_fingerprint
 from fairseq.files.inputs import open_input, regular_size
 
@@ -75,6 +76,20 @@ def require_regular_files(folder: str) -> None:
                 regular_size(entry.path)
 
 
+def check_weight_files(folder: str) -> None:
+    """BadFile or MissingFile unless there are weights, and all files that their index names."""
+    if not weight_files(folder):
+        raise BadFile(folder, "no weights", "model.safetensors or pytorch_model.bin", "copy the folder again")
+    for path in glob.glob(os.path.join(glob.escape(folder), "*.index.json")):
+        content = read_json(path)
+        places = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise BadFile(path, "no weight_map", "the names of the files of weights", "copy the folder again")
+        for name in sorted(set(places.values())):
+            if not os.path.isfile(os.path.join(folder, name)):
+                raise MissingFile(os.path.join(folder, name), f"{path} names it: copy the folder again")
+
+
 def read_config(folder: str) -> dict[str, Any]:
     """What config.json says; MissingFile or BadFile unless it describes a model that transformers knows by itself."""
     path = os.path.join(folder, CONFIG)
@@ -95,6 +110,9 @@ def read_config(folder: str) -> dict[str, Any]:
             found += ", which needs code of its folder"
             remedy = "such code is never run (trust_remote_code stays off); use a model of the library"
         raise BadFile(path, found, "one that transformers has", remedy)
+    if kind not in library().models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        expected = "that of a causal language model"
+        raise BadFile(path, f"the model type {kind}", expected, "give the folder of a causal language model")
     return config
 
 

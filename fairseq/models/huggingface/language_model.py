@@ -57,6 +57,12 @@ class HuggingFaceDecoder(FairseqDecoder):
         if not torch.allclose(whole, parts, atol=0.1, rtol=0.02):
             found = f"{type(self.network).__name__}, whose head is more than its last step"
             raise BadFlag("--path", found, "a model of layers with a head on top", "this family is not supported")
+        other = torch.cat([tokens[:, :-1], tokens[:, :1]], dim=1)  # another last token
+        change = (self.network(input_ids=other).logits.float().log_softmax(-1) - whole).abs().amax(-1)[0]
+        rounding = 1e-3 if next(self.network.parameters()).dtype == torch.float32 else 0.05
+        if change[:-1].max() > rounding * change[-1]:
+            found = f"{type(self.network).__name__}, in which a position sees those after it, as in an encoder"
+            raise BadFlag("--path", found, "a causal language model", "its numbers would be no probabilities of a text")
 
     def forward(
         self, prev_output_tokens: Tensor, encoder_out: Any = None, features_only: bool = False, **kwargs: Any
@@ -125,12 +131,15 @@ class HuggingFaceDecoder(FairseqDecoder):
         out: so whatever a family does there (scaling, capping, a bias) is done."""
         flat = features.reshape(1, -1, features.shape[-1])
         below: Any = self._below[0]
+        before = vars(below).get("forward")  # accelerate's, in a model that is spread over devices
         below.forward = lambda *args, **kwargs: BaseOutput((flat,))
         try:
             tokens = torch.zeros(flat.shape[:2], dtype=torch.long, device=flat.device)
             logits = self.network(input_ids=tokens).logits
         finally:
             del below.forward
+            if before is not None:
+                below.forward = before
         return logits.reshape(*features.shape[:-1], -1)
 
     def max_positions(self) -> int:
@@ -156,3 +165,11 @@ class HuggingFaceLM(FairseqLanguageModel):
 
     def __init__(self, decoder: HuggingFaceDecoder) -> None:
         super().__init__(decoder)
+
+    def to(self, *args: Any, **kwargs: Any) -> HuggingFaceLM:
+        """As of any module, except that a model that `--hf-device-map` has spread over devices stays there."""
+        network: Any = self.decoder.network
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if device is None or len(set((getattr(network, "hf_device_map", None) or {}).values())) < 2:
+            return super().to(*args, **kwargs)
+        return self if dtype is None else super().to(dtype)

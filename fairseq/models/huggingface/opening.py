@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
+import pickle
+import re
 from typing import Any
 
 from fairseq import training_state
-from fairseq.errors import BadFile, BadFlag
+from fairseq.errors import BadFile, BadFlag, MissingDependency
 from fairseq.models.huggingface.folders import (
+    check_weight_files,
     folder_fingerprint,
     library,
     read_config,
     require_regular_files,
     resolve,
-    weight_files,
 )
 from fairseq.models.huggingface.language_model import HuggingFaceDecoder, HuggingFaceLM
 from fairseq.models.huggingface.tokenizers import check_same_tokenizer
 
 logger = logging.getLogger(__name__)
 
+DEVICE_MAPS = re.compile(r"auto|balanced|balanced_low_0|sequential|(cpu|cuda|mps|xpu|npu)(:\d+)?")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -33,6 +37,7 @@ def open_language_model(
     damaged, or of another tokenizer than the text."""
     folder = resolve(name, "--path")
     config = read_config(folder)
+    check_weight_files(folder)
     if not hasattr(dictionary, "tokenizer"):
         remedy = f"preprocess the text with --hf-tokenizer {name}"
         raise BadFile(data, "a text of words (dict.txt)", "one of the model's own tokens", remedy)
@@ -73,15 +78,17 @@ def _options(
 
 def _load(folder: str, args: argparse.Namespace) -> Any:
     """The network with all its weights; UserError when some are missing, of another shape, or not finite."""
-    if not weight_files(folder):
-        raise BadFile(folder, "no weights", "model.safetensors or pytorch_model.bin", "copy the folder again")
     require_regular_files(folder)
     dtype = getattr(args, "hf_dtype", None) or "auto"
     settings: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "trust_remote_code": False}
     if getattr(args, "hf_device_map", None):
-        settings["device_map"] = args.hf_device_map
+        settings["device_map"] = _device_map(args.hf_device_map)
+    settings["ignore_mismatched_sizes"] = True  # which are reported below, by name
     try:
         network, info = library().AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+    except pickle.UnpicklingError:
+        found, expected = "a pytorch_model.bin of more than tensors", "tensors alone: code in a file is never run"
+        raise BadFile(folder, found, expected, "convert it to model.safetensors where you trust it") from None
     except Exception as error:
         logger.debug("%s: transformers cannot open it", folder, exc_info=True)
         said = (str(error).strip().splitlines() or [""])[0][:200]
@@ -98,6 +105,16 @@ def _load(folder: str, args: argparse.Namespace) -> Any:
             raise BadFile(folder, f"numbers that are not finite in {key}", "finite ones", "copy the folder again")
     network.eval()
     return network.requires_grad_(False)
+
+
+def _device_map(name: str) -> str:
+    if DEVICE_MAPS.fullmatch(name) is None:
+        raise BadFlag("--hf-device-map", name, "auto, balanced, balanced_low_0, sequential, cpu, or cuda:N")
+    try:
+        importlib.import_module("accelerate")
+    except ImportError:
+        raise MissingDependency("accelerate", "--hf-device-map", "pip install accelerate") from None
+    return name
 
 
 def check_flags(args: argparse.Namespace) -> None:
