@@ -29,6 +29,7 @@ from fairseq.generation.texts import texts_of
 from fairseq.generation.writing import Written, write
 from fairseq.knnlm import build_knnlm
 from fairseq.retrieval.flag_conflicts import check_flags
+from fairseq.retrieval.open_stores import open_stores
 from fairseq.retrieval_steps import RetrievalSteps
 from fairseq_cli.entry import cli_entry, log_start
 
@@ -47,7 +48,8 @@ class Interactive:
         if args.knnlm:
             device = scoring.device if args.knnlm_gpu else torch.device("cpu")
             vocabulary = len(scoring.task.target_dictionary)
-            retrieval = RetrievalSteps(build_knnlm(args, scoring.key_dimension, device, vocabulary=vocabulary))
+            self.stores = open_stores(args, scoring.key_dimension, device, vocabulary)
+            retrieval = RetrievalSteps(build_knnlm(args, scoring.key_dimension, device, self.stores))
         needs = frozenset() if retrieval is None else retrieval.retriever.needs
         lm = LMSteps(
             scoring.models, self.texts.symbols.pad, self.texts.start, scoring.scorer.key_type, needs, scoring.device

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fairseq.retrieval import kernels
 from fairseq.retrieval.clusters import Clusters
-from fairseq.retrieval.entries import Entries, as_tensor, no_entries, starts_of
+from fairseq.retrieval.entries import Entries, as_tensor, bounds_of, no_entries, starts_of
 from fairseq.retrieval.kernels import automaton_kernels
-from fairseq.retrieval.tie_order import Mixed, numpy_orders, original_order, rows_with_ties
+from fairseq.retrieval.tie_order import Mixed, near_another, numpy_orders, original_order, rows_with_ties
 
 
 def best_first(values: Tensor, rows: Tensor) -> Tensor:
@@ -80,9 +80,32 @@ class Automaton:
             norms = None if mixed is None else mixed.norms[:count]
             assert matched.scores is not None
             tied = rows_with_ties(matched.within(count), matched.ids, matched.scores, norms)
+            if len(tied) and mixed is not None and matched.found is not None:
+                matched, tied = self._with_near_scores(matched, tied, mixed)
             if len(tied):
                 matched = self._with_ties_ordered(matched, tied, mixed)
         self.kept = matched
+
+    def _with_near_scores(self, matched: Entries, tied: Tensor, mixed: Mixed) -> tuple[Entries, Tensor]:
+        """`matched` with the original's scores of followed entries that are so close to another entry that rounding
+        could decide, and those of the rows `tied` (C,) in which different entries still have equal scores: only these
+        need the order in which the entries came."""
+        assert matched.scores is not None and matched.found is not None
+        bounds = matched.within(int(tied[-1]) + 1)
+        counts = bounds[tied + 1] - bounds[tied]
+        own = bounds_of(counts)
+        rows = torch.repeat_interleave(torch.arange(len(tied), device=self.device), counts)
+        rank = torch.arange(len(rows), device=self.device) - own[rows]
+        places = bounds[tied][rows] + rank
+        ids, scores, norms = matched.ids[places], matched.scores[places], mixed.norms[tied]
+        followed = (rank >= matched.found[tied][rows]) & (norms >= 0)[rows]
+        to_score = (near_another(rows, scores, norms) & followed).nonzero().squeeze(1)
+        if len(to_score):
+            scores[to_score] = mixed.score(tied[rows[to_score]], ids[to_score])
+            of_all = matched.scores.clone()
+            of_all[places] = scores
+            matched = Entries(matched.rows, matched.ids, of_all, bounds=matched.bounds, found=matched.found)
+        return matched, tied[rows_with_ties(own, ids, scores)]
 
     def _with_ties_ordered(self, matched: Entries, tied: Tensor, mixed: Mixed | None) -> Entries:
         """`matched` with the rows `tied` (C,) in the original's order."""

@@ -17,13 +17,15 @@ class Entries:
 
     rows (n,) int64: sequence numbers, ascending; ids (n,) int64: datastore entries; scores (n,) float32 or None, larger
     is nearer; weights (n,) float32: the weights of their votes, or None for weights of 1; bounds (B + 1,) int64: the
-    entries of sequence b are those from bounds[b] to bounds[b + 1], or None until `within` is called."""
+    entries of sequence b are those from bounds[b] to bounds[b + 1], or None until `within` is called; found (B,) int64:
+    how many of each sequence's entries, its first ones, were found by a search, or None where that is not known."""
 
     rows: Tensor
     ids: Tensor
     scores: Tensor | None = None
     weights: Tensor | None = None
     bounds: Tensor | None = None
+    found: Tensor | None = None
 
     def __len__(self) -> int:
         return self.ids.shape[0]

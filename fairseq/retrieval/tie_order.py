@@ -64,6 +64,21 @@ def rows_with_ties(bounds: Tensor, ids: Tensor, scores: Tensor, norms: Tensor | 
     return torch.unique(rows[1:][tied])
 
 
+def near_another(rows: Tensor, scores: Tensor, norms: Tensor) -> Tensor:
+    """(n,) bool: whether another entry of the same row has an equal score or one within reach of rounding (as in
+    `rows_with_ties`). rows (n,) int64 from 0 on, ascending; scores (n,) float32; norms (B,)."""
+    largest = scores.new_zeros(len(norms)).scatter_reduce_(0, rows, scores.abs(), "amax")
+    reach = torch.where(norms < 0, 0, NEAR * (norms + largest))
+    order = torch.argsort(scores, stable=True)
+    order = order[torch.argsort(rows[order], stable=True)]
+    sorted_rows, sorted_scores = rows[order], scores[order]
+    close = (sorted_rows[1:] == sorted_rows[:-1]) & (sorted_scores[1:] - sorted_scores[:-1] <= reach[sorted_rows[1:]])
+    near = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    near[order[1:][close]] = True
+    near[order[:-1][close]] = True
+    return near
+
+
 def numpy_orders(
     values: NDArray[np.generic], starts: NDArray[np.int64], widths: NDArray[np.int64], stable: bool = False
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:

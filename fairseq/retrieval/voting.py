@@ -87,7 +87,7 @@ def _count_compiled(
     scores = np.empty(len(rows), np.float32)
     kernels.run_by_rows(vote_kernels.collect_matches, bounds, found, proposed, *places, rows, ids, scores)
     to = torch.from_numpy
-    matched = Entries(to(rows), to(ids), to(scores), bounds=to(bounds))
+    matched = Entries(to(rows), to(ids), to(scores), bounds=to(bounds), found=to(counted[:, 0].copy()))
     return Outcome(to(log_probs), to(work[1:] - work[:-1]), matched, matched.counts(count))
 
 
@@ -127,7 +127,9 @@ def _count_tensors(
     matches = torch.bincount(rows, minlength=len(targets))
     log_probs = log_probs.masked_fill((peak <= float(vote_kernels.NO_WEIGHT))[:, None], NO_MATCH)
     log_probs = torch.where(candidates[:, None] == 0, -math.inf, torch.clamp(log_probs, min=NO_MATCH))
-    return Outcome(log_probs, candidates, Entries(rows, ids, scores).select(torch.argsort(rows, stable=True)), matches)
+    matched = Entries(rows, ids, scores).select(torch.argsort(rows, stable=True))
+    matched.found = torch.bincount(searched.rows[row], minlength=len(targets))
+    return Outcome(log_probs, candidates, matched, matches)
 
 
 def _sums_of_exp(
