@@ -11,6 +11,7 @@ import torch
 
 from fairseq.data.token_ids import TokenIds
 from fairseq.errors import BadFlag
+from fairseq.generation.lm_steps import LMSteps
 from fairseq.key_types import KEY_TYPES, Activations, keys_of
 from fairseq.models.huggingface.language_model import HuggingFaceDecoder, HuggingFaceLM
 from fairseq.modules import adaptive_softmax
@@ -118,3 +119,34 @@ def test_no_logits_as_wide_as_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes.clear()
     scorer.keys([model], sample)
     assert shapes == []
+
+
+def alone(network: Any, tokens: list[int]) -> torch.Tensor:
+    """(V,) log-probabilities after some tokens, from one pass without a cache."""
+    return network(torch.tensor([[0, *tokens]])).logits[0, -1].float().log_softmax(0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_positions_one_by_one(family: str) -> None:
+    """Prompts of unequal length, read together; then rows are exchanged and copied, and positions taken back."""
+    network = make(family)
+    model = HuggingFaceLM(HuggingFaceDecoder(network, TokenIds(VOCABULARY, "", 0, "")))
+    steps = LMSteps([model], -1, 0)
+    texts = [[5, 9, 3, 7, 8], [4, 6]]
+
+    def check(log_probs: torch.Tensor) -> None:
+        expected = torch.stack([alone(network, text) for text in texts])
+        torch.testing.assert_close(log_probs[:, -1], expected, atol=2e-4, rtol=0)
+
+    check(steps.begin([torch.tensor(text) for text in texts]).log_probs)
+    texts = [[*text, token] for text, token in zip(texts, (11, 12))]
+    check(steps.extend(torch.tensor([[11], [12]])).log_probs)
+    steps.take_rows(torch.tensor([1, 0, 1]))
+    texts = [texts[1], texts[0], texts[1]]
+    several = steps.extend(torch.tensor([[1, 2], [3, 4], [5, 6]]))
+    check_at = torch.stack([alone(network, [*text, token]) for text, token in zip(texts, (1, 3, 5))])
+    torch.testing.assert_close(several.log_probs[:, 0], check_at, atol=2e-4, rtol=0)
+    steps.crop(1)
+    texts = [[*text, first, 9] for text, first in zip(texts, (1, 3, 5))]
+    check(steps.extend(torch.tensor([[9], [9], [9]])).log_probs)

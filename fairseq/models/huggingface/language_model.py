@@ -3,6 +3,7 @@ head's product in slices of tokens, and the activations that key types are made 
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -18,6 +19,9 @@ from fairseq.models.huggingface.folders import library
 from fairseq.models.huggingface.structure import text_config
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")  # in configurations
+
+
+CACHE_NAMES = ("past_key_values", "cache")  # of the argument, in versions of transformers
 
 
 class BaseOutput(tuple):
@@ -45,6 +49,7 @@ class HuggingFaceDecoder(FairseqDecoder):
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         self._settings = {"use_cache": False} if takes_any or "use_cache" in parameters else {}
         self._takes = set(parameters) | ({"attention_mask"} if takes_any else set())
+        self._cache_names = [name for name in CACHE_NAMES if name in parameters]
         self._check_head()
 
     @torch.no_grad()
@@ -83,16 +88,17 @@ class HuggingFaceDecoder(FairseqDecoder):
         tokens = prev_output_tokens.masked_fill(prev_output_tokens == self.dictionary.pad(), 0)
         settings: dict[str, Any] = self._settings
         if incremental_state is not None:
+            settings = settings | self._left_padding(prev_output_tokens)
             first_needed = incremental_state.get("seen", 0)
             incremental_state["seen"] = tokens.shape[1]
-            settings = settings | self._left_padding(prev_output_tokens)
-            if "past_key_values" in self._takes:
-                if "cache" not in incremental_state:
-                    incremental_state["cache"] = new_cache(self.network.config)
-                settings |= {"past_key_values": incremental_state["cache"], "use_cache": True}
+            if self._cache_name is not None:
+                known = self._known(incremental_state, tokens.shape[1], self.network.config)
+                settings |= {self._cache_name: incremental_state["cache"], "use_cache": True}
                 if "position_ids" in settings:
-                    settings["position_ids"] = settings["position_ids"][:, first_needed:]
-                tokens, first_needed = tokens[:, first_needed:], 0
+                    settings["position_ids"] = settings["position_ids"][:, known:]
+                if "attention_mask" in settings and is_recurrent(incremental_state["cache"]):
+                    settings["attention_mask"] = settings["attention_mask"][:, known:]  # it looks at no other position
+                tokens, first_needed = tokens[:, known:], first_needed - known
         rows, length = tokens.shape
         with self.collector.collecting() as collected:
             output = self._below[0](input_ids=tokens, **settings)
@@ -101,6 +107,35 @@ class HuggingFaceDecoder(FairseqDecoder):
         if "inner_states" in extra:
             extra[FINAL_HIDDEN] = features.transpose(0, 1)[first_needed:]
         return features[:, first_needed:], extra
+
+    @staticmethod
+    def _known(state: dict[str, Any], length: int, config: Any) -> int:
+        """How many positions the state's cache has, before it gets those up to `length`. It is made where there is
+        none, and made anew for a recurrence that would get several at once, which it can only do from the start."""
+        cache = state.get("cache")
+        if cache is None or (is_recurrent(cache) and length - state["cached"] > 1):
+            state |= {"cache": new_cache(config), "cached": 0}
+        known = int(state["cached"])
+        state["cached"] = length
+        return known
+
+    @functools.cached_property
+    @torch.no_grad()
+    def _cache_name(self) -> str | None:
+        """The argument that takes what is known of earlier positions, if the network goes on from it rightly: a few
+        tokens are read at once, and in two parts."""
+        tokens = torch.arange(6, device=next(self.network.parameters()).device)[None]
+        whole = hidden_states(self._below[0](input_ids=tokens, **self._settings))[:, -2:].float()
+        for name in self._cache_names:
+            cache = new_cache(self.network.config)
+            try:
+                for part in (tokens[:, :4], tokens[:, 4:5], tokens[:, 5:]):
+                    last = self._below[0](input_ids=part, **{name: cache, "use_cache": True})
+            except (ValueError, TypeError, AttributeError, IndexError):
+                continue
+            if torch.allclose(hidden_states(last)[:, -1].float(), whole[:, -1], atol=0.05, rtol=0.05):
+                return name
+        return None
 
     def _left_padding(self, tokens: Tensor) -> dict[str, Tensor]:
         """What tells the network of padding before a row's first token."""
@@ -123,8 +158,13 @@ class HuggingFaceDecoder(FairseqDecoder):
     def crop_incremental_state(self, incremental_state: dict[str, Any], count: int) -> None:
         """Forgets the last `count` positions."""
         incremental_state["seen"] -= count
-        if "cache" in incremental_state and count:
+        if "cache" not in incremental_state or not count:
+            return
+        if getattr(incremental_state["cache"], "is_croppable", True):
             incremental_state["cache"].crop(-count)
+            incremental_state["cached"] -= count
+        else:
+            del incremental_state["cache"], incremental_state["cached"]  # made again from the text
 
     def output_layer(self, features: Tensor) -> Tensor:
         """Features (..., D) -> logits (..., V), by the network's own forward pass with the part below the head left
@@ -155,6 +195,11 @@ def new_cache(config: Any) -> Any:
     if hasattr(cache, "activate_past_recording"):
         cache.activate_past_recording()  # windows of attention that slide would not give back what they have passed
     return cache
+
+
+def is_recurrent(cache: Any) -> bool:
+    """Whether a cache has states of recurrences alone, and no keys and values of positions."""
+    return all(getattr(cache, "is_linear", [False]))
 
 
 class HuggingFaceLM(FairseqLanguageModel):
