@@ -1,4 +1,5 @@
 """Drafts: the text after a retrieved entry is a guess of what comes next, and one pass of the model reads all of it.
+So is what followed when the end of the text occurred in it before, where no entry agrees with the text in more tokens.
 
 A pass reads the token that was chosen last and a draft of L tokens, and so gives the distributions of L + 1 next
 tokens. Each is mixed with retrieval as ever, and a token is chosen from it as ever, as long as the token before was the
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 SUFFIX = 16  # tokens before a pointer that are compared with the text
 MOST_POINTERS = 256
+LONGEST = 64  # tokens of a draft, whatever --draft says
 TRY_AGAIN = 16  # passes without a draft, after which one is tried although few were accepted
 
 
@@ -36,7 +38,8 @@ class Drafter:
     """Follows pointers into the datastore beside retrieval, and proposes what follows the best one.
 
     values: (N,) of the datastore; text: token ids so far. A pointer is an entry that would be right next, because the
-    entry before it had the right value. The best has the longest agreement of the tokens before it with the text."""
+    entry before it had the right value. The best has the longest agreement of the tokens before it with the text; of
+    those, one whose value most of them have."""
 
     def __init__(self, values: NDArray[np.integer], text: Sequence[int]) -> None:
         self.values, self.text = values, list(text)
@@ -51,23 +54,38 @@ class Drafter:
         _, first = np.unique(entries, return_index=True)
         pointers = entries[np.sort(first)] + 1
         pointers = pointers[(pointers > 0) & (pointers < len(self.values))]
-        agreement = self._agreement(pointers)
-        order = np.argsort(-agreement, kind="stable")[:MOST_POINTERS]
-        self.pointers, self.agreement = pointers[order], agreement[order]
+        found = agreement(self.values, pointers, np.array(self.text[-SUFFIX:], np.int64))
+        order = np.argsort(-found, kind="stable")[:MOST_POINTERS]
+        self.pointers, self.agreement = pointers[order], found[order]
 
-    def _agreement(self, pointers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(n,): how many tokens before each pointer are those at the end of the text."""
-        last = np.array(self.text[: -SUFFIX - 1 : -1])
-        places = pointers[:, None] - 1 - np.arange(len(last))
-        same = (self.values[np.maximum(places, 0)] == last) & (places >= 0)
-        return np.logical_and.accumulate(same, 1).sum(1)
+    def best(self) -> tuple[int, NDArray[np.int64]]:
+        """(agreement with the end of the text in tokens, the tokens that may come next): of a pointer, or of an earlier
+        place of the text that agrees in more tokens; (0, none) where there is neither."""
+        text = np.array(self.text, np.int64)
+        earlier = np.flatnonzero(text[:-1] == text[-1]) + 1
+        own = agreement(text, earlier, text)
+        longest_own = int(own.max(initial=0))
+        if len(self.pointers) and self.agreement[0] >= longest_own:
+            chosen = self.pointers[self.agreement == self.agreement[0]]
+            following = self.values[chosen]
+            kinds, first, votes = np.unique(following, return_index=True, return_counts=True)
+            start = int(chosen[first[votes == votes.max()].min()])
+            return int(self.agreement[0]), np.asarray(self.values[start : start + LONGEST], np.int64)
+        if longest_own:
+            start = int(earlier[np.flatnonzero(own == longest_own)[-1]])
+            return longest_own, text[start : start + LONGEST]
+        return 0, text[:0]
 
-    def draft(self, most: int) -> NDArray[np.int64]:
-        """At most so many tokens that may come next; none without a pointer."""
-        if not len(self.pointers) or most <= 0:
-            return np.zeros(0, np.int64)
-        first = int(self.pointers[0])
-        return np.asarray(self.values[first : first + most], np.int64)
+
+def agreement(
+    values: NDArray[np.integer], pointers: NDArray[np.int64], text: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """(n,): how many tokens before each of the pointers (n,) into `values` (N,) are those at the end of a text (T,), at
+    most SUFFIX."""
+    last = text[: -SUFFIX - 1 : -1]
+    places = pointers[:, None] - 1 - np.arange(len(last))
+    same = (values[np.maximum(places, 0)] == last) & (places >= 0)
+    return np.logical_and.accumulate(same, 1).sum(1)
 
 
 class DraftLength:
@@ -138,10 +156,10 @@ class DraftedWriting:
         position = self.positions.begin([prompt], [number])
         self._append(written, drafter, position)
         while not written.ended and len(written.tokens) < limit:
-            agreement = int(drafter.agreement[0]) if len(drafter.agreement) else 0
-            draft = drafter.draft(min(self.length.of(agreement), limit - len(written.tokens) - 1))
+            agreed, following = drafter.best()
+            draft = following[: min(self.length.of(agreed), limit - len(written.tokens) - 1)]
             new = self._read(written, drafter, draft)
-            self.length.learn(agreement, len(draft), new - 1)
+            self.length.learn(agreed, len(draft), new - 1)
             self.counts.add(new, len(draft))
         return written
 

@@ -75,11 +75,29 @@ def test_the_best_pointer_agrees_longest() -> None:
     drafter = Drafter(values, [4, 5, 6])
     drafter.observe(7, np.array([2, 8]))
     assert (drafter.pointers.tolist(), drafter.agreement.tolist()) == ([9, 3], [4, 1])
-    assert drafter.draft(5).tolist() == [3, 8]
+    assert drafter.best()[1].tolist() == [3, 8]
     drafter.observe(3, np.array([], np.int64))  # retrieval found nothing; the pointer goes on
     assert (drafter.pointers.tolist(), drafter.agreement.tolist()) == ([10], [5])
     drafter.observe(8, np.array([10, -1]))  # the last entry has no successor, and -1 is none
-    assert drafter.draft(5).tolist() == []
+    assert drafter.best() == (0, pytest.approx([]))
+
+
+def test_earlier_text_is_a_draft_too() -> None:
+    """Where it agrees in more tokens than the entries do."""
+    values = np.array([9, 5, 7, 1, 2, 4])
+    drafter = Drafter(values, [1, 5, 6, 7, 8, 3, 1, 5, 6])
+    drafter.observe(7, np.array([2]))
+    assert (drafter.best()[0], drafter.best()[1][:3].tolist()) == (4, [8, 3, 1])
+    drafter = Drafter(values, [7, 2, 9, 5])
+    drafter.observe(7, np.array([2]))
+    assert (drafter.best()[0], drafter.best()[1].tolist()) == (3, [1, 2, 4])
+
+
+def test_most_of_the_best_pointers_decide() -> None:
+    values = np.array([5, 1, 0, 5, 2, 0, 5, 2, 0])
+    drafter = Drafter(values, [9])
+    drafter.observe(5, np.array([0, 3, 6]))
+    assert drafter.best()[1][:2].tolist() == [2, 0]
 
 
 def test_length_follows_what_is_accepted() -> None:
