@@ -69,7 +69,8 @@ def _run(main: Callable[[], object], program: str, stream: TextIO | None, goes_o
         setup_logging(stream if stream is not None else sys.stdout)
         with _no_lost_interrupt():
             main()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except UserError as error:
         sys.exit(_say(program, str(error), 2))
     except (MemoryError, RuntimeError) as error:
@@ -148,6 +149,15 @@ def _no_lost_interrupt() -> Iterator[None]:
 def _say(program: str, sentence: str, status: int) -> int:
     release_all()
     remove_empty_folders()
-    sys.stdout.flush()
+    _flush_output()
     sys.stderr.write(f"{program}: error: {' '.join(sentence.split())}\n")
     return status
+
+
+def _flush_output() -> None:
+    """What is still to be printed; nothing more is, if nobody reads it (a closed pipe) or it cannot be kept."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:  # the interpreter would try again at its end, and report that
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -39,7 +39,8 @@ def beam_search(
     traced: bool = False,
 ) -> list[Written]:
     """The `beam` best continuations of a prompt, token ids (T,), best first; at the limit of length nothing but the end
-    can follow. before: (t,) log-probabilities of prompt tokens that count in the scores too, with their length."""
+    can follow, where there is one. before: (t,) log-probabilities of prompt tokens that count in the scores too, with
+    their length."""
     before = torch.zeros(0) if before is None else before
     position = positions.begin([prompt], [number])
     limit = min(settings.limit(len(prompt)), positions.lm.longest - len(prompt))
@@ -49,7 +50,8 @@ def beam_search(
     for new in range(max(limit, 1)):
         log_probs = tempered(position.log_probs.cpu(), settings.temperature)
         options = allowed(log_probs, positions.lm.words[:, 1:].cpu(), new, settings, symbols)
-        if new + 1 >= limit:
+        last = new + 1 >= limit
+        if last:
             options = _only(options, symbols.ends)
         count = min(2 * beam, options.numel())
         best, flat = (live.totals[:, None] + options).view(-1).topk(count)
@@ -60,9 +62,10 @@ def beam_search(
             torch.cat([live.tokens[rows], chosen[:, None]], 1),
             _longer_traces(live, position, rows, chosen) if traced else [],
         )
-        done = torch.isin(chosen, ends) & best.isfinite()
+        done = (torch.isin(chosen, ends) | last) & best.isfinite()
         for place in done[:beam].nonzero().flatten().tolist():
-            finished.append(_finished(longer, place, number, float(best[place]), len(before), len_penalty))
+            total, ended = float(best[place]), int(chosen[place]) in symbols.ends
+            finished.append(_finished(longer, place, number, total, len(before), len_penalty, ended))
         going = (~done & best.isfinite()).nonzero().flatten()[:beam]
         if len(finished) >= beam or not len(going):
             break
@@ -76,10 +79,10 @@ def beam_search(
 
 
 def _only(options: Tensor, ends: tuple[int, ...]) -> Tensor:
-    """Nothing but the end."""
+    """Nothing but the end; everything where no end is possible (a tokenizer without one, a least length)."""
     kept = options.new_full(options.shape, -math.inf)
     kept[:, list(ends)] = options[:, list(ends)]
-    return kept
+    return kept if kept.isfinite().any() else options
 
 
 def _longer_traces(live: _Beam, position: Position, rows: Tensor, chosen: Tensor) -> list[list[dict[str, object]]]:
@@ -88,8 +91,10 @@ def _longer_traces(live: _Beam, position: Position, rows: Tensor, chosen: Tensor
     return [[*live.traces[row], facts] for row, facts in zip(rows.tolist(), new, strict=True)]
 
 
-def _finished(beam: _Beam, place: int, number: int, total: float, before: int, len_penalty: float) -> Written:
+def _finished(
+    beam: _Beam, place: int, number: int, total: float, before: int, len_penalty: float, ended: bool
+) -> Written:
     tokens = beam.tokens[place].tolist()
     score = total / (before + len(tokens)) ** len_penalty
     known = beam.traces[place] if beam.traces else []
-    return Written(number, 0, tokens, beam.log_probs[place].tolist(), known, ended=True, ranked_by=score)
+    return Written(number, 0, tokens, beam.log_probs[place].tolist(), known, ended, ranked_by=score)

@@ -36,7 +36,7 @@ class ChoiceSettings:
     def __post_init__(self) -> None:
         """BadFlag for values that leave nothing to choose from."""
         if not self.temperature > 0 or math.isinf(self.temperature):
-            remedy = "leave --sampling out for the likeliest token"
+            remedy = "for the likeliest token, leave out " + ("--sampling" if self.sampling else "--temperature")
             raise BadFlag("--temperature", self.temperature, "a positive number", remedy)
         if self.sampling_topk == 0 or self.sampling_topk < -1:
             raise BadFlag("--sampling-topk", self.sampling_topk, "at least 1, or -1 for all tokens")

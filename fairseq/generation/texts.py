@@ -14,21 +14,25 @@ from torch import Tensor
 from fairseq.data.dictionary import Dictionary
 from fairseq.data.text_encoder import TextEncoder
 from fairseq.data.token_ids import TokenIds
+from fairseq.errors import BadFlag
+from fairseq.files.odd_characters import RETURNS, count_odd_characters
 from fairseq.generation.choice import Symbols
 
 
 class WordTexts:
-    """Texts of a dictionary's words."""
+    """Texts of a dictionary's words. odd: counts characters of the texts that are hardly ever intended."""
 
     def __init__(self, dictionary: Dictionary, args: argparse.Namespace) -> None:
         self.dictionary, self.encoder = dictionary, TextEncoder.build(args)
         self.start = dictionary.bos() if getattr(args, "add_bos_token", False) else dictionary.eos()
         self.symbols = Symbols((dictionary.eos(),), dictionary.pad(), dictionary.unk())
-        self._odd: Counter[str] = Counter()
+        self.odd: Counter[str] = Counter()
 
     def encode(self, text: str) -> Tensor:
         """Token ids (T,) int64 of a line, without an end."""
-        line = " ".join(text.split()) if self.encoder is None else self.encoder.line(text, self._odd)
+        count_odd_characters(text.encode("utf-8", "surrogatepass"), self.odd)
+        self.odd.pop(RETURNS, None)  # here a space
+        line = " ".join(text.split()) if self.encoder is None else self.encoder.line(text.replace("\r", " "), self.odd)
         return self.dictionary.encode_line(line, add_if_not_exist=False, append_eos=False).long()
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -56,13 +60,13 @@ class TokenizerTexts:
         self.start = dictionary.eos()
         end = self.tokenizer.eos_token_id
         self.symbols = Symbols(() if end is None else (int(end),))
+        self.odd: Counter[str] = Counter()
 
     def encode(self, text: str) -> Tensor:
         """Token ids (T,) int64, without BOS and without an end."""
-        tokens = self.tokenizer(text)["input_ids"]
-        if tokens and tokens[0] == self.start:
-            tokens = tokens[1:]
-        return torch.tensor(tokens, dtype=torch.int64)
+        count_odd_characters(text.encode("utf-8", "surrogatepass"), self.odd)
+        self.odd.pop(RETURNS, None)  # part of tokens, as any other character
+        return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids, without special ones."""
@@ -74,5 +78,11 @@ class TokenizerTexts:
 
 
 def texts_of(dictionary: Dictionary | TokenIds, args: argparse.Namespace) -> WordTexts | TokenizerTexts:
-    """For the dictionary of a data folder. args: flags of tokenisers and encoders, add_bos_token of the checkpoint."""
-    return TokenizerTexts(dictionary) if isinstance(dictionary, TokenIds) else WordTexts(dictionary, args)
+    """For the dictionary of a data folder. args: flags of tokenisers and encoders, add_bos_token of the checkpoint;
+    BadFlag for flags that cut words, with a tokenizer that does so itself."""
+    if not isinstance(dictionary, TokenIds):
+        return WordTexts(dictionary, args)
+    for name in ("tokenizer", "bpe"):
+        if (given := getattr(args, name, None)) is not None:
+            raise BadFlag(f"--{name}", given, "nothing beside a Hugging Face model's own tokenizer", "drop it")
+    return TokenizerTexts(dictionary)
