@@ -13,8 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from fairseq import checkpoint_utils
-from fairseq.errors import MissingFile
+from fairseq.errors import MissingFile, UserError
 from fairseq.files.odd_characters import warn_of_odd_characters
+from fairseq.generation.choice import ChoiceSettings, Symbols
+from fairseq.generation.lm_steps import LMSteps
+from fairseq.generation.positions import Positions
+from fairseq.generation.writing import write
 from fairseq.sequence_generator import SequenceGenerator
 
 BPE_FILES = {"code": "bpe_codes", "bpecodes": "bpe_codes", "sentencepiece.bpe.model": "sentencepiece_vocab"}
@@ -147,63 +151,50 @@ class GeneratorHubInterface(nn.Module):
         sampling_topp: float = -1.0,
         temperature: float = 1.0,
         seed: int | None = None,
+        retrieval: Any = None,
     ) -> list[dict[str, Any]]:
         """Continues token ids (T,) until eos or `max_len_b` new tokens: greedily, by beam search or by sampling.
 
         Sampling draws from the `sampling_topk` most likely words, or from the fewest words that hold the probability
-        `sampling_topp`. Returns [{"tokens", "positional_scores"}] with the prefix in tokens: the `beam` best ones (see
-        `fairseq.sequence_generator`), or as many independent samples."""
+        `sampling_topp`; without `seed` each call draws others. retrieval: what
+        `fairseq.attached_retrieval.Retrieval.open` gives, with which the models are mixed; None for the models alone.
+        Returns [{"tokens", "positional_scores", "score"}] with the prefix in tokens: the `beam` best ones, whose scores
+        are the prefix's too (see `fairseq.sequence_generator`), or as many independent samples, with scores of new
+        tokens alone."""
+        pad = self.tgt_dict.pad()
+        positions = self._positions(retrieval)
         if beam > 1 and not sampling:
-            limit = len(tokens) + max_len_b
-            generator = SequenceGenerator(self.tgt_dict, beam, max_len_b=limit, temperature=temperature)
-            prefix = tokens.to(self.device).unsqueeze(0)
-            return generator.generate(list(self.models), {}, prefix, self._start())[0]
-        random = torch.Generator(device=self.device)
-        if seed is not None:
-            random.manual_seed(seed)
-        return [
-            self._continue(
-                tokens.to(self.device), max_len_b, sampling, sampling_topk, sampling_topp, temperature, random
+            generator = SequenceGenerator(
+                self.tgt_dict, beam, max_len_b=len(tokens) + max_len_b, temperature=temperature
             )
-            for _ in range(beam)
+            return generator.search(positions, tokens.to(self.device))
+        chance = int(torch.randint(1 << 31, (1,))) if seed is None else seed
+        settings = ChoiceSettings(
+            sampling, sampling_topk if sampling else -1, sampling_topp if sampling else -1.0, temperature,
+            min_len=0, max_len_b=max_len_b, seed=chance,
+        )
+        symbols = Symbols((self.tgt_dict.eos(),), pad, self.tgt_dict.unk())
+        (found,) = write(positions, [tokens], settings, symbols, samples=beam)
+        return [
+            {
+                "tokens": torch.cat([tokens.cpu(), torch.tensor(written.tokens).to(tokens.cpu())]),
+                "positional_scores": torch.tensor(written.log_probs),
+                "score": torch.tensor(written.score),
+            }
+            for written in found
         ]
 
-    def _continue(
-        self,
-        prefix: Tensor,
-        max_len: int,
-        sampling: bool,
-        topk: int,
-        topp: float,
-        temperature: float,
-        generator: torch.Generator,
-    ) -> dict[str, Any]:
-        words = torch.cat([prefix.new_tensor([self._start()]), prefix]).unsqueeze(0)
-        states: list[dict[str, Any]] = [{} for _ in self.models]
-        scores: list[Tensor] = []
-        limit = min(model.max_positions() for model in self.models)
-        for _ in range(min(max_len, limit - words.size(1))):
-            log_probs = self._next_log_probs(words, states)
-            if sampling:
-                word = sample_word(log_probs, topk, topp, temperature, generator)
-            else:
-                word = log_probs.argmax().view(1)
-            words = torch.cat([words, word.view(1, 1)], dim=1)
-            scores.append(log_probs[word])
-            if int(word) == self.tgt_dict.eos():
-                break
-        new = torch.cat(scores) if scores else torch.zeros(0)
-        return {"tokens": words[0, 1:].cpu(), "positional_scores": new.cpu()}
-
-    def _next_log_probs(self, words: Tensor, states: list[dict[str, Any]]) -> Tensor:
-        """Log-probabilities (V,) of the word after `words` (1, T), averaged over the models; pad is impossible."""
-        per_model = []
-        for model, state in zip(self.models, states):
-            features, extra = model(words, incremental_state=state)
-            per_model.append(model.get_normalized_probs((features[:, -1:], extra), True, None)[0, 0].float())
-        log_probs = torch.stack(per_model).logsumexp(dim=0) - math.log(len(per_model))
-        log_probs[self.tgt_dict.pad()] = -torch.inf
-        return log_probs
+    def _positions(self, retrieval: Any) -> Positions:
+        """Texts that the models write, with retrieval or alone; UserError for what is no retrieval for these models."""
+        models, steps, key_type = list(self.models), None, None
+        if retrieval is not None:
+            if not hasattr(retrieval, "steps_of"):
+                found, expected = type(retrieval).__name__, "what fairseq.attached_retrieval.Retrieval.open gives"
+                raise UserError(f"retrieval: found a {found}, expected {expected}")
+            key_type = retrieval.key_type
+            steps = retrieval.steps_of(models, len(self.tgt_dict), self.device)
+        needs = frozenset() if steps is None else steps.retriever.needs
+        return Positions(LMSteps(models, self.tgt_dict.pad(), self._start(), key_type, needs, self.device), steps)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The same as `generate`."""
@@ -212,12 +203,3 @@ class GeneratorHubInterface(nn.Module):
     def clone(self) -> GeneratorHubInterface:
         """An independent copy."""
         return copy.deepcopy(self)
-
-
-def sample_word(log_probs: Tensor, topk: int, topp: float, temperature: float, generator: torch.Generator) -> Tensor:
-    """One word id (1,) drawn from log_probs (V,) within the given limits."""
-    probs = torch.softmax(log_probs / temperature, dim=0)
-    values, words = probs.topk(min(topk, probs.numel()) if topk > 0 else probs.numel())
-    if topp > 0:
-        values = values.masked_fill(values.cumsum(0) - values >= topp, 0.0)
-    return words[torch.multinomial(values, 1, generator=generator)]

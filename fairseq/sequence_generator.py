@@ -59,10 +59,12 @@ class SequenceGenerator:
         start = self.dictionary.eos() if bos_token is None else bos_token
         pad = self.dictionary.pad()
         lm = LMSteps(models, pad, start, device=prefix_tokens.device)
-        return [self._search(Positions(lm), row[row.ne(pad)]) for row in prefix_tokens]
+        return [self.search(Positions(lm), row[row.ne(pad)]) for row in prefix_tokens]
 
-    def _search(self, positions: Positions, prefix: Tensor) -> list[dict[str, Any]]:
-        before = positions.lm.score(prefix)
+    def search(self, positions: Positions, prefix: Tensor) -> list[dict[str, Any]]:
+        """The hypotheses that continue one prefix, token ids (T,), as `generate` gives them; positions: models, with
+        retrieval or without."""
+        before = positions.score(prefix)
         limit = int(min(self.max_len_a * len(prefix) + self.max_len_b, positions.lm.longest)) - len(prefix)
         settings = ChoiceSettings(
             temperature=self.temperature, min_len=self.min_len, unkpen=self.unk_penalty, max_len_b=max(limit, 1)

@@ -5,9 +5,11 @@ import shutil
 import pytest
 import torch
 
-from fairseq.errors import MissingFile
-from fairseq.hub_utils import sample_word
+from fairseq.attached_retrieval import Retrieval
+from fairseq.errors import MissingFile, UserError
+from fairseq.files.sidecar import write_sidecar
 from fairseq.models.transformer_lm import TransformerLanguageModel
+from fairseq.retrieval_lm import RetrievalLM
 
 pytest.importorskip("fairseq.data.encoders")
 
@@ -90,17 +92,53 @@ def test_beam_search(hub):
     assert all(torch.equal(row["tokens"][: len(prefix)], prefix) for row in found)
 
 
-def test_top_k_and_top_p_keep_the_likely_words():
-    log_probs = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-    generator = torch.Generator().manual_seed(0)
+def retrieval_of(golden, **settings):
+    files = golden / "checkpoints"
+    own = {"k": 64, "lmbda": 0.4, "knn_sim_func": "do_not_recomp_l2", "no_load_keys": True, **settings}
+    return Retrieval.open(str(files / "dstore16"), indexfile=str(files / "knn16.index"), dstore_fp16=True, **own)
 
-    def seen(topk, topp):
-        return {int(sample_word(log_probs, topk, topp, 1.0, generator)) for _ in range(300)}
 
-    assert seen(2, -1) == {0, 1}
-    assert seen(-1, 0.6) == {0, 1}
-    assert seen(-1, 0.5) == {0}
-    assert seen(-1, -1) == {0, 1, 2, 3}
+def test_retrieval_beside_the_models(golden, folder, hub, text, caplog):
+    """Text is that of `RetrievalLM`, and scores are those of its evaluation; without weight it is the models'."""
+    lm = RetrievalLM.open(
+        str(folder / "model.pt"), str(folder), dstore_filename=str(golden / "checkpoints/dstore16"),
+        indexfile=str(golden / "checkpoints/knn16.index"), dstore_fp16=True, k=64, lmbda=0.4,
+        knn_sim_func="do_not_recomp_l2", no_load_keys=True, cpu=True,
+    )
+    words, retrieval = " ".join(text.split()[:4]), retrieval_of(golden)
+    assert hub.sample(words, max_len_b=8, retrieval=retrieval) == lm.continue_text(words, max_len_b=8)
+    assert hub.sample(words, max_len_b=8, retrieval=retrieval) != hub.sample(words, max_len_b=8)
+    assert "whether it was saved with this model is not known" in caplog.text
+    assert hub.sample(words, max_len_b=8, retrieval=retrieval_of(golden, lmbda=0.0)) == hub.sample(words, max_len_b=8)
+    prefix = hub.encode(words)[:-1]
+    best = hub.generate(prefix, beam=3, max_len_b=5, retrieval=retrieval)
+    for found in best:
+        assert found["tokens"][-1] == hub.tgt_dict.eos()
+        expected = lm.score_text(hub.string(found["tokens"])).log_probs
+        torch.testing.assert_close(found["positional_scores"], torch.from_numpy(expected), atol=1e-4, rtol=0)
+    drawn = {"sampling": True, "beam": 3, "max_len_b": 5, "seed": 3, "retrieval": retrieval}
+    first, second = (hub.generate(prefix, **drawn) for _ in range(2))
+    assert [r["tokens"].tolist() for r in first] == [r["tokens"].tolist() for r in second]
+
+
+def test_what_is_no_retrieval_for_the_models(golden, hub, tmp_path):
+    with pytest.raises(UserError, match=r"retrieval: found a str, expected .*Retrieval\.open"):
+        hub.sample("the", retrieval="dstore16")
+    for name in ("dstore16_keys.npy", "dstore16_vals.npy"):
+        (tmp_path / name).symlink_to(golden / "checkpoints" / name)
+    own = {"rows": 16938, "dimension": 32, "key_dtype": "<f2", "value_dtype": "<i2", "weights": ["0" * 32]}
+    write_sidecar(str(tmp_path / "dstore16"), "datastore", own)
+    other = Retrieval.open(str(tmp_path / "dstore16"), index="exact")
+    with pytest.raises(UserError, match="saved with the weights 0000"):
+        hub.sample("the", retrieval=other)
+
+
+def test_the_datastore_of_the_same_weights(golden, folder, hub, run_cli, tmp_path, caplog):
+    prefix = tmp_path / "own"
+    flags = f"--gen-subset valid --save-knnlm-dstore --dstore-mmap {prefix} --cpu --no-progress-bar".split()
+    assert run_cli("eval_lm", [golden / "data-bin", "--path", folder / "model.pt", *flags]).status == 0
+    hub.sample("the", max_len_b=2, retrieval=Retrieval.open(str(prefix), index="exact", k=8, lmbda=0.4))
+    assert "is not known" not in caplog.text
 
 
 def test_a_missing_folder_says_what_to_do():

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from fairseq.retrieval.datastore.provenance import check_query_model
 from fairseq.retrieval.flag_conflicts import flag, strategy_name
 from fairseq.retrieval.open_stores import require_stores
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
+from fairseq.retrieval_steps import RetrievalSteps
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,30 @@ class Retrieval:
         return Attachment(model, self._knnlm(width, vocabulary, model.device), self.key_type, collector)
 
     @torch.no_grad()
+    def steps_of(self, models: Sequence[Any], vocabulary: int, device: torch.device) -> RetrievalSteps:
+        """Retrieval that follows what models of this package write, of which the first makes the queries, and whose
+        dictionary has `vocabulary` words; fairseq's hub interface uses it. UserError for a datastore of other models,
+        as far as its sidecar says."""
+        refusals.reset(self.args.force)
+        query_model = {
+            "weights": [_fingerprint(model, model) for model in models],
+            "vocabulary": vocabulary, "key_type": self.key_type,
+        }
+        places = ["this model", "this model", "this model", "knn_keytype"]
+        compared = check_query_model(self.args.dstore_filename, query_model, places)
+        RETRIEVER_REGISTRY[strategy_name(self.args)].check_query_model(self.args, query_model, places)
+        self._warn_of_unknown_source(compared)
+        models[0].decoder.knn_keytype = self.key_type  # whose activations it gives from now on
+        tokens = torch.full((1, 1), models[0].decoder.dictionary.eos(), device=device)
+        width = keys_of(self.key_type, models[0](tokens)[1], 1, 1).shape[-1]
+        return RetrievalSteps(self._knnlm(width, vocabulary, device))
+
+    def _warn_of_unknown_source(self, compared: Sequence[str]) -> None:
+        if "weights" not in compared:
+            said = "%s: whether it was saved with this model is not known, as it has no sidecar that tells"
+            logger.warning(said, self.args.dstore_filename)
+
+    @torch.no_grad()
     def _look_at(self, model: Any) -> tuple[Collector, int, int]:
         """Its activations, the width of its keys, the size of its vocabulary; refuses a model of another datastore."""
         refusals.reset(self.args.force)
@@ -90,9 +116,7 @@ class Retrieval:
         places = [str(name), str(name), str(name), "knn_keytype"]
         compared = check_query_model(self.args.dstore_filename, query_model, places)
         RETRIEVER_REGISTRY[strategy_name(self.args)].check_query_model(self.args, query_model, places)
-        if "weights" not in compared:
-            said = "%s: whether it was saved with this model is not known, as it has no sidecar that tells"
-            logger.warning(said, self.args.dstore_filename)
+        self._warn_of_unknown_source(compared)
         collector = lm.decoder.collector
         tokens = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         with collector.collecting() as collected:

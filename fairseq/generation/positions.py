@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from fairseq.generation.lm_steps import Computed, LMSteps
+from fairseq.scored_sequences import ScoredSequence
 
 if TYPE_CHECKING:
     from fairseq.retrieval.voting import Outcome
@@ -49,6 +50,16 @@ class Positions:
                 sample_ids,
             )
         return self._next(computed)
+
+    def score(self, tokens: Tensor) -> Tensor:
+        """(T,) log-probabilities of a text's tokens (T,), nats, as an evaluation gives them."""
+        if self.retrieval is None or not len(tokens):
+            return self.lm.score(tokens)
+        computed = self.lm.begin([tokens], whole=True, heads=len(tokens) + 1)
+        lm_log_probs = computed.log_probs[0, :-1].gather(1, tokens.to(computed.log_probs.device)[:, None])[:, 0]
+        features = {name: values[0, :-1] for name, values in computed.features.items()}
+        scored = ScoredSequence(0, computed.queries[0, :-1].float(), tokens, lm_log_probs, features)
+        return self.retrieval.knnlm.score([scored])[0].log_probs.cpu()
 
     def choose(self, tokens: Tensor, rows: Tensor) -> Position:
         """Appends tokens (n,) to the hypotheses `rows` (n,), which may be fewer or more than before: what comes next.
