@@ -15,9 +15,10 @@ from typing import Any
 
 from fairseq.errors import MissingFile
 from fairseq.evaluation.curve_figure import CurveFigure
+from fairseq.evaluation.results_files import read_evaluation
 from fairseq.evaluation.sweep_curves import Curve
 from fairseq.evaluation.sweep_figures import KNNLM_LEVEL, LM_LEVEL
-from fairseq.files.atomic_io import atomic_write, read_json, write_json
+from fairseq.files.atomic_io import atomic_write, write_json
 from fairseq_cli.entry import cli_entry
 
 
@@ -61,7 +62,7 @@ def read_rows(folder: Path) -> tuple[list[Row], dict[str, Any]]:
             prefix, _, value = path.stem.partition("-")
             if prefix != family.prefix:
                 continue
-            result = raw[path.stem] = read_json(path)
+            result = raw[path.stem] = read_evaluation(path)
             row = Row(
                 prefix,
                 family.label,

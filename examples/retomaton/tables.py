@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.errors import BadFlag
+from fairseq.evaluation.results_files import read_sweep
 from fairseq.evaluation.sweep_curves import NAMES, Curve, Naming, curves_of, first_setting, named_groups
 from fairseq.evaluation.sweep_figures import PAPER, PAPER_FILE
 from fairseq.files.atomic_io import atomic_write, read_json
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table here too")
     parser.add_argument("--best", metavar="STRATEGY", help="only print this strategy's best lambda and temperature")
     args = parser.parse_args()
-    results = read_json(args.results, 1 << 30)
+    results = read_sweep(args.results)
     if args.best:
         points = [point for point in results["points"] if point["strategy"] == args.best]
         if not points:

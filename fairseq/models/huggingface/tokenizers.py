@@ -32,6 +32,7 @@ def open_tokenizer(folder: str) -> Any:
         raise MissingFile(os.path.join(folder, DEFINITION), "give a folder that holds a tokenizer")
     try:
         tokenizer = library().AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer("a text")  # settings of wrong types show only now
     except Exception as error:
         logger.debug("%s: transformers cannot open its tokenizer", folder, exc_info=True)
         said = (str(error).strip().splitlines() or [""])[0][:160]
