@@ -1,4 +1,4 @@
-"""Packaging door for tools that still ask for a `setup.py`; names, dependencies and scripts stand in pyproject.toml."""
+"""For tools that still ask for a `setup.py`; names, dependencies and scripts stand in pyproject.toml."""
 
 from setuptools import setup
 
