@@ -64,6 +64,41 @@ def test_the_documented_strategy_runs_as_a_plug_in(plug_in: Any, tmp_path: Path)
     assert always["loss_base2"] == pytest.approx(plain["loss_base2"], abs=1e-9)  # no token is idle, so nothing decays
 
 
+def test_the_documented_strategy_writes(plug_in: Any, tmp_path: Path) -> None:
+    """Its state goes with hypotheses: prompts of unequal length together give what each gives alone, and every
+    hypothesis of a beam was searched at least at every third token."""
+    (tmp_path / "p").write_text("the new brola was\nIn\nIt is not known who sold the\n")
+    words = (
+        "-m fairseq_cli.interactive data-bin --path checkpoints/checkpoint_best.pt --cpu --knnlm --dstore-fp16 "
+        "--dstore-filename checkpoints/dstore16 --indexfile checkpoints/knn16.index --k 64 --lmbda 0.3 --no-load-keys "
+        f"--knn-sim-func do_not_recomp_l2 --max-len-b 9 --json --input {tmp_path / 'p'} "
+        f"--user-dir {plug_in('PeriodicRetriever')} --strategy periodic --search-every 3"
+    ).split()
+
+    def written(*flags: str) -> list[Any]:
+        done = subprocess.run([sys.executable, *words, *flags], cwd=GOLDEN, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    alone, together, beams = written(), written("--batch-size", "3"), written("--beam", "3", "--nbest", "3")
+    assert [found["text"] for found in alone] == [found["text"] for found in together]
+    assert len(beams) == 9
+    for found in (*together, *beams):
+        searched = [token["searched"] for token in found["tokens"]]
+        assert all(any(searched[i : i + 3]) for i in range(len(searched) - 2)) and not all(searched)
+        for token, idle in zip(found["tokens"], since_search(searched)):
+            if idle is not None:
+                assert token["lmbda"] == pytest.approx(0.3 * 0.95**idle)
+
+
+def since_search(searched: list[bool]) -> list[int | None]:
+    """Tokens since the last search, None where it was in the prompt."""
+    idle: list[int | None] = []
+    for now in searched:
+        idle.append(0 if now else None if not idle or idle[-1] is None else idle[-1] + 1)
+    return idle
+
+
 def test_the_documented_weight_runs_as_a_plug_in(plug_in: Any, tmp_path: Path) -> None:
     flags = ("--user-dir", str(plug_in("ConfidentRetriever")), "--strategy", "confident", "--confidence")
     plain, constant, varying = evaluate(tmp_path), evaluate(tmp_path, *flags, "0"), evaluate(tmp_path, *flags, "1")

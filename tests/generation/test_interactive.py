@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from fairseq.data.indexed_dataset import MMapIndexedDataset
+from fairseq.evaluation.entry_texts import StoredDocuments
+from fairseq.files.sidecar import write_sidecar
 from tests.generation.conftest import GOLDEN, GPT2
 
 MODEL = f"--path {GOLDEN}/checkpoints/checkpoint_best.pt --cpu"
@@ -272,8 +275,6 @@ def test_one_sentence(run_cli: Any, tmp_path: Path, case: str) -> None:
 
 def test_the_datastore_of_another_model(run_cli: Any, tmp_path: Path) -> None:
     """A datastore whose sidecar names other weights."""
-    from fairseq.files.sidecar import write_sidecar
-
     for name in ("dstore16_keys.npy", "dstore16_vals.npy", "knn16.index"):
         (tmp_path / name).symlink_to(GOLDEN / "checkpoints" / name)
     own = {"rows": 16938, "dimension": 32, "key_dtype": "<f2", "value_dtype": "<i2", "weights": ["0" * 32]}
@@ -326,6 +327,35 @@ def test_a_model_of_transformers(of_gpt2: Any) -> None:
     assert texts(plain) == texts(of_gpt2("--batch-size 2")) == texts(of_gpt2("--draft 4"))
     found = parsed(of_gpt2("--json --beam 2"))
     assert len(found) == 2 and all(token["entries"] for own in found for token in own["tokens"])
+
+
+def test_entries_name_their_documents(run_cli: Any, opened_gpt2: Any, tmp_path: Path) -> None:
+    """Of a datastore that was saved from the documents of the data folder, and only where that is certain."""
+    lines = (GPT2.parent / "text" / "wiki.train.txt").read_text().splitlines()[:150]
+    records = [{"text": line, "id": f"page\\{n}"} for n, line in enumerate(lines) if line.strip()]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    cut = f"--only-source --hf-tokenizer {GPT2} --trainpref {tmp_path}/train.jsonl --destdir {tmp_path}/bin".split()
+    assert run_cli("preprocess", cut).status == 0
+    save = "--context-window 32 --tokens-per-sample 32 --save-knnlm-dstore --dstore-mmap"
+    words = f"{tmp_path}/bin --path {GPT2} --cpu --gen-subset train --no-progress-bar {save} {tmp_path}/own"
+    assert run_cli("eval_lm", words.split()).status == 0
+    (tmp_path / "p").write_text("The rormeish laira\n")
+    store = f"--knnlm --dstore-filename {tmp_path}/own --index exact --k 8 --lmbda 0.3"
+    ask = f"{tmp_path}/bin --path {GPT2} --cpu --input {tmp_path}/p --max-len-b 4 --json {store}".split()
+    documents = MMapIndexedDataset(str(tmp_path / "bin" / "train"))
+    (found,) = parsed(run_cli("interactive", ask))
+    for entry in (entry for token in found["tokens"] for entry in token["entries"]):
+        number, place = entry["document"], entry["document_position"]
+        assert documents[number][place] == entry["token"]
+        assert entry["document_name"] == records[number]["id"]
+        assert documents.sizes[:number].sum() + place == entry["entry"] + 32  # a sample without context is not stored
+
+    sidecar = json.loads((tmp_path / "own.json").read_text())
+    others = {"sample_break_mode": "eos", "data": {}, "filled_rows": 5, "max_length": 64, "split": "test"}
+    for change in ({name: value} for name, value in others.items()):
+        changed = {name: value for name, value in {**sidecar, **change}.items() if name != "digest"}
+        write_sidecar(str(tmp_path / "own"), "datastore", changed)
+        assert StoredDocuments.of_datastore(str(tmp_path / "own"), str(tmp_path / "bin"), sidecar["vocabulary"]) is None
 
 
 REFUSED_WITH_GPT2 = {"--remove-bpe": "--remove-bpe: found", "--bpe gpt2": "--bpe: found"}
