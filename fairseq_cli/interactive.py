@@ -30,7 +30,7 @@ from fairseq.generation.drafts import DraftedWriting
 from fairseq.generation.flag_checks import check_generation_flags, choice_settings
 from fairseq.generation.lm_steps import LMSteps
 from fairseq.generation.positions import Positions
-from fairseq.generation.texts import texts_of
+from fairseq.generation.texts import SPECIAL, texts_of
 from fairseq.generation.writing import Written, write
 from fairseq.knnlm import build_knnlm
 from fairseq.retrieval.flag_conflicts import check_flags
@@ -152,6 +152,8 @@ class Interactive:
         """Counts and times, which are logged."""
         for sentence in odd_sentences(self.texts.odd):
             logger.warning("--input: found %s", sentence)
+        if spelt := self.texts.odd[SPECIAL]:
+            logger.warning("--input: found %d %s", spelt, SPECIAL)
         if self.unknown:
             said = "--input: %d of %d tokens are not in the dictionary, and were read as <unk>"
             logger.warning(said, self.unknown, self.prompt_tokens)

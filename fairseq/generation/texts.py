@@ -18,6 +18,8 @@ from fairseq.errors import BadFlag
 from fairseq.files.odd_characters import RETURNS, count_odd_characters
 from fairseq.generation.choice import Symbols
 
+SPECIAL = "special tokens, which prompts spell out or which replace unknown characters"
+
 
 class WordTexts:
     """Texts of a dictionary's words. odd: counts characters of the texts that are hardly ever intended."""
@@ -58,6 +60,7 @@ class TokenizerTexts:
 
         self.tokenizer: Any = huggingface.open_tokenizer(dictionary.folder)
         self.start = dictionary.eos()
+        self.special = frozenset(self.tokenizer.all_special_ids)
         end = self.tokenizer.eos_token_id
         self.symbols = Symbols(() if end is None else (int(end),))
         self.odd: Counter[str] = Counter()
@@ -66,7 +69,9 @@ class TokenizerTexts:
         """Token ids (T,) int64, without BOS and without an end."""
         count_odd_characters(text.encode("utf-8", "surrogatepass"), self.odd)
         self.odd.pop(RETURNS, None)  # part of tokens, as any other character
-        return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+        tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        self.odd[SPECIAL] += sum(token in self.special for token in tokens)
+        return torch.tensor(tokens, dtype=torch.int64)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids, without special ones."""

@@ -358,6 +358,14 @@ def test_entries_name_their_documents(run_cli: Any, opened_gpt2: Any, tmp_path: 
         assert StoredDocuments.of_datastore(str(tmp_path / "own"), str(tmp_path / "bin"), sidecar["vocabulary"]) is None
 
 
+def test_special_tokens_of_a_prompt_are_said(of_gpt2: Any, opened_gpt2: Any, tmp_path: Path) -> None:
+    lm, _ = opened_gpt2
+    (tmp_path / "p").write_text(f"The {lm.texts.tokenizer.eos_token} laira\n")
+    done = of_gpt2(f"--input {tmp_path / 'p'}")
+    assert done.status == 0 and "found 1 special tokens, which prompts spell out" in done.stderr
+    assert "special tokens" not in of_gpt2("").stderr
+
+
 REFUSED_WITH_GPT2 = {"--remove-bpe": "--remove-bpe: found", "--bpe gpt2": "--bpe: found"}
 
 
