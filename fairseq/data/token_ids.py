@@ -33,12 +33,17 @@ class TokenIds:
     @classmethod
     def load(cls, data: str) -> TokenIds:
         """The vocabulary of a data folder that `preprocess.py --hf-tokenizer` wrote."""
-        types: dict[str, type] = {"size": int, "tokenizer": str, "begin": int}
+        types: dict[str, type] = {"size": int, "tokenizer": str}
         path = os.path.join(data, NAME)
         info = read_sidecar(path, KIND, types)
         if info is None:
             raise MissingFile(path + ".json", "preprocess the text with --hf-tokenizer")
-        return cls(info["size"], info["tokenizer"], info["begin"], os.path.join(data, FOLDER))
+        begin = info.get("begin")
+        known = isinstance(begin, int) and not isinstance(begin, bool) and 0 <= begin < info["size"]
+        if begin is not None and not known:
+            expected, remedy = f"a token id below {info['size']}, or null", "preprocess the text again"
+            raise BadFile(path + ".json", f"{begin!r:.40} as begin", expected, remedy)
+        return cls(info["size"], info["tokenizer"], -1 if begin is None else begin, os.path.join(data, FOLDER))
 
     @staticmethod
     def described_in(data: str) -> bool:

@@ -415,3 +415,22 @@ def test_a_missing_extra_is_one_sentence(
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     done = run_cli("eval_lm", [data, "--path", golden_hf / "gpt2", "--gen-subset", "valid", *QUIET])
     assert "needs the Python module transformers" in done.error and ".[hf]" in done.error
+
+
+def test_a_tokenizer_with_neither_beginning_nor_end(golden_hf: Path, tmp_path: Path, run_cli: Any) -> None:
+    """Nothing can stand before a text: windows are scored, other samples are refused, prompts begin with nothing."""
+    nothing = {"eos_token": None, "bos_token": None}
+    model = copied(golden_hf / "gpt2", tmp_path / "model", tokenizer_config=nothing)
+    data = tmp_path / "bin"
+    text = ["--testpref", golden_hf / "text/wiki.valid.txt", "--destdir", data]
+    done = run_cli("preprocess", ["--only-source", "--hf-tokenizer", model, "--hf-eos", "none", *text])
+    assert done.status == 0, done.stderr
+    assert json.loads((data / "tokens.json").read_text())["begin"] is None
+    flags = [data, "--path", model, "--gen-subset", "test", *QUIET]
+    windows = run_cli("eval_lm", [*flags, "--max-length", "64", "--results-json", tmp_path / "r.json"])
+    assert windows.status == 0, windows.stderr
+    assert "neither BOS nor EOS" in run_cli("eval_lm", flags).error
+    (tmp_path / "p").write_text("The\nof the\n")
+    both = [data, "--path", model, "--cpu", "--input", tmp_path / "p", "--max-len-b", "4"]
+    together = run_cli("interactive", [*both, "--batch-size", "2"])
+    assert together.status == 0 and together.stdout == run_cli("interactive", both).stdout

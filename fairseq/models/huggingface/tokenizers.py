@@ -78,7 +78,8 @@ def copy_tokenizer(folder: str, tokenizer: Any, data: str) -> TokenIds:
         with open(path, "rb") as source, atomic_write(os.path.join(target, os.path.basename(path))) as stream:
             shutil.copyfileobj(source, stream)
     vocabulary = vocabulary_of(tokenizer, target)
-    fields = {"size": len(vocabulary), "tokenizer": vocabulary.tokenizer, "begin": vocabulary.begin}
+    begin = None if vocabulary.begin < 0 else vocabulary.begin
+    fields = {"size": len(vocabulary), "tokenizer": vocabulary.tokenizer, "begin": begin}
     special = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
     write_sidecar(os.path.join(data, NAME), KIND, {**fields, **special})
     return vocabulary
