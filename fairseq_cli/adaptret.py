@@ -136,7 +136,8 @@ def _train(args: argparse.Namespace) -> None:
         args.held_out,
     )
     info = {"ngrams": os.path.abspath(_ngram_folder(args)), "k": args.k, "knn_temp": args.knn_temp}
-    info |= {"of": {name: scores.info.get(name) for name in SOURCE}, "ngrams_of": ngrams and ngrams.identity}
+    of = {name: scores.info[name] for name in SOURCE if name in scores.info}
+    info |= {"of": of, "ngrams_of": ngrams and ngrams.identity}
     model = train(data, recipe, args.save, info, not args.no_progress_bar)
     curve = model.info["held_out_perplexity"]
     seconds = time.perf_counter() - started
@@ -191,7 +192,7 @@ def _knn_log_probs(args: argparse.Namespace, scores: ScoreCache) -> NDArray[np.f
     values = {**vars(defaults.parse_args([])), **vars(args), "strategy": "knnlm", "lmbda": 0.25}
     device = torch.device("cuda" if args.knnlm_gpu and torch.cuda.is_available() else "cpu")
     stores = open_stores(argparse.Namespace(**values), scores.dimension, device, scores.vocabulary)
-    check_query_model(args.dstore_filename, scores.info, [args.scores] * 4)
+    check_query_model(args.dstore_filename, scores.info, [args.scores] * len(SOURCE))
     identity = search_identity(args, stores.index)
     searches = saved_searches(scores, stores.index, args.k, identity, device, not args.no_progress_bar)
     knnlm = build_knnlm(argparse.Namespace(**values), scores.dimension, device, stores, searches=searches)

@@ -42,7 +42,7 @@ from fairseq.knnlm import open_stores
 from fairseq.refusals import add_force
 from fairseq.registry import declared_actions, unknown_name
 from fairseq.retrieval.datastore.peer_files import name_datastore
-from fairseq.retrieval.datastore.provenance import check_query_model, datastore_identity
+from fairseq.retrieval.datastore.provenance import SOURCE, check_query_model, datastore_identity
 from fairseq.retrieval.index.interface import add_index_arg
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq.retrieval.saved.scores import ScoreCache
@@ -280,9 +280,10 @@ def _sweep(args: argparse.Namespace, settings: list[Setting], naming: Naming) ->
     device = torch.device("cuda" if args.knnlm_gpu and torch.cuda.is_available() else "cpu")
     most = argparse.Namespace(**{**vars(args), "k": max(args.k)})
     stores = open_stores(most, scores.dimension, device, scores.vocabulary)
-    check_query_model(args.dstore_filename, scores.info, [args.scores] * 4)
+    places = [args.scores] * len(SOURCE)
+    check_query_model(args.dstore_filename, scores.info, places)
     for setting in settings:
-        RETRIEVER_REGISTRY[setting.args.strategy].check_query_model(setting.args, scores.info, [args.scores] * 4)
+        RETRIEVER_REGISTRY[setting.args.strategy].check_query_model(setting.args, scores.info, places)
     index_identity = search_identity(args, stores.index)
     identity = {
         "scores": {name: value for name, value in scores.info.items() if name != "command"},

@@ -92,7 +92,7 @@ class Retrieval:
             "weights": [_fingerprint(model, model) for model in models],
             "vocabulary": vocabulary, "key_type": self.key_type,
         }
-        places = ["this model", "this model", "this model", "knn_keytype"]
+        places = ["this model", "this model", "this model", "knn_keytype", "knn_module"]
         compared = check_query_model(self.args.dstore_filename, query_model, places)
         RETRIEVER_REGISTRY[strategy_name(self.args)].check_query_model(self.args, query_model, places)
         self._warn_of_unknown_source(compared)
@@ -112,12 +112,15 @@ class Retrieval:
         refusals.reset(self.args.force)
         lm = wrapped(model, TokenIds(0, "", -1, ""), self.key_type, self.args.knn_module)
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-        query_model = {"weights": [_fingerprint(model, lm)], "key_type": self.key_type}
-        places = [str(name), str(name), str(name), "knn_keytype"]
+        collector = lm.decoder.collector
+        query_model = {
+            "weights": [_fingerprint(model, lm)], "key_type": self.key_type, "key_module": collector.module,
+        }
+        module = "knn_module" if self.args.knn_module is not None else f"{name}, found without knn_module"
+        places = [str(name), str(name), str(name), "knn_keytype", module]
         compared = check_query_model(self.args.dstore_filename, query_model, places)
         RETRIEVER_REGISTRY[strategy_name(self.args)].check_query_model(self.args, query_model, places)
         self._warn_of_unknown_source(compared)
-        collector = lm.decoder.collector
         tokens = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         with collector.collecting() as collected:
             logits = model(input_ids=tokens).logits

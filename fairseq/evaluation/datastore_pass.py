@@ -147,6 +147,7 @@ def scoring_identity(scoring: LMScoring, args: argparse.Namespace) -> dict[str, 
         "split": args.gen_subset,
         "vocabulary": len(scoring.task.target_dictionary),
         "key_type": args.knn_keytype,
+        **({} if scoring.key_module is None else {"key_module": scoring.key_module}),
         "sample_break_mode": args.sample_break_mode or "none",
         "tokens_per_sample": scoring.effective_args.tokens_per_sample,
         "context_window": args.context_window,
@@ -167,8 +168,11 @@ def check_source(scoring: LMScoring, args: argparse.Namespace) -> list[str]:
         "data": {os.path.basename(dictionary): file_fingerprint(dictionary)},
         "vocabulary": len(scoring.task.target_dictionary),
         "key_type": args.knn_keytype,
+        "key_module": scoring.key_module,
     }
-    places = [f"--path {args.path}", dictionary, dictionary, "--knn-keytype"]
+    places = [f"--path {args.path}", dictionary, dictionary, "--knn-keytype", "--knn-module"]
+    if getattr(args, "knn_module", None) is None:
+        places[-1] = f"--path {args.path}, found without --knn-module"
     compared = check_query_model(args.dstore_filename, info, places)
     RETRIEVER_REGISTRY[strategy_name(args)].check_query_model(args, info, places)
     return compared

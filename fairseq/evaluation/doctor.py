@@ -237,6 +237,7 @@ def _saving(
         "max_tokens": info.get("max_tokens") or args.max_tokens,
         "max_sentences": info.get("max_sentences"),
         "knn_keytype": info.get("key_type") or args.knn_keytype,
+        "knn_module": info.get("key_module") or getattr(args, "knn_module", None),
     }
     return LMScoring(argparse.Namespace(**{**vars(args), **changes}))
 

@@ -251,6 +251,13 @@ class LMScoring:
         return {**samples, "context": args.context_window + 1, "before_first_token": before, **scored}
 
     @property
+    def key_module(self) -> str | None:
+        """Name of the module whose input keys are, in the first model, whose keys are used; None for models in which
+        there is no choice, and for types of keys that are no module's input."""
+        collector = getattr(self.models[0].decoder, "collector", None)
+        return None if collector is None else collector.module
+
+    @property
     def precision(self) -> str:
         """The numbers that the (first) model computes with."""
         return str(next(self.models[0].parameters()).dtype).removeprefix("torch.")

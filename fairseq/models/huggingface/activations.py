@@ -24,8 +24,8 @@ class Collector:
     """What a key type needs of a causal language model of transformers. key_type: its name, or None for none; module:
     name of the module whose input is taken for that of the last feed-forward block (found by itself otherwise).
 
-    Attributes: below, the module below the head; layers, the decoder layers. BadFlag for a model that has no such
-    activations."""
+    Attributes: below, the module below the head; layers, the decoder layers; module, the name of the module whose input
+    keys are made of (None where they are made of no module's). BadFlag for a model that has no such activations."""
 
     def __init__(self, network: Any, key_type: str | None, module: str | None = None) -> None:
         self.needs = () if key_type is None else key_type_named(key_type).needs
@@ -34,6 +34,8 @@ class Collector:
         if FFN_INPUT in self.needs or module is not None:
             self._ffn = feed_forward(network) if module is None else named_module(network, module)
         self._check_needs(network, key_type)
+        made_of = self._ffn if FFN_INPUT in self.needs else None
+        self.module = next((name for name, part in network.named_modules() if part is made_of), None)
         self.below = first_called_module(network)
 
     def _check_needs(self, network: Any, key_type: str | None) -> None:

@@ -42,7 +42,7 @@ REMEDY = "delete the file to search again"
 SEARCH_BATCH = 3072
 SAFE_POINT_SECONDS = 30.0
 ROUND_ROWS = 1 << 20  # entries whose neighbours are processed at a time
-SAME_FOR_MERGED = ("weights", "vocabulary", "key_type", "data")  # fields copied to a merged datastore's sidecar
+SAME_FOR_MERGED = ("weights", "vocabulary", "key_type", "key_module", "data")  # in the merged one's sidecar too
 COPY_ROWS = 1 << 16
 
 

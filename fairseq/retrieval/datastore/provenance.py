@@ -4,6 +4,7 @@ digests of the files that they were made from), and a datastore to the model who
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from fairseq.files.sidecar import peek_sidecar, read_sidecar
 from fairseq.refusals import refuse
 from fairseq.retrieval.datastore.reader import KIND, Datastore, keys_path, values_path
 
-SOURCE = ("weights", "data", "vocabulary", "key_type")  # fields of a sidecar that say what keys came from
+SOURCE = ("weights", "data", "vocabulary", "key_type", "key_module")  # a sidecar's fields: what keys came from
+DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
 def datastore_files(datastore: Datastore) -> dict[str, str]:
@@ -50,11 +52,11 @@ def check_belongs(flag: str, artefact: str, datastore: Datastore) -> None:
 
 
 def check_query_model(prefix: str, query_model: Mapping[str, Any], places: Sequence[str]) -> list[str]:
-    """Refuses datastore `prefix` for queries of a model with other weights, another dictionary or key type; returns the
-    names of the properties that could be compared.
+    """Refuses datastore `prefix` for queries of a model with other weights, another dictionary or key type, or of the
+    input of another module; returns the names of the properties that could be compared.
 
     query_model: describes the model of the queries with the fields of a datastore's sidecar; places: where its weights,
-    its dictionary, the number of words and the key type were read from, for the error message."""
+    its dictionary, the number of words, the key type and the module were read from, for the error message."""
     kept = read_sidecar(prefix, KIND, {}) or {}
     made = f"{prefix}, saved with"
     return _check_source("--dstore-filename", made, "the datastore that was saved", kept, query_model, places)
@@ -87,10 +89,13 @@ def source_of(info: Mapping[str, Any]) -> dict[str, Any]:
     data = info.get("data")
     digests = [data.get(name) for name in VOCABULARIES] if isinstance(data, dict) else []
     dictionary = next(filter(None, digests), None)
-    weights, vocabulary, key_type = (info.get(name) for name in ("weights", "vocabulary", "key_type"))
-    return {"weights": weights, "dictionary": dictionary, "vocabulary": vocabulary, "key type": key_type}
+    weights, vocabulary, key_type, module = map(info.get, ("weights", "vocabulary", "key_type", "key_module"))
+    found = {"weights": weights, "dictionary": dictionary, "vocabulary": vocabulary}
+    return {**found, "key type": key_type, "key module": module}
 
 
 def _short(value: Any) -> str:
     """A value for an error message; digests are cut to their first digits."""
-    return ", ".join(_short(part) for part in value) if isinstance(value, list) else str(value)[:16]
+    if isinstance(value, list):
+        return ", ".join(_short(part) for part in value)
+    return str(value)[:16] if DIGEST.fullmatch(str(value)) else str(value)[:200]
