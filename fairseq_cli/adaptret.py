@@ -111,8 +111,10 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Searches (or reads saved searches), counts n-grams, trains; returns the figures for the results file."""
+    if not 0 < args.held_out < 1:
+        raise BadFlag("--held-out", args.held_out, "a share above 0 and below 1, to compare epochs and to train on")
     name_datastore(args)
-    files = described(args.save, GATE) | {args.save + ".last": ARCHIVE}
+    files = described(args.save, GATE, "adaptret") | {args.save + ".last": ARCHIVE}
     with claimed("--save", args.save, files), claimed("--results-json", args.results_json):
         _train(args)
 

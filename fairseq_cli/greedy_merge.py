@@ -78,7 +78,7 @@ def _merge(args: argparse.Namespace, save: str) -> None:
     identity = {"index": quick_fingerprint(args.indexfile), "probe": args.probe}
     identity["datastore"] = datastore_identity(datastore)
     path = f"{save}_size{datastore.size}_k{args.k}_int32.npy"
-    check_files("--save", described(path, ARRAY) | {path + ".progress.json": PROGRESS})
+    check_files("--save", described(path, ARRAY, "neighbours") | {path + ".progress.json": PROGRESS})
     filled = datastore.without_empty_rows("what is merged")
     filled.check_words(datastore.info.get("vocabulary"))
     neighbours = dump_neighbours(filled, index, args.k, path, identity, not args.no_progress_bar)

@@ -33,7 +33,7 @@ from fairseq.errors import BadFile, BadFlag, UserError
 from fairseq.files.atomic_io import atomic_write, open_log, writing
 from fairseq.files.inputs import regular_size
 from fairseq.files.odd_characters import MARKS, begins_with_mark, odd_sentences, refuse_other_encodings
-from fairseq.files.outputs import ITEMS_INDEX, LOG, RAW, Kind, claimed
+from fairseq.files.outputs import ITEMS_INDEX, LOG, RAW, Kind, claimed, description
 from fairseq.models.huggingface import TokenizedText
 from fairseq_cli.entry import cli_entry, log_start
 
@@ -127,7 +127,7 @@ class Preprocessor:
         for split, _ in self.splits():
             for lang in self.langs:
                 output = self.output_prefix(split, lang)
-                files |= {output + ".bin": RAW, output + ".idx": ITEMS_INDEX}
+                files |= {output + ".bin": RAW, output + ".idx": ITEMS_INDEX, output + ".json": description("text")}
         return files
 
     def check_inputs(self, log: str) -> None:

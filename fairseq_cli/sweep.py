@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import itertools
 import json
 import logging
@@ -20,6 +19,7 @@ import torch
 from fairseq import options, utils
 from fairseq.errors import BadFile, BadFlag
 from fairseq.evaluation.figure_files import require_matplotlib
+from fairseq.evaluation.results_files import digest_of_points
 from fairseq.evaluation.sweep import Setting, Sweep
 from fairseq.evaluation.sweep_curves import ALWAYS, MEASURED, NO_MEMBERS, Naming, named_groups
 from fairseq.evaluation.sweep_figures import FIGURES, PAPER, draw_figures
@@ -304,7 +304,7 @@ def _sweep(args: argparse.Namespace, settings: list[Setting], naming: Naming) ->
         logger.info("setting %d of %d: %s", number, len(settings), _summary(points[0]))
         current = {_key(point) for point in results["points"]}
         other = [point for point in kept if _key(point) not in current]
-        digest = _digest_of_points(json.loads(json.dumps(results["points"])), other)
+        digest = digest_of_points(json.loads(json.dumps(results["points"])), other)
         write_results(args.output + ".json", {**results, "earlier_points": other, "points_digest": digest}, args)
     logger.info("%d points in %.1f s", len(results["points"]), time.perf_counter() - began)
     write_tables(args.output, results)
@@ -324,15 +324,9 @@ def _kept_points(path: str, identity: dict[str, Any]) -> list[dict[str, Any]]:
     parts: list[Any] = [earlier.get("points"), earlier.get("earlier_points")]
     points, before = parts
     lists = isinstance(points, list) and isinstance(before, list)
-    if not lists or earlier.get("points_digest") != _digest_of_points(points, before):
+    if not lists or earlier.get("points_digest") != digest_of_points(points, before):
         raise BadFile(path, "points that differ from those that were written", "the results of a sweep", remedy)
     return [*points, *before]
-
-
-def _digest_of_points(points: Any, earlier: Any) -> str:
-    """A digest by which a later sweep detects that points in the results file have been changed."""
-    text = json.dumps([points, earlier], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _key(point: dict[str, Any]) -> str:

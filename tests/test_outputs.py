@@ -32,11 +32,13 @@ OUTPUTS = {
     f"{INDEX} --faiss_index OUT/j --results-json OUT/r.json": "r.json",
     f"kmeans {KEYS} --num-clusters 3 --sample 9 --save OUT/k": "k_s9_k3_members.pkl",
     f"kmeans  {KEYS} --num-clusters 3 --sample 9 --save OUT/k": "k_s9_k3_clusters/indptr.npy",
+    f"kmeans   {KEYS} --num-clusters 3 --sample 9 --save OUT/k": "k_s9_k3_members.pkl.json",
     f"kmeans {KEYS} --num-clusters 3 --sample 9 --save OUT/j --results-json OUT/r.json": "r.json",
     f"{MERGE} --save OUT/m": "m_merge9_members.pkl",
     f"{MERGE}  --save OUT/m": "m_size16938_k30_int32.npy",
     f"adaptret {SEARCH} --save OUT/g.pt": "g.pt",
     f"adaptret  {SEARCH} --save OUT/g.pt": "g.pt.last",
+    f"adaptret   {SEARCH} --save OUT/g.pt": "g.pt.json",
     f"adaptret {SEARCH} --save OUT/g.pt --results-json OUT/r.json": "r.json",
     f"sweep {SEARCH} --output OUT/s": "s.json",
     f"sweep  {SEARCH} --output OUT/s": "s.csv",
@@ -52,6 +54,7 @@ OUTPUTS = {
     f"preprocess --only-source --trainpref {TEXT} --destdir OUT": "train.idx",
     f"preprocess  --only-source --trainpref {TEXT} --destdir OUT": "train.bin",
     f"preprocess   --only-source --trainpref {TEXT} --destdir OUT": "preprocess.log",
+    f"preprocess    --only-source --trainpref {TEXT} --destdir OUT": "train.json",
 }
 
 
@@ -75,6 +78,7 @@ FOREIGN: dict[str, Callable[[Path], object]] = {
     "index": lambda path: shutil.copyfile(GOLDEN / "checkpoints" / "knn16.index", path),
     "settings": lambda path: path.write_text('{"learning": "rate"}\n'),
     "notes": lambda path: path.write_text("Notes of the user\n"),
+    "another's description": lambda path: write_json(path, {"kind": "another", "format_version": 1}),
 }
 OWN = {  # what is of the output's own kind, or cannot be told from it
     "keys": ("train.bin", "d_keys.npy"),
@@ -82,6 +86,7 @@ OWN = {  # what is of the output's own kind, or cannot be told from it
     "index": ("i", "i.trained"),
     "settings": ("preprocess.log", "eval_lm.log", "train.bin", "d_keys.npy"),
     "notes": ("preprocess.log", "eval_lm.log", "train.bin", "d_keys.npy"),
+    "another's description": ("preprocess.log", "eval_lm.log"),
 }
 
 

@@ -3,6 +3,8 @@ table or a figure takes from them is checked here, so that another file, or an e
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -54,6 +56,9 @@ def read_sweep(path: Path) -> dict[str, Any]:
     _check(path, content["lm"], " of the model alone", OF_LM, expected)
     if not content["points"]:
         raise BadFile(path, "no point", expected, "run the sweep again")
+    written = content.get("points_digest")
+    if written is not None and written != digest_of_points(content["points"], content.get("earlier_points", [])):
+        raise BadFile(path, "points that differ from those that were written", expected, "run the sweep again")
     for number, point in enumerate(content["points"]):
         _check(path, _object(path, point, f" in point {number}", expected), f" of point {number}", OF_POINT, expected)
     for name, text in content.get("labels", {}).items():
@@ -62,6 +67,13 @@ def read_sweep(path: Path) -> dict[str, Any]:
         if not isinstance(flags, list) or not all(isinstance(flag, str) for flag in flags):
             raise BadFile(path, f"saving_flags of {name} that are no names", expected, "run the sweep again")
     return content
+
+
+def digest_of_points(points: Any, earlier: Any) -> str:
+    """A digest by which whoever reads a sweep's results detects that points have been changed. earlier: points of
+    earlier runs that the file keeps."""
+    text = json.dumps([points, earlier], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _object(path: Path, content: Any, where: str, expected: str) -> dict[str, Any]:

@@ -100,33 +100,42 @@ def text_beginning(name: str, *words: str) -> Kind:
     return Kind(name, lambda path, head: head.startswith(tuple(word.encode() for word in words)))
 
 
-def described(path: str, kind: Kind) -> dict[str, Kind]:
-    """A file and its sidecar."""
-    return {path: kind, path + ".json": DESCRIPTION}
+def description(kind: str) -> Kind:
+    """The sidecar of an artefact of this kind (`files.sidecar`): that of another one is not replaced."""
+    return Kind(
+        f"a description of kind {kind!r} that this package wrote",
+        lambda path, head: DESCRIPTION.fits(path, head) and _json(path).get("kind") == kind,
+    )
+
+
+def described(path: str, kind: Kind, sidecar: str) -> dict[str, Kind]:
+    """A file, and its sidecar of the kind `sidecar`."""
+    return {path: kind, path + ".json": description(sidecar)}
 
 
 def stored_files(prefix: str) -> dict[str, Kind]:
     """The files that saving a datastore writes."""
-    progress = {prefix + ".progress.json": PROGRESS, prefix + ".json": DESCRIPTION}
+    progress = {prefix + ".progress.json": PROGRESS, prefix + ".json": description("datastore")}
     return dict.fromkeys((prefix + "_keys.npy", prefix + "_vals.npy"), RAW) | progress
 
 
 def score_files(folder: str, names: Iterable[str]) -> dict[str, Kind]:
     """The files that saving scores writes: an array of each name."""
     arrays = {os.path.join(folder, f"{name}.npy"): ARRAY for name in names}
-    return arrays | {os.path.join(folder, "scores.json"): DESCRIPTION}
+    return arrays | {os.path.join(folder, "scores.json"): description("scores")}
 
 
 def index_files(path: str) -> dict[str, Kind]:
     """The files that building an index writes."""
-    files = described(path, INDEX) | described(path + ".trained", INDEX)
+    files = described(path, INDEX, "index") | described(path + ".trained", INDEX, "index")
     return files | {path + ".progress.json": PROGRESS}
 
 
 def cluster_files(folder: str, pickle: str) -> dict[str, Kind]:
     """The files that saving clusters writes."""
     arrays = {os.path.join(folder, f"{name}.npy"): ARRAY for name in ("indptr", "members", "cluster_of")}
-    return arrays | {os.path.join(folder, "clusters.json"): DESCRIPTION} | described(pickle, PICKLE)
+    own = {os.path.join(folder, "clusters.json"): description("clusters")}
+    return arrays | own | described(pickle, PICKLE, "members")
 
 
 def check_files(flag: str, files: Mapping[str, Kind]) -> None:

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from fairseq.errors import BadFile
-from fairseq.evaluation.results_files import OF_EVALUATION, OF_POINT, read_evaluation, read_sweep
+from fairseq.evaluation.results_files import (
+    OF_EVALUATION,
+    OF_POINT,
+    digest_of_points,
+    read_evaluation,
+    read_sweep,
+)
 
 POINT = {
     "strategy": "knnlm", "series": "knnlm", "members": None, "k": 8, "lmbda": 0.25, "knn_temp": 1.0,
@@ -46,6 +52,14 @@ def written(folder: Path, content: Any) -> Path:
 def test_right_files_are_read(tmp_path: Path) -> None:
     assert read_sweep(written(tmp_path, SWEEP)) == SWEEP
     assert read_evaluation(written(tmp_path, EVALUATION)) == EVALUATION
+
+
+def test_changed_points(tmp_path: Path) -> None:
+    written_by_a_sweep = {**SWEEP, "points_digest": digest_of_points(SWEEP["points"], []), "earlier_points": []}
+    assert read_sweep(written(tmp_path, written_by_a_sweep))["points"] == SWEEP["points"]
+    edited = changed(written_by_a_sweep, ("points", 0, "perplexity"), 12.5)
+    with pytest.raises(BadFile, match="points that differ from those that were written"):
+        read_sweep(written(tmp_path, edited))
 
 
 SWEEP_PLACES = [("points",), ("lm",), ("lm", "count"), ("points", 0), *(("points", 1, name) for name in OF_POINT)]

@@ -22,7 +22,7 @@ from fairseq.errors import BadFile, BadFlag, UserError
 from fairseq.files.fingerprint import file_fingerprint
 from fairseq.files.inputs import regular_size
 from fairseq.files.odd_characters import refuse_other_encodings
-from fairseq.files.outputs import ARRAY, ITEMS_INDEX, LOG, PROGRESS, RAW, Kind
+from fairseq.files.outputs import ARRAY, ITEMS_INDEX, LOG, PROGRESS, RAW, Kind, description
 from fairseq.models.huggingface.encoding import ODD, DocumentEncoder, added_tokens, one_thread, safe_cut
 from fairseq.models.huggingface.folders import library, resolve
 from fairseq.models.huggingface.tokenizers import copy_tokenizer, open_tokenizer, tokenizer_digest, tokenizer_files
@@ -138,6 +138,7 @@ class TokenizedText:
         for split, _ in self.splits:
             output = self._output(split)
             files |= {output + ".bin": RAW, output + ".idx": ITEMS_INDEX, output + ".progress.json": PROGRESS}
+            files[output + ".json"] = description("text")
             files |= {documents_path(output): ARRAY, names_path(output): LOG}
         files[os.path.join(self.args.destdir, NAME + ".json")] = LOG
         for path in tokenizer_files(self.folder):

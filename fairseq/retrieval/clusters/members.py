@@ -22,6 +22,7 @@ from fairseq.files.atomic_io import delay_interrupts, publish, staged, temporary
 from fairseq.files.checksums import check_opened, describe_content
 from fairseq.files.nearby import input_size
 from fairseq.files.sidecar import read_sidecar, remove_sidecar, write_sidecar
+from fairseq.refusals import refuse
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -112,10 +113,17 @@ class Clusters:
             found = f"{rows} rows of one entry each, of {columns}: entries x clusters"
             raise BadFile(path, found, "clusters x entries", "transpose it: scipy.sparse.csr_matrix(matrix.T)")
         indptr, members = indptr.astype(np.int64), members.astype(index_dtype(size), copy=False)
+        if data.dtype.kind == "f" and not np.isfinite(data).all():
+            raise BadFile(path, "values that are not finite", "ones", "cluster again with kmeans.py")
         if not data.all():  # stored zeros are no members
             kept = data != 0
             indptr = np.concatenate([[0], np.cumsum(kept)])[indptr]
             members = members[kept]
+        seen = np.zeros(size, np.bool_)
+        seen[members] = True
+        if (distinct := int(np.count_nonzero(seen))) < len(members):
+            found = f"{len(members)} members that are {distinct} entries"
+            refuse(BadFile(path, found, "each entry once", "cluster again with kmeans.py, or go on with --force"))
         cluster_of = np.zeros(size, np.int32)
         cluster_of[members] = np.repeat(np.arange(len(indptr) - 1, dtype=np.int32), np.diff(indptr))
         return cls(indptr, members, cluster_of, path)

@@ -239,11 +239,11 @@ def perplexity_at(log_weights: NDArray[np.float32], lm: NDArray[Any], knn: NDArr
 
 def split_groups(groups: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions of tokens (training, held out): whole groups are held out, a random `share` of them, but at least
-    one."""
+    one and not all."""
     names = np.random.default_rng(seed).permutation(np.unique(groups))
     if len(names) < 2:
         raise UserError(f"found {len(names)} group of tokens to train on, expected at least 2; use a longer split")
-    held_out = np.isin(groups, names[: max(1, int(len(names) * share))])
+    held_out = np.isin(groups, names[: min(max(1, int(len(names) * share)), len(names) - 1)])
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 

@@ -153,6 +153,23 @@ def test_inconsistent_matrix(tmp_path: Path, indptr: list[int], indices: list[in
         load_clusters(str(tmp_path / "m.pkl"), 9)
 
 
+@pytest.mark.parametrize("indices", [[0, 0, 2], [1, 1, 1]])
+def test_an_entry_in_several_places(tmp_path: Path, indices: list[int]) -> None:
+    """Each entry is in one cluster, once."""
+    matrix = scipy.sparse.csr_matrix(([1, 1, 1], [0, 1, 2], [0, 1, 3]), shape=(2, 9))
+    matrix.indices = np.array(indices, np.int32)
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps(matrix))
+    with pytest.raises(BadFile, match="m.pkl: found 3 members that are [12] entries, expected each entry once"):
+        load_clusters(str(tmp_path / "m.pkl"), 9)
+
+
+def test_members_without_a_value(tmp_path: Path) -> None:
+    matrix = scipy.sparse.csr_matrix(([1.0, np.nan, 1.0], [0, 1, 2], [0, 1, 3]), shape=(2, 9))
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps(matrix))
+    with pytest.raises(BadFile, match="values that are not finite"):
+        load_clusters(str(tmp_path / "m.pkl"), 9)
+
+
 @pytest.mark.parametrize("name", ["indptr.npy", "members.npy", "cluster_of.npy", "clusters.json"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other length"])
 def test_damaged_folder(tmp_path: Path, name: str, damage: str) -> None:
