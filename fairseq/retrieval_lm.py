@@ -24,10 +24,10 @@ from fairseq.errors import UserError
 from fairseq.evaluation.datastore_pass import check_source
 from fairseq.evaluation.lm_scoring import LMScoring
 from fairseq.files.odd_characters import warn_of_odd_characters
-from fairseq.generation.choice import ChoiceSettings
+from fairseq.generation.choice import ChoiceSettings, is_number
 from fairseq.generation.lm_steps import LMSteps
 from fairseq.generation.positions import Positions
-from fairseq.generation.texts import texts_of
+from fairseq.generation.texts import checked_text, texts_of
 from fairseq.generation.writing import write
 from fairseq.knnlm import KNNLM, build_knnlm
 from fairseq.retrieval_steps import RetrievalSteps
@@ -116,8 +116,8 @@ class RetrievalLM:
 
     def score_text(self, text: str) -> ScoredText:
         """Scores a text as `preprocess.py` and `eval_lm.py` would: words separated by spaces, each line with its end.
-        Unknown words are `<unk>`. With a Hugging Face model any text, as one document without an end. UserError for a
-        text without a word."""
+        Unknown words are `<unk>`. With a Hugging Face model any text, spaces and special tokens included, as one
+        document without an end. UserError for a text without a word (there: without a token)."""
         sequences = [sequence for sequence in self._scored(self._lines(text)) if len(sequence)]
         results = None if self.knnlm is None else self.knnlm.score(sequences)
         targets = torch.cat([sequence.targets for sequence in sequences])
@@ -136,10 +136,12 @@ class RetrievalLM:
 
     def neighbours(self, text: str, k: int = 8) -> list[Neighbour]:
         """The `k` entries nearest to the end of a text, nearest first: what retrieval finds for the token that comes
-        next."""
+        next. UserError for a `k` that is no integer of at least 1; all entries for one that is larger."""
         knnlm = self._with_datastore("neighbours")
+        if not is_number("int", k) or k < 1:
+            raise UserError(f"k: found {repr(k)[:80]}, expected an integer of at least 1")
         query = self._lm.begin([self._prompt(text)]).queries[0, -1:]
-        distances, ids = knnlm.index.search(query.float().to(knnlm.device), min(k, knnlm.index.count))
+        distances, ids = knnlm.index.search(query.float().to(knnlm.device), min(int(k), knnlm.index.count))
         return [
             Neighbour(entry, distance, self._token(entry), self._text(max(0, entry - CONTEXT), entry))
             for entry, distance in zip(ids[0].tolist(), distances[0].tolist(), strict=True)
@@ -170,10 +172,13 @@ class RetrievalLM:
     # -- what these are made of
 
     def _lines(self, text: str) -> list[Tensor]:
-        if not text.split():
-            raise UserError(f"text: found {text!r}, expected at least one word; give a text")
         if isinstance(self.dictionary, TokenIds):
-            return [self.texts.encode(text)]
+            tokens = self.texts.encode(text)
+            if not len(tokens):
+                raise UserError(f"text: found {text!r}, expected at least one token; give a text")
+            return [tokens]
+        if not checked_text(text).split():
+            raise UserError(f"text: found {text!r}, expected at least one word; give a text")
         warn_of_odd_characters("text", text)
         lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
         return [self.dictionary.encode_line(line, add_if_not_exist=False) for line in lines]
@@ -201,8 +206,10 @@ class RetrievalLM:
     def _prompt(self, text: str) -> Tensor:
         """A prompt's token ids (T,); UserError for one that the model cannot read."""
         if not isinstance(self.dictionary, TokenIds):
-            warn_of_odd_characters("text", text, lines=False)
+            warn_of_odd_characters("text", checked_text(text), lines=False)
         tokens = self.texts.encode(text)
+        if self.texts.start < 0 and not len(tokens):
+            raise UserError("text: found no token, expected one: the tokenizer has neither BOS nor EOS to begin with")
         most = self._lm.longest - 1
         if len(tokens) > most:
             raise UserError(f"text: found {len(tokens)} tokens, expected at most the model's {most}; shorten it")

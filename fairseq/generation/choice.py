@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fairseq.errors import BadFlag
+
+NUMBERS = {"int": "an integer", "float": "a number"}  # types of settings, and what is expected of their values
+
+
+def is_number(kind: str, value: Any) -> bool:
+    """Whether a program passed a value of a kind of `NUMBERS`; True and False are none."""
+    of = Integral if kind == "int" else Real
+    return isinstance(value, of) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,13 @@ class ChoiceSettings:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        """BadFlag for values that leave nothing to choose from."""
+        """BadFlag for values of other types, and for those that leave nothing to choose from."""
+        for field in fields(self):
+            value, kind = getattr(self, field.name), str(field.type)
+            if kind in NUMBERS and not is_number(kind, value):
+                raise BadFlag("--" + field.name.replace("_", "-"), repr(value)[:80], NUMBERS[kind])
+        if self.max_len_b < 0:
+            raise BadFlag("--max-len-b", self.max_len_b, "an integer of at least 0")
         if not self.temperature > 0 or math.isinf(self.temperature):
             remedy = "for the likeliest token, leave out " + ("--sampling" if self.sampling else "--temperature")
             raise BadFlag("--temperature", self.temperature, "a positive number", remedy)

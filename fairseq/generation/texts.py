@@ -4,6 +4,7 @@ name, or through a Hugging Face model's own tokenizer."""
 from __future__ import annotations
 
 import argparse
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -14,11 +15,23 @@ from torch import Tensor
 from fairseq.data.dictionary import Dictionary
 from fairseq.data.text_encoder import TextEncoder
 from fairseq.data.token_ids import TokenIds
-from fairseq.errors import BadFlag
+from fairseq.errors import BadFlag, UserError
 from fairseq.files.odd_characters import RETURNS, count_odd_characters
 from fairseq.generation.choice import Symbols
 
+SURROGATE = re.compile("[\ud800-\udfff]")
 SPECIAL = "special tokens, which prompts spell out or which replace unknown characters"
+
+
+def checked_text(text: Any, as_unicode: bool = False) -> str:
+    """The text that a program passes; UserError for what is no text, and with `as_unicode` for a lone surrogate (half a
+    character of UTF-16), which no tokenizer reads."""
+    if not isinstance(text, str):
+        raise UserError(f"text: found {repr(text)[:80]}, expected a str; give a text")
+    if as_unicode and (alone := SURROGATE.search(text)):
+        found = f"the lone surrogate {alone[0]!r} at character {alone.start()}"
+        raise UserError(f"text: found {found}, expected Unicode characters; decode the text again, or take it out")
+    return text
 
 
 class WordTexts:
@@ -32,6 +45,7 @@ class WordTexts:
 
     def encode(self, text: str) -> Tensor:
         """Token ids (T,) int64 of a line, without an end."""
+        text = checked_text(text)
         count_odd_characters(text.encode("utf-8", "surrogatepass"), self.odd)
         self.odd.pop(RETURNS, None)  # here a space
         line = " ".join(text.split()) if self.encoder is None else self.encoder.line(text.replace("\r", " "), self.odd)
@@ -66,7 +80,8 @@ class TokenizerTexts:
         self.odd: Counter[str] = Counter()
 
     def encode(self, text: str) -> Tensor:
-        """Token ids (T,) int64, without BOS and without an end."""
+        """Token ids (T,) int64, without BOS and without an end; UserError for a lone surrogate."""
+        text = checked_text(text, as_unicode=True)
         count_odd_characters(text.encode("utf-8", "surrogatepass"), self.odd)
         self.odd.pop(RETURNS, None)  # part of tokens, as any other character
         tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
