@@ -170,7 +170,10 @@ def _number(text: str, kind: Callable[[str], Any], fits: Callable[[Any], bool], 
 
 
 def _integer(text: str, least: int, most: int) -> int:
-    number: int = _number(text, int, lambda number: number >= least, f"an integer of at least {least}")
+    bounded = f"an integer of at least {least}"
+    number: int = _number(text, int, lambda _: True, "an integer" if least == -LARGEST else bounded)
+    if number < least:
+        raise argparse.ArgumentTypeError(f"found {text[:40]!r}, expected {bounded}")
     if number > most:
         raise argparse.ArgumentTypeError(f"found {text[:40]}, expected an integer of at most {most}")
     return number

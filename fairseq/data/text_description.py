@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fairseq.data.dictionary import Dictionary
+from fairseq.data.token_ids import DEFINITION, TokenIds
 from fairseq.errors import BadFile
 from fairseq.files.checksums import check_content, describe_content
 from fairseq.files.sidecar import peek_sidecar, sidecar_path, write_sidecar
@@ -61,6 +62,12 @@ def check_text(path: str, dictionary: Dictionary | None = None) -> None:
         check_content(file, digests, os.path.getsize(file) <= COMPARED_WHOLE, remedy)
     words = sidecar.get("words")
     if dictionary is not None and isinstance(words, int) and _words(dictionary, words) != sidecar.get("dictionary"):
-        found = f"a text binarised with another dictionary of {words} words"
-        remedy = "use the dict.txt that was written with it, or preprocess the text again with --srcdict"
-        refuse(BadFile(path, found, f"the {len(dictionary)} words of this dictionary, in their order", remedy))
+        if isinstance(dictionary, TokenIds):
+            found = f"a text of another tokenizer of {words} token ids"
+            expected = f"one of the {len(dictionary)} token ids of {os.path.join(dictionary.folder, DEFINITION)}"
+            remedy = "put the tokenizer's files back, or preprocess the text again with --hf-tokenizer"
+        else:
+            found = f"a text binarised with another dictionary of {words} words"
+            expected = f"the {len(dictionary)} words of this dictionary, in their order"
+            remedy = "use the dict.txt that was written with it, or preprocess the text again with --srcdict"
+        refuse(BadFile(path, found, expected, remedy))

@@ -37,7 +37,7 @@ class TokenIds:
         path = os.path.join(data, NAME)
         info = read_sidecar(path, KIND, types)
         if info is None:
-            raise MissingFile(path + ".json", "preprocess the text with --hf-tokenizer")
+            raise MissingFile(path + ".json", "copy the folder again, or preprocess the text again with --hf-tokenizer")
         begin = info.get("begin")
         known = isinstance(begin, int) and not isinstance(begin, bool) and 0 <= begin < info["size"]
         if begin is not None and not known:
@@ -95,6 +95,6 @@ def open_vocabulary(data: str) -> Any:  # Dictionary | TokenIds, which share no 
     path = os.path.join(data, "dict.txt")
     if os.path.exists(path):
         return Dictionary.load(path)
-    if TokenIds.described_in(data):
+    if os.path.lexists(os.path.join(data, NAME + ".json")) or os.path.isdir(os.path.join(data, FOLDER)):
         return TokenIds.load(data)
     raise MissingFile(path, "give the folder that preprocess.py --only-source wrote")

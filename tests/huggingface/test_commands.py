@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -205,6 +206,18 @@ def with_index(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
 
 
+def encoded(encoding: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        text = (folder / "config.json").read_text(encoding="utf-8")
+        (folder / "config.json").write_bytes(text.encode(encoding))
+
+    return damage
+
+
+def unchanged(folder: Path) -> None:
+    pass
+
+
 class Code:
     """What a pickle runs when it is loaded: it would write a file into this folder."""
 
@@ -227,6 +240,7 @@ def as_archive_with_code(folder: Path) -> None:
     torch.save({"transformer.wte.weight": torch.zeros(1000, 32), "a": Code(folder)}, folder / "pytorch_model.bin")
 
 
+CANNOT_USE = "a configuration that transformers cannot use ("
 BAD_MODELS: dict[str, tuple[dict[str, Any], Callable[[Path], None], list[Any], str]] = {
     "no configuration": ({}, without("config.json"), [], "config.json: no such file"),
     "no weights": ({}, without("model.safetensors"), [], "found no weights"),
@@ -236,8 +250,41 @@ BAD_MODELS: dict[str, tuple[dict[str, Any], Callable[[Path], None], list[Any], s
         "trust_remote_code stays off",
     ),
     "unknown type": ({"config": {"model_type": "mine"}}, lambda f: None, [], "the model type mine"),
-    "more layers than weights": ({"config": {"n_layer": 3}}, lambda f: None, [], "no usable weights"),
-    "another vocabulary": ({"config": {"vocab_size": 900}}, lambda f: None, [], "model"),
+    "more layers than weights": (
+        {"config": {"n_layer": 3}}, lambda f: None, [],
+        "found no weights for transformer.h.2.attn.c_attn.bias (and 11 more parameters), expected those of all",
+    ),
+    "one array without weights": (
+        {"config": {"tie_word_embeddings": False}}, lambda f: None, [],
+        "found no weights for lm_head.weight, expected those of all parameters that config.json asks for",
+    ),
+    "another vocabulary": (
+        {"config": {"vocab_size": 900}}, lambda f: None, [],
+        "weights of the shape 1000 x 32 for transformer.wte.weight, expected the shape 900 x 32 that config.json asks",
+    ),
+    "other positions": (
+        {"config": {"n_positions": 64}}, lambda f: None, [],
+        "weights of the shape 128 x 32 for transformer.wpe.weight, expected the shape 64 x 32 that config.json asks",
+    ),
+    "another width inside": (
+        {"config": {"n_inner": 64}}, lambda f: None, [], "transformer.h.0.mlp.c_fc.bias (and 5 more parameters)",
+    ),
+    **{
+        f"config.json: {name}": (changes, damage, [], f"/config.json: found {sentence}")
+        for name, (changes, damage, sentence) in {
+            "UTF-16": ({}, encoded("utf-16"), "no JSON in UTF-8"),
+            "UTF-32": ({}, encoded("utf-32-le"), "no JSON in UTF-8"),
+            "a byte order mark": ({}, encoded("utf-8-sig"), "no JSON in UTF-8"),
+            "a number as text": (
+                {"config": {"n_layer": "2"}}, unchanged,
+                "a configuration that transformers cannot use (StrictDataclassFieldValidationError: "
+                "Validation error for field 'n_layer'",
+            ),
+            "a fraction": ({"config": {"n_embd": 32.5}}, unchanged, CANNOT_USE),
+            "a list": ({"config": {"n_head": [2]}}, unchanged, CANNOT_USE),
+            "no such dtype": ({"config": {"dtype": "float99"}}, unchanged, CANNOT_USE),
+        }.items()
+    },
     "too long samples": ({}, lambda f: None, ["--tokens-per-sample", 200], "the model has no more positions"),
     "too long windows": ({}, lambda f: None, ["--max-length", 129], "at most the 128 positions"),
     "a context that leaves no room": ({}, lambda f: None, ["--context-window", 128], "no more positions"),
@@ -360,6 +407,54 @@ def test_another_tokenizer_is_refused(binarised: Any, golden_hf: Path, run_cli: 
     flags = ["--path", golden_hf / "gpt2", "--gen-subset", "valid", *QUIET]
     done = run_cli("eval_lm", [binarised(golden_hf / "llama"), *flags])
     assert "the tokenizer of" in done.error and "--hf-tokenizer" in done.error
+
+
+def as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def as_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+TOKENS = ("tokens.json", "copy the folder again, or preprocess the text again with --hf-tokenizer")
+BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
+    "no description": (lambda f: (f / "tokens.json").unlink(), ("tokens.json: no such file", *TOKENS)),
+    "a folder": (lambda f: as_folder(f / "tokens.json"), ("tokens.json",)),
+    "a FIFO": (lambda f: as_fifo(f / "tokens.json"), ("tokens.json",)),
+    "a link to nothing": (
+        lambda f: ((f / "tokens.json").unlink(), (f / "tokens.json").symlink_to("gone")),
+        ("tokens.json: a link to a file that does not exist", *TOKENS),
+    ),
+    "another tokenizer": (
+        lambda f: shutil.copyfile(GOLDEN_HF / "llama/tokenizer.json", f / "tokenizer/tokenizer.json"),
+        ("found a text of another tokenizer of 1000 token ids", "tokenizer/tokenizer.json", "--hf-tokenizer"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FOLDERS)
+def test_what_lies_beside_a_text_of_tokens(
+    binarised: Any, golden_hf: Path, tmp_path: Path, run_cli: Any, case: str
+) -> None:
+    """Sentences about a tokenizer's files speak of these, not of a dictionary of words."""
+    change, words = BAD_FOLDERS[case]
+    shutil.copytree(binarised(golden_hf / "gpt2"), tmp_path / "data")
+    change(tmp_path / "data")
+    done = run_cli("eval_lm", [tmp_path / "data", "--path", golden_hf / "gpt2", "--gen-subset", "valid", *QUIET])
+    assert all(word in done.error for word in words), done.error
+    assert "dict.txt" not in done.error and "--srcdict" not in done.error
+
+
+def test_preprocess_names_the_configuration_too(golden_hf: Path, tmp_path: Path, run_cli: Any) -> None:
+    """The tokenizer's class reads config.json, but is not to blame for it."""
+    model = copied(golden_hf / "gpt2", tmp_path / "model", config={"n_layer": "2"})
+    (tmp_path / "text").write_text("some text\n")
+    flags = ["--only-source", "--trainpref", tmp_path / "text", "--destdir", tmp_path / "bin"]
+    done = run_cli("preprocess", [*flags, "--hf-tokenizer", model])
+    assert "/config.json: found a configuration that transformers cannot use" in done.error
 
 
 def test_text_and_model_are_of_one_kind(binarised: Any, golden: Path, golden_hf: Path, run_cli: Any) -> None:

@@ -96,11 +96,11 @@ def read_config(folder: str) -> dict[str, Any]:
     try:
         needed = f"it needs {CONFIG}, model.safetensors and tokenizer.json"
         with open_input(path, f"{folder} is no model folder: {needed}") as stream:
-            config = json.loads(stream.read())
+            config = json.loads(stream.read().decode("utf-8"))
     except UserError:
         raise
     except (ValueError, RecursionError):
-        raise BadFile(path, "no JSON", "the configuration of a model", "copy the folder again") from None
+        raise BadFile(path, "no JSON in UTF-8", "the configuration of a model", "copy the folder again") from None
     kind = config.get("model_type") if isinstance(config, dict) else None
     if not isinstance(kind, str):
         raise BadFile(path, "no model_type", "the configuration of a model", "copy the folder again")
@@ -113,7 +113,25 @@ def read_config(folder: str) -> dict[str, Any]:
     if kind not in library().models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         expected = "that of a causal language model"
         raise BadFile(path, f"the model type {kind}", expected, "give the folder of a causal language model")
+    require_usable_config(folder)
     return config
+
+
+def require_usable_config(folder: str) -> None:
+    """BadFile where transformers cannot make a configuration of config.json: values of other types, names that it does
+    not know. The tokenizer and the model read it too, and would be blamed."""
+    try:
+        library().AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        found = f"a configuration that transformers cannot use ({error_text(error)})"
+        remedy = "correct it, or copy the folder again"
+        raise BadFile(os.path.join(folder, CONFIG), found, "values of the types that the model has", remedy) from None
+
+
+def error_text(error: BaseException, most: int = 200) -> str:
+    """What an error of another library says, on one line and not too long."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= most else text[: most - 3] + '...'}"
 
 
 def folder_fingerprint(folder: str) -> dict[str, str]:

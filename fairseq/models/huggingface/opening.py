@@ -13,6 +13,7 @@ from fairseq import training_state
 from fairseq.errors import BadFile, BadFlag, MissingDependency
 from fairseq.models.huggingface.folders import (
     check_weight_files,
+    error_text,
     folder_fingerprint,
     library,
     read_config,
@@ -91,13 +92,9 @@ def _load(folder: str, args: argparse.Namespace) -> Any:
         raise BadFile(folder, found, expected, "convert it to model.safetensors where you trust it") from None
     except Exception as error:
         logger.debug("%s: transformers cannot open it", folder, exc_info=True)
-        said = (str(error).strip().splitlines() or [""])[0][:200]
-        found = f"a model that transformers cannot open ({type(error).__name__}: {said})"
+        found = f"a model that transformers cannot open ({error_text(error)})"
         raise BadFile(folder, found, "the folder of a causal language model", "check it, or copy it again") from None
-    missing = sorted([*info["missing_keys"], *(str(key) for key in info.get("mismatched_keys") or ())])
-    if missing:
-        found = f"no usable weights for {missing[0]} and {len(missing) - 1} more parameters"
-        raise BadFile(folder, found, "all of the model's", "check config.json, or copy the folder again")
+    _require_all_weights(folder, info)
     if unread := sorted(info.get("unexpected_keys") or ()):
         logger.warning("%s: %d tensors are no parameters of the model, such as %s", folder, len(unread), unread[0])
     for key, value in network.state_dict().items():
@@ -105,6 +102,27 @@ def _load(folder: str, args: argparse.Namespace) -> Any:
             raise BadFile(folder, f"numbers that are not finite in {key}", "finite ones", "copy the folder again")
     network.eval()
     return network.requires_grad_(False)
+
+
+def _require_all_weights(folder: str, info: dict[str, Any]) -> None:
+    """BadFile for parameters without weights, or with weights of another shape, by what transformers says of a load."""
+    remedy = "check config.json, or copy the folder again"
+    if missing := sorted(info["missing_keys"]):
+        found = f"no weights for {missing[0]}{_and_more(missing)}"
+        raise BadFile(folder, found, "those of all parameters that config.json asks for", remedy)
+    if other := sorted(info.get("mismatched_keys") or ()):  # (name, shape in the file, shape in the model)
+        name, has, wants = other[0]
+        found = f"weights of the shape {_shape(has)} for {name}{_and_more(other)}"
+        raise BadFile(folder, found, f"the shape {_shape(wants)} that config.json asks for", remedy)
+
+
+def _and_more(names: list[Any]) -> str:
+    more = len(names) - 1
+    return f" (and {more} more {'parameter' if more == 1 else 'parameters'})" if more else ""
+
+
+def _shape(sizes: Any) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def _device_map(name: str) -> str:

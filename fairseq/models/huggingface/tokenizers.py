@@ -14,7 +14,14 @@ from fairseq.data.token_ids import DEFINITION, FOLDER, KIND, NAME, TokenIds
 from fairseq.errors import BadFile, MissingFile
 from fairseq.files.atomic_io import atomic_write
 from fairseq.files.sidecar import write_sidecar
-from fairseq.models.huggingface.folders import TOKENIZER_FILES, library, require_regular_files
+from fairseq.models.huggingface.folders import (
+    CONFIG,
+    TOKENIZER_FILES,
+    error_text,
+    library,
+    require_regular_files,
+    require_usable_config,
+)
 from fairseq.refusals import refuse
 
 logger = logging.getLogger(__name__)
@@ -35,8 +42,9 @@ def open_tokenizer(folder: str) -> Any:
         tokenizer("a text")  # settings of wrong types show only now
     except Exception as error:
         logger.debug("%s: transformers cannot open its tokenizer", folder, exc_info=True)
-        said = (str(error).strip().splitlines() or [""])[0][:160]
-        found = f"a tokenizer that transformers cannot open ({type(error).__name__}: {said})"
+        if os.path.isfile(os.path.join(folder, CONFIG)):
+            require_usable_config(folder)
+        found = f"a tokenizer that transformers cannot open ({error_text(error)})"
         raise BadFile(folder, found, "tokenizer.json", "copy the folder again") from None
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         remedy = "save it again with a newer transformers"
