@@ -192,12 +192,11 @@ class Evaluation:
             )
         self.scoring.warn_of_skipped()
         logger.info(
-            "scored %d tokens, counted per %s (%d); samples of up to %d tokens after at least %d of context",
+            "scored %d tokens, counted per %s (%d); %s",
             self.scored,
             self.accounting.unit,
             self.accounting.totals.count,
-            self.scoring.effective_args.tokens_per_sample,
-            args.context_window,
+            self.scoring.cut,
         )
 
     def _index_recall(self, sample: QuerySample) -> dict[str, Any]:

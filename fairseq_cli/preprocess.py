@@ -28,12 +28,14 @@ from fairseq.data.indexed_dataset import make_builder
 from fairseq.data.text_description import describe_text
 from fairseq.data.text_encoder import TextEncoder
 from fairseq.data.text_words import read_pieces
+from fairseq.data.token_ids import TokenIds
 from fairseq.data.vocabulary import Progress, build_dictionary
 from fairseq.errors import BadFile, BadFlag, UserError
 from fairseq.files.atomic_io import atomic_write, open_log, writing
 from fairseq.files.inputs import regular_size
 from fairseq.files.odd_characters import MARKS, begins_with_mark, odd_sentences, refuse_other_encodings
 from fairseq.files.outputs import ITEMS_INDEX, LOG, RAW, Kind, claimed, description
+from fairseq.flags.layouts import PREPROCESSING
 from fairseq.models.huggingface import TokenizedText
 from fairseq_cli.entry import cli_entry, log_start
 
@@ -133,6 +135,9 @@ class Preprocessor:
     def check_inputs(self, log: str) -> None:
         """Checks inputs and outputs before anything is written; UserError for missing inputs, and for files that would
         be overwritten. log: the log of earlier runs."""
+        if TokenIds.described_in(self.args.destdir):
+            found = f"{self.args.destdir}, which holds a text of a tokenizer"
+            raise BadFlag("--destdir", found, "a folder of its own for a text of words")
         for flag, prefixes in (("--validpref", self.args.validpref), ("--testpref", self.args.testpref)):
             if prefixes and not all(prefixes.split(",")):
                 raise BadFlag(flag, repr(prefixes), "text files separated by commas")
@@ -326,8 +331,19 @@ def main(args: argparse.Namespace) -> None:
         logger.info("%s%s", WROTE, args.destdir)
 
 
+def _refuse_flags_of_words(args: argparse.Namespace) -> None:
+    """BadFlag for a flag that says how words are found or counted, and is given beside `--hf-tokenizer`."""
+    parser = options.get_preprocessing_parser()
+    for flag in " ".join(PREPROCESSING.groups[group] for group in ("Words", "Dictionary")).split():
+        name = flag.removeprefix("--").replace("-", "_")
+        given = getattr(args, name, None)
+        if given != parser.get_default(name):
+            raise BadFlag(flag, given, "nothing with --hf-tokenizer, which brings words of its own", "drop the flag")
+
+
 def _tokenize(args: argparse.Namespace) -> None:
     """`--hf-tokenizer`: the texts as tokens of a Hugging Face tokenizer."""
+    _refuse_flags_of_words(args)
     text, log = TokenizedText(args, list(splits_of(args))), os.path.join(args.destdir, "preprocess.log")
     files = {log: LOG} | text.output_files()
     log_start(logger, args)

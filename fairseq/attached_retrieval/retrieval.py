@@ -90,7 +90,7 @@ class Retrieval:
         refusals.reset(self.args.force)
         query_model = {
             "weights": [_fingerprint(model, model) for model in models],
-            "vocabulary": vocabulary, "key_type": self.key_type,
+            "vocabulary": vocabulary, "key_type": self.key_type, "precision": _precision(models[0]),
         }
         places = ["this model", "this model", "this model", "knn_keytype", "knn_module"]
         compared = check_query_model(self.args.dstore_filename, query_model, places)
@@ -115,6 +115,7 @@ class Retrieval:
         collector = lm.decoder.collector
         query_model = {
             "weights": [_fingerprint(model, lm)], "key_type": self.key_type, "key_module": collector.module,
+            "precision": _precision(model),
         }
         module = "knn_module" if self.args.knn_module is not None else f"{name}, found without knn_module"
         places = [str(name), str(name), str(name), "knn_keytype", module]
@@ -144,6 +145,11 @@ def _fingerprint(model: Any, lm: Any) -> str:
     if model not in _digests or _digests[model][0] != versions:
         _digests[model] = versions, weights_fingerprint(lm)
     return _digests[model][1]
+
+
+def _precision(model: Any) -> str:
+    """The numbers that a model computes with, as sidecars name them."""
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
 def is_setting(name: str, strategy: str | None = None) -> bool:

@@ -41,10 +41,12 @@ class Unit:
 
 @dataclass
 class Documents:
-    """The documents of a unit; names: one each (empty where the file has none), or None for a file without names."""
+    """The documents of a unit; names: one each (empty where the file has none), or None for a file without names;
+    nameless: how many have an `id` that can be no name."""
 
     texts: list[str]
     names: list[str] | None = None
+    nameless: int = 0
 
 
 class DocumentFile:
@@ -214,6 +216,7 @@ class JsonLines(LineFile):
                 record = self._record(line, number)
                 documents.texts.append(self._field(record, self.text_field, number, "--text-field", str))
                 documents.names.append(self._name(record, number))
+                documents.nameless += not documents.names[-1] and record.get("id") not in (None, "")
         return documents
 
     def _where(self, number: int) -> str:

@@ -169,6 +169,7 @@ def check_source(scoring: LMScoring, args: argparse.Namespace) -> list[str]:
         "vocabulary": len(scoring.task.target_dictionary),
         "key_type": args.knn_keytype,
         "key_module": scoring.key_module,
+        "precision": scoring.precision,
     }
     places = [f"--path {args.path}", dictionary, dictionary, "--knn-keytype", "--knn-module"]
     if getattr(args, "knn_module", None) is None:

@@ -86,7 +86,7 @@ class LMScoring:
         self.models, all_args, names = self.opened.models, self.opened.options, self.opened.stored
         self._stored = stored = all_args[-1]  # as in fairseq, the last model's options are used for all
         self._check_stored(all_args)
-        warn_of_effectless(overrides, args, names, (*FROM_CHECKPOINT, "knn_keytype"))
+        warn_of_effectless(overrides, args, names, (*FROM_CHECKPOINT, "knn_keytype"), self.opened.replaceable)
         self.weights = [checkpoint_utils.weights_fingerprint(model) for model in self.models] if wants_keys else []
         self.effective_args = self._effective_args(stored)
         self.task = tasks.setup_task(self.effective_args)
@@ -192,7 +192,13 @@ class LMScoring:
         for name in FROM_CHECKPOINT:
             ours, theirs = getattr(self.args, name, False), getattr(stored, name, False)
             harmless = name in ("tokens_per_sample", "future_target" if targets == ["future"] else "")  # the default
-            if not harmless and bool(ours) != bool(theirs):
+            if harmless or bool(ours) == bool(theirs):
+                continue
+            if self.opened.replaceable is not None:
+                reason = ": a BOS stands where its tokenizer puts one" * (name == "add_bos_token")
+                said = "--%s has no effect with a Hugging Face model%s"
+                logger.warning(said, name.replace("_", "-"), reason)
+            else:
                 said = "%s: the checkpoint's %s %s counts, as in fairseq, not the command line's %s; to change it, add "
                 logger.warning(said + "'%s': %s to --model-overrides", path, name, theirs, ours, name, bool(ours))
 
@@ -256,6 +262,15 @@ class LMScoring:
         there is no choice, and for types of keys that are no module's input."""
         collector = getattr(self.models[0].decoder, "collector", None)
         return None if collector is None else collector.module
+
+    @property
+    def cut(self) -> str:
+        """How the text is cut, in a few words for the log."""
+        if self.args.max_length is None:
+            tokens = self.effective_args.tokens_per_sample
+            return f"samples of up to {tokens} tokens after at least {self.args.context_window} of context"
+        found = self.convention
+        return f"windows of up to {found['block']} tokens, a scored token after at least {found['context']} of context"
 
     @property
     def precision(self) -> str:

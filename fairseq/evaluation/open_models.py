@@ -15,13 +15,15 @@ from fairseq.models import huggingface
 
 @dataclass
 class OpenedModels:
-    """Models; the options of each; names of the options that their files hold; whatever tells the files from others."""
+    """Models; the options of each; names of the options that their files hold; whatever tells the files from others;
+    replaceable: the only options that `--model-overrides` can replace, None for those of checkpoints."""
 
     models: list[Any]
     options: list[argparse.Namespace]
     stored: set[str]
     paths: list[str]
     fingerprints: list[Any] | None = None
+    replaceable: tuple[str, ...] | None = None
 
     def files(self) -> list[Any]:
         """Fingerprints of the models' files, made when they are asked for."""
@@ -36,7 +38,7 @@ def open_models(args: argparse.Namespace, overrides: dict[str, Any], task: Any) 
         huggingface.check_flags(args)
         opened = [huggingface.open_language_model(path, dictionary, args.data, args, overrides) for path in paths]
         models, stored, files = (list(column) for column in zip(*opened))
-        return OpenedModels(models, stored, set(overrides), paths, files)
+        return OpenedModels(models, stored, set(overrides), paths, files, huggingface.REPLACEABLE)
     if any(folders):
         raise BadFlag("--path", args.path, "models of one kind: checkpoints, or model folders")
     if isinstance(dictionary, TokenIds):

@@ -43,10 +43,21 @@ def _actions() -> dict[str, argparse.Action]:
 
 
 def warn_of_effectless(
-    overrides: dict[str, Any], args: argparse.Namespace, stored: Collection[str], kept: Collection[str]
+    overrides: dict[str, Any],
+    args: argparse.Namespace,
+    stored: Collection[str],
+    kept: Collection[str],
+    alone: Collection[str] | None = None,
 ) -> None:
     """Warns of overrides without effect. stored: names of the options in the checkpoints; kept: names of options for
-    which the checkpoint's value is used, not the command line's."""
+    which the checkpoint's value is used, not the command line's; alone: the only names that count, of models without
+    such options."""
+    if alone is not None:
+        for name in overrides:
+            if name not in alone:
+                said = "%s: %r has no effect with a Hugging Face model, of which only these can be replaced: %s"
+                logger.warning(said, FLAG, name, ", ".join(alone))
+        return
     options = {*stored, *_actions(), *vars(args)}
     for name, value in overrides.items():
         if name not in options:

@@ -226,3 +226,23 @@ def test_mistakes_are_one_sentence(store: Path, llama: Any, do: Any) -> None:
         do(llama, opened(store))
     assert MISTAKES[do] in str(raised.value) and "\n" not in str(raised.value)
     assert not llama._forward_hooks and "prepare_inputs_for_generation" not in vars(llama)
+
+
+def test_drafts_count_as_long_as_they_are_accepted(store: Path) -> None:
+    """What is written with them is what is written without; the first token that is rejected ends it."""
+    from transformers import AutoModelForCausalLM
+
+    model, assistant = (AutoModelForCausalLM.from_pretrained(GOLDEN_HF / "gpt2").eval() for _ in range(2))
+    tokens, settings = prompts(1), {"max_new_tokens": 12, "do_sample": False}
+    with opened(store).attached_to(model):
+        expected = model.generate(tokens, **settings)
+    with opened(store, lmbda=0.01).attached_to(model):
+        alone = model.generate(tokens, **settings)
+    with opened(store, lmbda=0.01).attached_to(model):  # the mixture chooses what the model does
+        assert torch.equal(model.generate(tokens, assistant_model=assistant, **settings), alone)
+    with opened(store).attached_to(model), pytest.raises(UserError, match="without drafts"):
+        torch.manual_seed(0)
+        other = AutoModelForCausalLM.from_config(model.config).eval()
+        model.generate(tokens, assistant_model=other, **settings)
+    with opened(store).attached_to(model):
+        assert torch.equal(model.generate(tokens, **settings), expected)  # nothing of it is left

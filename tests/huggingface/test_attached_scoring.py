@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,12 @@ def test_a_datastore_of_another_model_is_refused(
             RetrievalLM.open(folder, data, dstore_filename=str(tmp_path / "d"), cpu=True, **settings)
     with pytest.raises(UserError, match="key type"):
         Retrieval.open(str(tmp_path / "d"), knn_keytype="final_hidden", **settings).attached_to(models["gpt2"])
+    said = "in float32, expected .* in bfloat16; open the model in float32 .--hf-dtype float32, dtype=torch.float32"
+    with pytest.raises(UserError, match=said):
+        retrieval.attached_to(loaded("gpt2").to(torch.bfloat16))
+    evaluated = ["--gen-subset", "valid", "--knnlm", "--dstore-filename", tmp_path / "d", "--index", "exact", "--cpu"]
+    done = run_cli("eval_lm", [*where[:3], *evaluated, "--k", 16, "--hf-dtype", "bfloat16"])
+    assert re.search(said, done.error)
     changed = loaded("gpt2")
     with torch.no_grad():
         changed.transformer.wte.weight[0, 0] += 1

@@ -475,6 +475,7 @@ BAD_TEXTS: dict[str, tuple[dict[str, Any], list[Any], str]] = {
     "languages": ({}, ["-s", "de"], "--only-source, and no language"),
     "a dictionary": ({}, ["--srcdict", "dict.txt"], "--srcdict"),
     "another format": ({}, ["--dataset-impl", "raw"], "mmap with --hf-tokenizer"),
+    "alignments": ({}, ["--align-suffix", "a"], "--align-suffix"),
 }
 
 

@@ -278,6 +278,7 @@ def test_separators(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 # -- odd inputs
 
+NAMELESS = "1 objects whose id is neither"
 ODD: dict[str, tuple[str, bytes, list[str], list[str] | None, str]] = {
     # name -> (file, content, flags, documents or None for a refusal, what is said)
     "empty": ("t.txt", b"", [], [], "is empty"),
@@ -299,6 +300,11 @@ ODD: dict[str, tuple[str, bytes, list[str], list[str] | None, str]] = {
     "records in a text": ("t.json", b'{"text": "a"}\n', [], ['{"text": "a"}'], "is read as plain text"),
     "numbers as names": ("t.jsonl", b'{"text": "a", "n": 7}', ["--name-field", "n"], ["a"], ""),
     "escapes": ("t.jsonl", b'{"text": "\\u00fc\\ud83d\\ude42"}', [], ["ü🙂"], ""),
+    "a list as id": ("t.jsonl", b'{"text": "a", "id": []}', [], ["a"], NAMELESS),
+    "a number that is none as id": ("t.jsonl", b'{"text": "a", "id": NaN}', [], ["a"], NAMELESS),
+    "a truth value as id": ("t.jsonl", b'{"text": "a", "id": false}', [], ["a"], NAMELESS),
+    "half a character as id": ("t.jsonl", b'{"text": "a", "id": "\\ud800"}', [], ["a"], NAMELESS),
+    "no id": ("t.jsonl", b'{"text": "a", "id": null}\n{"text": "b", "id": ""}', [], ["a", "b"], ""),
     "no utf-8": ("t.txt", b"fine\n\xff\n", [], None, "byte 0xff at offset 5, which is not UTF-8"),
     "no utf-8 between": ("t.txt", b"a\n-\n\xff\n", ["--document-separator=-"], None, "byte 0xff at offset 4"),
     "utf-16": ("t.txt", "word\n".encode("utf-16"), [], None, "the byte order mark of UTF-16LE"),
@@ -312,6 +318,7 @@ ODD: dict[str, tuple[str, bytes, list[str], list[str] | None, str]] = {
     "half a character": ("t.jsonl", b'{"text": "\\ud800"}\n', [], None, "half of a surrogate pair in 'text'"),
     "no name": ("t.jsonl", b'{"text": "a"}\n', ["--name-field", "n"], None, "no field 'n' (its fields: text)"),
     "a list as name": ("t.jsonl", b'{"text": "a", "n": []}', ["--name-field", "n"], None, "'n' that is a JSON array"),
+    "no number as name": ("t.jsonl", b'{"text": "a", "n": NaN}', ["--name-field", "n"], None, "a JSON number"),
     "no parquet": ("t.parquet", b"PAR1 no more", [], None, "no parquet file"),
     "a separator of lines": ("t.txt", b"a\n", ["--document-separator=-\n-"], None, "a line, without its line end"),
     "an empty separator": (

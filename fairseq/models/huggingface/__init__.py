@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fairseq.models.huggingface.activations import Collector
 from fairseq.models.huggingface.folders import is_model_name, resolve
-from fairseq.models.huggingface.opening import DTYPES, check_flags, open_language_model, wrapped
+from fairseq.models.huggingface.opening import DTYPES, REPLACEABLE, check_flags, open_language_model, wrapped
 from fairseq.models.huggingface.structure import text_config
 from fairseq.models.huggingface.text import DOCUMENTS, TokenizedText
 from fairseq.models.huggingface.tokenizers import open_tokenizer
@@ -15,6 +15,7 @@ from fairseq.models.huggingface.tokenizers import open_tokenizer
 __all__ = [
     "DOCUMENTS",
     "DTYPES",
+    "REPLACEABLE",
     "Collector",
     "TokenizedText",
     "check_flags",

@@ -17,11 +17,13 @@ from fairseq.files.odd_characters import MARKS, NULS, RETURNS, count_odd_charact
 
 SPACES = re.compile(r"\s+")
 SPECIAL = "special tokens"
+NAMELESS = "objects whose id is neither text nor a whole number"
 ODD = {  # what a warning says of each kind
     SPECIAL: "which the text spells out, or which replace unknown characters",
     NULS: "which become part of tokens",
     MARKS: "which become part of tokens",
     RETURNS: "which end no line here and become part of tokens",
+    NAMELESS: "whose documents have no name; --name-field takes another field",
 }
 
 
@@ -57,6 +59,7 @@ class DocumentEncoder:
             flat = np.insert(flat, np.cumsum(lengths), self.eos)
             lengths = lengths + 1
         table = np.stack([lengths, *self._counts(texts)], axis=1).reshape(-1, 4)
+        odd[NAMELESS] = documents.nameless
         count_odd_characters("\n".join(texts).encode(), odd)
         where = (unit.begins, unit.ends, unit.end, unit.next_number)
         return Encoded(flat.astype(np.int32), table, documents.names, *where, +odd)

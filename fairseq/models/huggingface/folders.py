@@ -76,10 +76,18 @@ def require_regular_files(folder: str) -> None:
                 regular_size(entry.path)
 
 
+def require_no_folder(path: str) -> None:
+    """BadFile for a folder where a file is expected: it is not the same as a missing file."""
+    if os.path.isdir(path):
+        raise BadFile(path, "a folder", "a file", "copy the model's folder again")
+
+
 def check_weight_files(folder: str) -> None:
     """BadFile or MissingFile unless there are weights, and all files that their index names."""
     if not weight_files(folder):
         raise BadFile(folder, "no weights", "model.safetensors or pytorch_model.bin", "copy the folder again")
+    for path in weight_files(folder):
+        require_no_folder(path)
     for path in glob.glob(os.path.join(glob.escape(folder), "*.index.json")):
         content = read_json(path)
         places = content.get("weight_map") if isinstance(content, dict) else None
@@ -93,6 +101,7 @@ def check_weight_files(folder: str) -> None:
 def read_config(folder: str) -> dict[str, Any]:
     """What config.json says; MissingFile or BadFile unless it describes a model that transformers knows by itself."""
     path = os.path.join(folder, CONFIG)
+    require_no_folder(path)
     try:
         needed = f"it needs {CONFIG}, model.safetensors and tokenizer.json"
         with open_input(path, f"{folder} is no model folder: {needed}") as stream:

@@ -22,10 +22,12 @@ from fairseq.models.huggingface.folders import (
 )
 from fairseq.models.huggingface.language_model import HuggingFaceDecoder, HuggingFaceLM
 from fairseq.models.huggingface.tokenizers import check_same_tokenizer
+from fairseq.models.huggingface.weights import refuse_missing_layers, refuse_other_types
 
 logger = logging.getLogger(__name__)
 
 DEVICE_MAPS = re.compile(r"auto|balanced|balanced_low_0|sequential|(cpu|cuda|mps|xpu|npu)(:\d+)?")
+REPLACEABLE = ("tokens_per_sample", "knn_keytype")  # by --model-overrides
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -95,7 +97,10 @@ def _load(folder: str, args: argparse.Namespace) -> Any:
         found = f"a model that transformers cannot open ({error_text(error)})"
         raise BadFile(folder, found, "the folder of a causal language model", "check it, or copy it again") from None
     _require_all_weights(folder, info)
-    if unread := sorted(info.get("unexpected_keys") or ()):
+    unread = sorted(info.get("unexpected_keys") or ())
+    refuse_other_types(folder, network, unread)
+    refuse_missing_layers(folder, network, unread)
+    if unread:
         logger.warning("%s: %d tensors are no parameters of the model, such as %s", folder, len(unread), unread[0])
     for key, value in network.state_dict().items():
         if value.is_floating_point() and not training_state.is_finite(value):

@@ -90,10 +90,8 @@ class TokenizedText:
             raise BadFlag("--trainpref", "nothing", "a text, here or in --validpref or --testpref")
         if args.dataset_impl != "mmap":
             raise BadFlag("--dataset-impl", args.dataset_impl, "mmap with --hf-tokenizer")
-        for name in ("srcdict", "tgtdict", "joined_dictionary", "dict_only", "align_suffix", "tokenizer", "bpe"):
-            if getattr(args, name, None):
-                flag = "--" + name.replace("_", "-")
-                raise BadFlag(flag, getattr(args, name), "nothing with --hf-tokenizer, which brings words of its own")
+        if args.align_suffix:
+            raise BadFlag("--align-suffix", args.align_suffix, "nothing with --hf-tokenizer", "drop the flag")
         if os.path.exists(os.path.join(args.destdir, "dict.txt")):
             raise BadFlag("--destdir", f"{args.destdir}, which holds a text of words", "a folder of its own")
 

@@ -19,6 +19,7 @@ from fairseq.models.huggingface.folders import (
     TOKENIZER_FILES,
     error_text,
     library,
+    require_no_folder,
     require_regular_files,
     require_usable_config,
 )
@@ -34,6 +35,7 @@ LIMIT = 64 << 20  # bytes of a file that can belong to a tokenizer
 def open_tokenizer(folder: str) -> Any:
     """The tokenizer of a folder, as transformers opens it; UserError when there is none that can be opened."""
     require_regular_files(folder)
+    require_no_folder(os.path.join(folder, DEFINITION))
     others = glob.glob(os.path.join(glob.escape(folder), "*.model"))
     if not others and not os.path.isfile(os.path.join(folder, DEFINITION)):
         raise MissingFile(os.path.join(folder, DEFINITION), "give a folder that holds a tokenizer")
@@ -95,6 +97,7 @@ def copy_tokenizer(folder: str, tokenizer: Any, data: str) -> TokenIds:
 
 def check_same_tokenizer(folder: str, dictionary: TokenIds, data: str) -> None:
     """Refuses a text that another tokenizer than the model's has made, where the model's folder has one."""
+    require_no_folder(os.path.join(folder, DEFINITION))
     if not os.path.isfile(os.path.join(folder, DEFINITION)):
         logger.warning("%s has no %s: whether the text was made with its tokenizer is not known", folder, DEFINITION)
         return

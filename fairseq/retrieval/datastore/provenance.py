@@ -80,7 +80,12 @@ def _check_source(
         compared.append(name)
         if before[name] != present:
             found, expected = f"{made} the {name} {_short(before[name])}", f"the {name} {_short(present)} of {place}"
-            refuse(BadFlag(flag, found, expected, f"use {other} with these, or go on with --force"))
+            remedy = f"use {other} with these, or go on with --force"
+            ours, theirs = query_model.get("precision"), kept.get("precision")
+            if name == "weights" and None not in (ours, theirs) and ours != theirs:
+                found, expected = f"{found} in {theirs}", f"{expected} in {ours}"
+                remedy = f"open the model in {theirs} (--hf-dtype {theirs}, dtype=torch.{theirs}), {remedy}"
+            refuse(BadFlag(flag, found, expected, remedy))
     return compared
 
 
