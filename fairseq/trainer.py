@@ -17,9 +17,10 @@ import torch
 from fairseq import checkpoint_saving, checkpoint_utils, metrics, optim, training_state, utils
 from fairseq.errors import BadFile, UserError
 from fairseq.meters import TimeMeter
-from fairseq.models import ArchitectureMismatch
+from fairseq.models import ARCH_MODEL_REGISTRY, ArchitectureMismatch
 from fairseq.optim import lr_scheduler as lr_schedulers
 from fairseq.optim.fp16_optimizer import half_precision_dtype, unique_parameters
+from fairseq.option_checks import actions_of
 
 logger = logging.getLogger(__name__)
 
@@ -349,7 +350,18 @@ class Trainer:
                 "those of the model that the flags describe",
                 "make sure that the architectures and dictionaries match, or choose another --save-dir",
             ) from error
+        self._warn_of_another_model(filename, state["args"])
         self._optimizer = self._lr_scheduler = None  # float32 copies of the old weights are out of date
+
+    def _warn_of_another_model(self, filename: str, stored: argparse.Namespace) -> None:
+        """Warns of options with which the same weights are another model, such as the number of heads."""
+        names = actions_of([ARCH_MODEL_REGISTRY.get(str(getattr(self.args, "arch", "")), type(self._model))])
+        before, now = vars(stored), vars(self.args)
+        for name in sorted(names.keys() & before.keys() & now.keys()):
+            if before[name] != now[name]:
+                flag = "--" + name.replace("_", "-")
+                said = "%s: found %s %r; the command line's %r counts from here on, so the model is another one"
+                logger.warning(said, filename, flag, before[name], now[name])
 
     def _load_optimizer(
         self, filename: str, state: dict[str, Any], reset_lr_scheduler: bool, overrides: dict[str, Any] | None

@@ -209,7 +209,11 @@ class Evaluation:
     def _report(self) -> dict[str, Any]:
         totals = self.accounting.totals
         if totals.count == 0:
-            raise UserError(f"{self.args.data} {self.args.gen_subset}: found no tokens to score; check the split")
+            split, left_out = f"{self.args.data} {self.args.gen_subset}", len(self.scoring.skipped)
+            if left_out:
+                remedy = "give --sample-break-mode none, which divides them, or raise --max-tokens"
+                raise UserError(f"{split}: all {left_out} samples are longer than the model or a batch takes; {remedy}")
+            raise UserError(f"{split}: found no tokens to score; check the split")
         self._check_counts()
         seconds = self.lm_time.seconds + self.retrieval_time.seconds
         rate = self.tokens / seconds if seconds else float("inf")

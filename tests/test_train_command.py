@@ -43,6 +43,15 @@ def finished(done):
     return done.stdout
 
 
+def test_going_on_as_another_model_is_said(train) -> None:
+    """The same weights with another number of heads, or dropout, are another model."""
+    finished(train("--max-update", 2))
+    done = train("--max-update", 3, "--decoder-attention-heads", 1, "--dropout", 0.3)
+    said = [line for line in finished(done).splitlines() if "so the model is another one" in line]
+    assert len(said) == 2 and "--decoder-attention-heads" in said[0] and "--dropout" in said[1]
+    assert "another one" not in finished(train("--max-update", 4, "--decoder-attention-heads", 1, "--dropout", 0.3))
+
+
 def test_it_learns_and_reports(train, tmp_path) -> None:
     flags = ("--max-update", 60, "--save-interval-updates", 30, "--results-json", tmp_path / "out.json")
     out = finished(train(*flags))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import sys
 from types import ModuleType
 
 from fairseq.errors import MissingDependency, UserError
@@ -13,7 +14,8 @@ from fairseq.errors import MissingDependency, UserError
 
 def require_faiss() -> ModuleType:
     """The faiss module; MissingDependency when neither package is installed."""
-    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it reports each library variant that it tries
+    if "faiss" not in sys.modules:
+        logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it reports each library variant that it tries
     try:
         import faiss
     except ImportError as error:

@@ -146,9 +146,10 @@ class FaissIndex:
 
     def _measured(self, queries: Tensor, rows: Tensor, ids: Tensor, from_codes: bool) -> Tensor:
         require_width(queries, self.dimension)
-        if not self._compared and not self._has_pq_codes() and len(queries):
+        if not self._compared and len(queries):
             self._compared = True
-            self._compare_with_search(queries[:COMPARED_QUERIES])
+            if not self._has_pq_codes():
+                self._compare_with_search(queries[:COMPARED_QUERIES])
         if self._transforms:
             queries = self._transformed(queries)
         absent, entries = None, ids
