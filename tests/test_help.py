@@ -19,14 +19,20 @@ import pytest
 from fairseq import options
 from fairseq.flag_help import COMPATIBILITY, HelpFormatter, Layout, default_text, sections
 from fairseq.flag_types import Parser
-from fairseq.flags.layouts import DOCTOR, EVALUATION, PREPROCESSING, TRAINING
+from fairseq.flags.layouts import DOCTOR, EVALUATION, INTERACTIVE, PREPROCESSING, TRAINING
 from fairseq.registry import REGISTRIES
 from fairseq.retrieval.retrievers import RETRIEVER_REGISTRY
 from fairseq_cli.entry import log_start
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = ("build_dstore", "kmeans", "greedy_merge", "adaptret", "sweep")  # commands whose flags stand in one place
-LM_COMMANDS = {"preprocess": PREPROCESSING, "train": TRAINING, "eval_lm": EVALUATION, "doctor": DOCTOR}
+LM_COMMANDS = {
+    "preprocess": PREPROCESSING,
+    "train": TRAINING,
+    "eval_lm": EVALUATION,
+    "doctor": DOCTOR,
+    "interactive": INTERACTIVE,
+}
 MODEL = "--path checkpoints/checkpoint_best.pt --max-tokens 128 --sample-break-mode none"
 RETRIEVAL = (
     f"data-bin {MODEL} --gen-subset valid --no-progress-bar --dstore-filename d --indexfile i --k 16 --lmbda 0.25 "
@@ -45,6 +51,8 @@ def completed(command: str, words: list[str] | None = None) -> Parser:
         return parser
     if command == "train":
         parser = options.get_training_parser("language_modeling")
+    elif command == "interactive":
+        parser = options.get_interactive_parser()
     else:
         parser = options.get_eval_lm_parser()
         parser.layout = LM_COMMANDS[command]
@@ -61,7 +69,7 @@ def every_choice(command: str) -> list[list[str]]:
     words = [[registry.flag, name] for registry in REGISTRIES.values() for name in registry.classes]
     if command == "preprocess":
         return [word for word in words if word[0] in ("--tokenizer", "--bpe")]
-    if command in ("eval_lm", "doctor"):
+    if command in ("eval_lm", "doctor", "interactive"):
         words += [["--strategy", name] for name in RETRIEVER_REGISTRY]
     return words
 
