@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from fairseq.errors import UserError
-from fairseq.files.array_files import read_sealed, write_sealed
+from fairseq.files.array_files import read_digested, write_digested
 from fairseq.retrieval.index import FaissIndex
 from fairseq_cli import entry
 from tests.kill.stages import STAGES
@@ -98,13 +98,13 @@ def faiss_index(path: str, size: int) -> None:
 
 
 def array(path: str, size: int) -> None:
-    read_sealed(path)
+    read_digested(path)
 
 
 BIG = 1 << 20
 LARGE_FILES: dict[str, tuple[Callable[[str], object], Callable[[str, int], None]]] = {
     "faiss": (lambda path: faiss.write_index(index_of(np.zeros((BIG, 16), np.float32)), path), faiss_index),
-    "sealed arrays": (lambda path: write_sealed(path, {}, {"a": np.zeros(16 * BIG, np.float32)}), array),
+    "sealed arrays": (lambda path: write_digested(path, {}, {"a": np.zeros(16 * BIG, np.float32)}), array),
 }
 
 

@@ -44,7 +44,14 @@ from tests.fuzz.retrieval_readers import ARTEFACTS
 
 SECONDS = 60
 SEALED = ("result of a sweep", "AdaptRet, half trained")  # one file, which has its digest in it
-PARTLY = ("datastore, half saved", "index, half built", "k-means, half done", "points of a sweep")  # likewise
+PARTLY = (  # likewise
+    "datastore, half saved",
+    "index, half built",
+    "k-means, half done",
+    "points of a sweep",
+    "neighbours, half found",
+    "searches, half done",
+)
 MOST_FILES = 2  # of an artefact with many that are alike
 
 
@@ -244,7 +251,7 @@ def test_odd_fields(name: str, place: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Other owners, other vocabularies, numbers that are none, crafted files: each reader has its own
 
-PLACES = ["a", "b", "c", "d"]
+PLACES = ["a", "b", "c", "d", "e"]
 Cell = Callable[[Path], None]
 
 
@@ -329,6 +336,17 @@ def searches_of_other_scores(place: Path) -> None:
     assert of.read_searches(place) == first and description.read_bytes() != known  # searched again
     edit_description(description, identity={"index": "another"})
     refused(lambda: of.read_searches(place))
+
+
+def half_searches_of_other_scores(place: Path) -> None:
+    """They are not continued, and end as searches from the start."""
+    began, fresh = place / "began", place / "fresh"
+    for folder in (began, fresh):
+        folder.mkdir()
+    of.prepare_half_searches(began)
+    of.write_scores(began, weights=["def"])
+    of.prepare_searches(fresh)
+    assert of.read_searches(began) == of.read_searches(fresh)
 
 
 def other_identity(name: str, write: Callable[[Path], None], place: Path) -> None:
@@ -531,7 +549,8 @@ def crafted_codes(place: Path) -> None:
     codes = np.fromfile(path, np.uint8).reshape(of.ENTRIES, -1)
     codes[:, 0] = 250
     codes.tofile(path)
-    of.write_json(progress, {**read_json(progress), "digest": of.row_digest(codes)})
+    own = {name: value for name, value in read_json(progress).items() if name != "seal"}
+    of.write_progress(str(progress), {**own, "digest": of.row_digest(codes)})
     refused(lambda: of.read_built(place))
 
 
@@ -562,6 +581,7 @@ NO_WORDS = "it has no words in it; whose it is, is another cell"
 NO_FRACTIONS = "all its numbers are whole"
 MADE_HERE = "its numbers come from other artefacts, where they are looked at"
 BY_THE_INDEX = "damaged indexes are fuzzed without digests too (tests/fuzz/index_reader.py)"
+BECOMES_WHOLE = "what is finished is read as the whole artefact, whose numbers are looked at there"
 A_DESCRIPTION = "it is raw numbers and a description, whose odd fields are tested above"
 SCORES: list[tuple[str, float]] = [("lm_log_probs.npy", number) for number in (np.nan, 1.0, -np.inf)]
 SCORES += [("queries.npy", np.inf), ("queries.npy", np.nan), ("lm_max.npy", np.nan), ("lm_entropy.npy", np.inf)]
@@ -649,6 +669,18 @@ CELLS: dict[str, tuple[Cell | str, Cell | str, Cell | str, Cell | str]] = {
         NO_WORDS,
         NO_FRACTIONS,
         both(P(crafted_arrays, "neighbours"), P(each, "neighbours", [("n.npy", number) for number in OUTSIDE])),
+    ),
+    "neighbours, half found": (
+        P(same_as_fresh, "neighbours, half found", read=P(of.read_neighbours, seed=9)),
+        NO_WORDS,
+        NO_FRACTIONS,
+        BECOMES_WHOLE,
+    ),
+    "searches, half done": (
+        half_searches_of_other_scores,
+        NO_WORDS,
+        MADE_HERE,
+        BECOMES_WHOLE,
     ),
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fairseq.evaluation.results_files import digest_of_points
 from fairseq.evaluation.sweep import SettingResult
 from fairseq.files.array_stream import ArrayStream, RowDigest, progress
 from fairseq.files.atomic_io import temporary_path, write_json
@@ -247,7 +248,7 @@ def read_result(folder: Path) -> bytes:
 
 def prepare_points(folder: Path) -> list[Path]:
     points = [{"strategy": "knnlm", "perplexity": 12.5 + number, "k": number} for number in range(4)]
-    digest = sweep._digest_of_points(points, points[:1])
+    digest = digest_of_points(points, points[:1])
     fields = {"points": points, "earlier_points": points[:1], "points_digest": digest}
     write_json(folder / "p.json", {"identity": IDENTITY, **fields})
     return [folder / "p.json"]

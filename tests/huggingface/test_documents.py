@@ -319,7 +319,6 @@ ODD: dict[str, tuple[str, bytes, list[str], list[str] | None, str]] = {
     "no name": ("t.jsonl", b'{"text": "a"}\n', ["--name-field", "n"], None, "no field 'n' (its fields: text)"),
     "a list as name": ("t.jsonl", b'{"text": "a", "n": []}', ["--name-field", "n"], None, "'n' that is a JSON array"),
     "no number as name": ("t.jsonl", b'{"text": "a", "n": NaN}', ["--name-field", "n"], None, "a JSON number"),
-    "no parquet": ("t.parquet", b"PAR1 no more", [], None, "no parquet file"),
     "a separator of lines": ("t.txt", b"a\n", ["--document-separator=-\n-"], None, "a line, without its line end"),
     "an empty separator": (
         "t.txt", b"a\n", ["--document-separator", "", "--hf-documents", "separated"], None, "found nothing",
@@ -370,6 +369,8 @@ def test_odd_columns(case: str, preprocess: Any, tmp_path: Path) -> None:
 
 def test_damaged_columns(preprocess: Any, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
+    (tmp_path / "none.parquet").write_bytes(b"PAR1 no more")
+    assert "no parquet file" in preprocess(tmp_path / "none.parquet").error
     write_parquet(tmp_path / "t.parquet", ["some text of a document"] * 100)
     content = bytearray((tmp_path / "t.parquet").read_bytes())
     content[4:200] = bytes(196)
