@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -134,17 +134,23 @@ class SequenceScorer:
         entropy = torch.empty_like(largest)
         step = max(1, CHUNK_ELEMENTS // self.vocabulary)
         for start in range(0, len(largest), step):
-            total: Tensor | None = None
-            for model, (_, extra), features in zip(models, outputs, flat, strict=True):
-                rows = features[:, start : start + step]
-                if extra.get("features_only") and getattr(model, "adaptive_softmax", None) is None:
-                    rows = model.output_layer(rows)
-                log_probs = model.get_normalized_probs((rows, extra), log_probs=True, sample=None)[0].float()
-                total = log_probs if total is None else torch.logaddexp(total, log_probs)
-            assert total is not None
-            total = total - math.log(len(models))
-            largest[start : start + step], entropy[start : start + step] = spread(total)
+            parts = [(rows[:, start : start + step], extra) for rows, (_, extra) in zip(flat, outputs, strict=True)]
+            log_probs = whole_log_probs(models, parts)[0]
+            largest[start : start + step], entropy[start : start + step] = spread(log_probs)
         return largest.view(shape), entropy.view(shape)
+
+
+def whole_log_probs(models: Sequence[Any], outputs: Sequence[Any]) -> Tensor:
+    """(B, n, V) float32: log-probabilities of all words, nats, averaged in probability over models, from the output of
+    each one's forward pass for n positions."""
+    total: Tensor | None = None
+    for model, (rows, extra) in zip(models, outputs, strict=True):
+        if extra.get("features_only") and getattr(model, "adaptive_softmax", None) is None:
+            rows = model.output_layer(rows)
+        log_probs = model.get_normalized_probs((rows, extra), log_probs=True, sample=None).float()
+        total = log_probs if total is None else torch.logaddexp(total, log_probs)
+    assert total is not None
+    return total if len(models) == 1 else total - math.log(len(models))
 
 
 def spread(log_probs: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fairseq.key_types import keys_of
 from fairseq.scored_sequences import contexts
-from fairseq.sequence_scorer import CHUNK_ELEMENTS, spread
+from fairseq.sequence_scorer import CHUNK_ELEMENTS, spread, whole_log_probs
 
 
 @dataclass
@@ -120,15 +120,7 @@ class LMSteps:
 
     def _log_probs(self, outputs: Sequence[Any], positions: slice) -> Tensor:
         """(B, n, V) float32, averaged over the models."""
-        total: Tensor | None = None
-        for model, (hidden, extra) in zip(self.models, outputs, strict=True):
-            chosen = hidden[:, positions]
-            if extra.get("features_only") and getattr(model, "adaptive_softmax", None) is None:
-                chosen = model.output_layer(chosen)
-            log_probs = model.get_normalized_probs((chosen, extra), log_probs=True, sample=None).float()
-            total = log_probs if total is None else torch.logaddexp(total, log_probs)
-        assert total is not None
-        return total if len(outputs) == 1 else total - math.log(len(outputs))
+        return whole_log_probs(self.models, [(hidden[:, positions], extra) for hidden, extra in outputs])
 
     def _features(self, outputs: Sequence[Any], count: int, last: Tensor) -> dict[str, Tensor]:
         """The features of the last `count` positions; `last`: log-probabilities that are known already."""

@@ -12,7 +12,6 @@ from fairseq.generation.lm_steps import Computed, LMSteps
 from fairseq.scored_sequences import ScoredSequence
 
 if TYPE_CHECKING:
-    from fairseq.retrieval.voting import Outcome
     from fairseq.retrieval_steps import Found, RetrievalSteps
 
 
@@ -31,7 +30,6 @@ class Positions:
 
     def __init__(self, lm: LMSteps, retrieval: RetrievalSteps | None = None) -> None:
         self.lm, self.retrieval = lm, retrieval
-        self.outcome: Outcome | None = None  # the votes for the tokens that were chosen last
 
     def begin(self, prompts: Sequence[Tensor], sample_ids: Sequence[int] | None = None) -> Position:
         """Reads prompts, token ids (T,) each: their next tokens."""
@@ -64,14 +62,10 @@ class Positions:
     def choose(self, tokens: Tensor, rows: Tensor) -> Position:
         """Appends tokens (n,) to the hypotheses `rows` (n,), which may be fewer or more than before: what comes next.
         Hypotheses that are missing have ended."""
-        self.observe(tokens, rows)
+        if self.retrieval is not None:
+            self.retrieval.observe(tokens, rows)
         self.lm.take_rows(rows)
         return self._next(self.lm.extend(tokens[:, None]))
-
-    def observe(self, tokens: Tensor, rows: Tensor) -> None:
-        """Tells retrieval alone of chosen tokens."""
-        if self.retrieval is not None:
-            self.outcome = self.retrieval.observe(tokens, rows)
 
     def _next(self, computed: Computed) -> Position:
         lm_log_probs = computed.log_probs[:, -1]

@@ -50,15 +50,11 @@ def write(
     numbers = list(range(len(prompts))) if numbers is None else list(numbers)
     results = [[Written(number, sample) for sample in range(samples)] for number in numbers]
     limits = [min(settings.limit(len(p)), positions.lm.longest - len(p) - 1) for p in prompts]
-    live = [(written, limit) for of_prompt, limit in zip(results, limits) for written in of_prompt]
-    position = positions.begin(prompts, numbers)
-    rows = torch.arange(len(prompts)).repeat_interleave(samples)
-    new = 0
-    while True:
-        going = [i for i, (written, limit) in enumerate(live) if not written.ended and len(written.tokens) < limit]
-        if not going:
-            return results
-        live, rows = [live[i] for i in going], rows[going]
+    position, new = positions.begin(prompts, numbers), 0
+    kept = [row for row, limit in enumerate(limits) if limit > 0]
+    live = [(written, limits[row]) for row in kept for written in results[row]]
+    rows = torch.tensor(kept, dtype=torch.int64).repeat_interleave(samples)
+    while live:
         writing = [written for written, _ in live]
         tokens = append_tokens(position, rows, positions.lm.words[:, 1:], new, writing, settings, symbols, traced)
         new += 1
@@ -66,6 +62,7 @@ def write(
         if going:
             position = positions.choose(tokens[going], rows[going])
         live, rows = [live[i] for i in going], torch.arange(len(going))
+    return results
 
 
 def append_tokens(

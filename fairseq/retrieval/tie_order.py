@@ -55,28 +55,30 @@ def rows_with_ties(bounds: Tensor, ids: Tensor, scores: Tensor, norms: Tensor | 
         kernels.run_by_rows(tie_kernels.find_ties, bounds.numpy(), *of_entries, norms.numpy(), NEAR, found)
         return torch.from_numpy(np.flatnonzero(found))
     rows = torch.arange(count, device=ids.device).repeat_interleave(bounds[1:] - bounds[:-1])
-    largest = scores.new_zeros(count).scatter_reduce_(0, rows, scores.abs(), "amax")
-    reach = torch.where(norms < 0, 0, NEAR * (norms + largest))
-    order = torch.argsort(scores, stable=True)
-    order = order[torch.argsort(rows[order], stable=True)]
-    rows, ids, scores = rows[order], ids[order], scores[order]
-    tied = (rows[1:] == rows[:-1]) & (ids[1:] != ids[:-1]) & (scores[1:] - scores[:-1] <= reach[rows[1:]])
-    return torch.unique(rows[1:][tied])
+    order, close = _close_to_the_next(rows, scores, norms)
+    tied = close & (ids[order[1:]] != ids[order[:-1]])
+    return torch.unique(rows[order[1:]][tied])
 
 
 def near_another(rows: Tensor, scores: Tensor, norms: Tensor) -> Tensor:
     """(n,) bool: whether another entry of the same row has an equal score or one within reach of rounding (as in
     `rows_with_ties`). rows (n,) int64 from 0 on, ascending; scores (n,) float32; norms (B,)."""
-    largest = scores.new_zeros(len(norms)).scatter_reduce_(0, rows, scores.abs(), "amax")
-    reach = torch.where(norms < 0, 0, NEAR * (norms + largest))
-    order = torch.argsort(scores, stable=True)
-    order = order[torch.argsort(rows[order], stable=True)]
-    sorted_rows, sorted_scores = rows[order], scores[order]
-    close = (sorted_rows[1:] == sorted_rows[:-1]) & (sorted_scores[1:] - sorted_scores[:-1] <= reach[sorted_rows[1:]])
+    order, close = _close_to_the_next(rows, scores, norms)
     near = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     near[order[1:][close]] = True
     near[order[:-1][close]] = True
     return near
+
+
+def _close_to_the_next(rows: Tensor, scores: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+    """(order (n,), close (n - 1,) bool): positions by row and ascending score, and whether each and the one after it
+    are of one row, with scores that are equal or, where norms (B,) is not negative, within reach of rounding."""
+    largest = scores.new_zeros(len(norms)).scatter_reduce_(0, rows, scores.abs(), "amax")
+    reach = torch.where(norms < 0, 0, NEAR * (norms + largest))
+    order = torch.argsort(scores, stable=True)
+    order = order[torch.argsort(rows[order], stable=True)]
+    rows, scores = rows[order], scores[order]
+    return order, (rows[1:] == rows[:-1]) & (scores[1:] - scores[:-1] <= reach[rows[1:]])
 
 
 def numpy_orders(
